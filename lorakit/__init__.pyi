@@ -32,4 +32,5 @@ from .preparing.pico import PicoDamper as PicoDamper
 from .preparing.select import ModuleSelector as ModuleSelector
 from .pruning.lego import LegoPruner as LegoPruner
 from .pruning.svd import SVDPruner as SVDPruner
+from .results import results_on_disk as results_on_disk
 from .retrieval import AdapterRetriever as AdapterRetriever

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from joblib.parallel import get_active_backend
 from sklearn.utils import check_random_state
 from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import ThreadpoolController
@@ -21,6 +22,7 @@ from .factors import LoraFactors, promoted_dtype
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # called with (modules done, modules in all)
+_PART = 16  # modules that each worker of an engine that cannot stream has results of at one time
 _progress: ContextVar[Progress | None] = ContextVar("lorakit_progress", default=None)
 
 
@@ -34,41 +36,62 @@ def report_progress(callback: Progress) -> Iterator[None]:
         _progress.reset(token)
 
 
-def map_modules(
-    task: Callable[[AdapterSet, str], Result], X: AdapterSet, *, n_jobs: int | None, verbose: int
-) -> list[Result]:
-    """Call ``task(X, module)`` for every module, on whatever engine joblib is configured with.
+Task = Callable[[AdapterSet, str], Result]
+
+
+def map_modules(task: Task[Result], X: AdapterSet, *, n_jobs: int | None, verbose: int) -> list[Result]:
+    """Call ``task(X, module)`` for every module and return the results in the order of ``X.module_names``.
+
+    The parameters are those of :func:`iter_modules`, with one task for all modules.
+    """
+    return list(iter_modules(lambda module: task, X, n_jobs=n_jobs, verbose=verbose))
+
+
+def iter_modules(
+    task_of: Callable[[str], Task[Result]], X: AdapterSet, *, n_jobs: int | None, verbose: int
+) -> Generator[Result, None, None]:
+    """Call ``task_of(module)(X, module)`` for every module, on whatever engine joblib is configured with.
 
     Parameters
     ----------
-    task : callable
-        Must pickle. It receives the set, lazy as it is, so that a worker in another process opens its own files.
+    task_of : callable
+        From a module's name to its task, which must pickle. A task receives the set with nothing but the module in it,
+        lazy as it is: a worker in another process opens its own files, and is not sent what it does not need.
     X : AdapterSet
         The adapters.
     n_jobs, verbose : int
         As in joblib. Threads are only the preference: ``joblib.parallel_config`` chooses another engine.
 
-    Returns
-    -------
-    list
-        One result a module, in the order of ``X.module_names``.
+    Yields
+    ------
+    object
+        One result a module, in the order of ``X.module_names``, as soon as it is there: what the caller does not keep
+        is not held.
     """
     callback = _progress.get()
-    # Engines that cannot stream their results are only asked to when somebody watches.
-    return_as = "list" if callback is None else "generator"
+    modules = X.module_names
+    done = 0
     with one_thread():
-        parallel = Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as=return_as)
-        outcomes = parallel(delayed(_run)(task, X, module) for module in X.module_names)
-        if callback is None:
-            return list(outcomes)
-        results: list[Result] = []
-        for result in outcomes:
-            results.append(result)
-            callback(len(results), len(X.module_names))
-        return results
+        for part, return_as in _parts(modules):
+            parallel = Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as=return_as)
+            calls = (delayed(_run)(task_of(m), X.only(m), m) for m in part)
+            for result in parallel(calls):
+                done += 1
+                if callback is not None:
+                    callback(done, len(modules))
+                yield result
 
 
-def _run(task: Callable[[AdapterSet, str], Result], X: AdapterSet, module: str) -> Result:
+def _parts(modules: Sequence[str]) -> list[tuple[Sequence[str], str]]:
+    """Return the modules in as few calls as the engine allows, without its holding the results of all of them."""
+    backend, n_workers = get_active_backend(prefer="threads")
+    if backend.supports_return_generator:
+        return [(modules, "generator")]
+    size = _PART * max(1, n_workers if n_workers > 0 else backend.effective_n_jobs(n_workers))
+    return [(modules[i : i + size], "list") for i in range(0, len(modules), size)]
+
+
+def _run(task: Task[Result], X: AdapterSet, module: str) -> Result:
     try:
         with one_thread():
             return task(X, module)
@@ -128,3 +151,14 @@ def to_output(factors: LoraFactors, dtype: torch.dtype, module: str) -> LoraFact
             f"(the largest is {largest:.3g}); convert the adapters to bfloat16 or float32, or lower `scale`"
         )
     return out
+
+
+def gpu(device: str | torch.device | None) -> AbstractContextManager[Any] | None:
+    """Return the context in which other libraries use the NVIDIA GPU that torch calls ``device``.
+
+    None if it is another device, or if there is no such GPU.
+    """
+    if device is None or torch.device(device).type != "cuda" or not torch.cuda.is_available():
+        return None
+    context: AbstractContextManager[Any] = torch.cuda.device(torch.device(device))
+    return context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, overload
 
@@ -60,13 +60,7 @@ class AdapterSet(Sequence[Adapter]):
     """
 
     def __init__(self, adapters: Iterable[Adapter]) -> None:
-        items = (adapters,) if isinstance(adapters, Adapter) else tuple(adapters)
-        for item in items:
-            if not isinstance(item, Adapter):
-                raise TypeError(
-                    f"AdapterSet takes Adapter objects, got {type(item).__name__}; "
-                    "for files, pass their paths to lorakit.load_adapters"
-                )
+        items = (adapters,) if isinstance(adapters, Adapter) else _items(adapters)
         self._adapters = items
         self.names = tuple(adapter.name for adapter in items)
         self.module_names = tuple(dict.fromkeys(module for adapter in items for module in adapter))
@@ -108,7 +102,7 @@ class AdapterSet(Sequence[Adapter]):
     @property
     def shape(self) -> tuple[int]:
         """``(n_adapters,)``."""
-        return (len(self),)
+        return _Shape((len(self),))
 
     @property
     def ndim(self) -> int:
@@ -118,6 +112,10 @@ class AdapterSet(Sequence[Adapter]):
     def infos(self, module: str) -> tuple[ModuleInfo | None, ...]:
         """What each adapter says of a module without reading it; None where it lacks the module."""
         return tuple(adapter.infos.get(module) for adapter in self._adapters)
+
+    def only(self, module: str) -> AdapterSet:
+        """Return the same adapters with nothing but one module, as lazy as they were: little to send to a worker."""
+        return AdapterSet(adapter.select([module]) for adapter in self._adapters)
 
     def factors(self, module: str) -> list[LoraFactors]:
         """Read one module of every adapter.
@@ -182,3 +180,31 @@ class AdapterSet(Sequence[Adapter]):
 
     def __sklearn_clone__(self) -> AdapterSet:
         return self  # immutable
+
+
+def _items(adapters: object) -> tuple[Adapter, ...]:
+    """Return what an AdapterSet is to hold, or say what it is instead."""
+    if isinstance(adapters, Mapping):
+        raise TypeError("AdapterSet takes a list of adapters, got a mapping; pass list(mapping.values())")
+    if not isinstance(adapters, Iterable):
+        raise TypeError(f"AdapterSet takes a list of adapters, got {type(adapters).__name__}")
+    items = tuple(adapters)
+    for item in items:
+        if not isinstance(item, Adapter):
+            raise TypeError(
+                f"AdapterSet takes Adapter objects, got {type(item).__name__}; "
+                "for files, pass their paths to lorakit.load_adapters"
+            )
+    return items
+
+
+class _Shape(tuple[int]):
+    """Tells what asks for columns, such as ColumnTransformer, that there are none."""
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, int) and key not in (0, -1):
+            raise IndexError(
+                "an AdapterSet has no columns: its shape is (n_adapters,). To change some adapters and not others, "
+                "index it by name or position and pass the parts to estimators of their own"
+            )
+        return super().__getitem__(key)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -154,7 +154,7 @@ class Adapter(Mapping[str, LoraFactors]):
         for module, factors in modules.items():
             if not isinstance(factors, LoraFactors):
                 raise TypeError(f"{name}: module {module!r} must be LoraFactors(A, B), got {type(factors).__name__}")
-        self._setup(_MemoryReader(dict(modules), layouts or {}), name, provenance)
+        self._setup(MemoryReader(dict(modules), layouts or {}), name, provenance)
 
     @classmethod
     def from_reader(cls, reader: ModuleReader, *, name: str, provenance: Provenance) -> Adapter:
@@ -240,19 +240,27 @@ class Adapter(Mapping[str, LoraFactors]):
         modules : iterable of str
             Module names; those that the adapter lacks are ignored.
         """
-        wanted = set(modules)
-        reader = _ViewReader(self._reader, {module: module for module in self if module in wanted})
-        return Adapter.from_reader(reader, name=self.name, provenance=self.provenance)
+        wanted = {module for module in modules if module in self}
+        names = list(wanted) if len(wanted) < 2 else [module for module in self if module in wanted]
+        return Adapter.from_reader(_narrowed(self._reader, names), name=self.name, provenance=self.provenance)
 
     def __repr__(self) -> str:
         ranks = "/".join(map(str, self.ranks)) or "0"
         return f"Adapter({self.name!r}, modules={len(self)}, rank={ranks}, dtype={dtype_name(self.dtype)})"
 
 
-class _MemoryReader:
+def _narrowed(reader: ModuleReader, modules: Sequence[str]) -> ModuleReader:
+    """Return a reader of these modules alone, which pickles without the others."""
+    only: Callable[[Sequence[str]], ModuleReader] | None = getattr(reader, "only", None)
+    return only(modules) if only is not None else _ViewReader(reader, {module: module for module in modules})
+
+
+class MemoryReader:
     """The modules of an adapter that is held in memory."""
 
-    def __init__(self, modules: dict[str, LoraFactors], layouts: Mapping[str, Layout]) -> None:
+    def __init__(
+        self, modules: dict[str, LoraFactors], layouts: Mapping[str, Layout], dtype: torch.dtype | None = None
+    ) -> None:
         for module, layout in layouts.items():
             if module not in modules:
                 raise ValueError(f"layouts names a module {module!r} that the adapter lacks")
@@ -265,10 +273,14 @@ class _MemoryReader:
         self.infos = {
             name: ModuleInfo(f.rank, f.d_in, f.d_out, layouts.get(name, Layout())) for name, f in modules.items()
         }
-        self.dtype = promoted_dtype(f.dtype for f in modules.values())
+        self.dtype = promoted_dtype(f.dtype for f in modules.values()) if dtype is None else dtype
 
     def read(self, module: str) -> LoraFactors:
         return self.modules[module]
+
+    def only(self, modules: Sequence[str]) -> MemoryReader:
+        layouts = {module: self.infos[module].layout for module in modules}
+        return MemoryReader({module: self.modules[module] for module in modules}, layouts, self.dtype)
 
 
 class _ViewReader:
@@ -282,3 +294,7 @@ class _ViewReader:
 
     def read(self, module: str) -> LoraFactors:
         return self.reader.read(self.old_names[module])
+
+    def only(self, modules: Sequence[str]) -> _ViewReader:
+        old_names = {new: self.old_names[new] for new in modules}
+        return _ViewReader(_narrowed(self.reader, list(old_names.values())), old_names)

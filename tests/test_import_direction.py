@@ -11,6 +11,7 @@ ORDER = [
     "factors",
     "adapters",
     "adapter_set",
+    "results",
     "applying",
     "activations",
     "_execution",

@@ -39,6 +39,7 @@ PUBLIC = {
     "collect_grams",
     "load_adapter",
     "load_adapters",
+    "results_on_disk",
     "save_adapter",
 }
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import torch
 from sklearn.utils.validation import check_is_fitted
 
-from .._execution import map_modules, module_rng, to_compute, to_output
+from .._execution import iter_modules, map_modules, module_rng, to_compute, to_output
 from .._ranks import choose_ranks, needs_spectra
 from .._sklearn import Interval, StrOptions, fit_context
 from .._validation import check_adapters, check_equal_ranks, check_rank, check_weights
@@ -20,6 +22,7 @@ from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
 from ..linalg import frobenius_norm, residual_norm
+from ..results import Results
 from ._estimator import AdapterEstimator, spectrum_of_mean
 
 Learned = dict[str, Any]
@@ -28,7 +31,7 @@ Learned = dict[str, Any]
 class _Outcome(NamedTuple):
     factors: LoraFactors
     learned: Learned
-    norms: np.ndarray | None  # (1 + n_adapters,): of the merged update, then of each adapter's; only for scale='match'
+    norms: np.ndarray  # (1 + n_adapters,): of the merged update, then of each adapter's; empty unless scale='match'
 
 
 class BaseMerger(AdapterEstimator):
@@ -61,6 +64,13 @@ class BaseMerger(AdapterEstimator):
         """Return the estimator whose :meth:`_merge_module` is to run on every module.
 
         For methods that must look at the whole model first: return a copy that carries what they found.
+        """
+        return self
+
+    def _for_module(self, module: str) -> Self:
+        """Return the estimator to send to a worker that merges one module.
+
+        For methods that know something of every module: return a copy that carries no more than this module's.
         """
         return self
 
@@ -117,20 +127,27 @@ class BaseMerger(AdapterEstimator):
         limits = {module: self._rank_limit([i for i in X.infos(module) if i]) for module in X.module_names}
         ranks = self._ranks(X, weights, limits)
         worker = self._prepared(X, weights)
-        task = partial(worker._fit_module, weights=weights, ranks=ranks, seed=self._seed())
-        results = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-        outcomes = dict(zip(X.module_names, results, strict=True))
-        scales = self._scales(outcomes, np.abs(weights))
-        merged = {
-            module: to_output(outcome.factors.scaled(scales[module]), X.dtype, module)
-            for module, outcome in outcomes.items()
-        }
+        options: dict[str, Any] = {"weights": weights, "seed": self._seed(), "dtype": X.dtype}
+
+        def task_of(module: str) -> Any:
+            return partial(worker._for_module(module)._fit_module, k=ranks[module], **options)
+
+        results, norms = Results(), {}
+        learned: dict[str, Learned] = {}
+        with closing(iter_modules(task_of, X, n_jobs=self.n_jobs, verbose=self.verbose)) as outcomes:
+            for module, outcome in zip(X.module_names, outcomes, strict=True):
+                results.put(module, outcome.factors)
+                norms[module] = outcome.norms
+                for key, value in outcome.learned.items():
+                    learned.setdefault(key, {})[module] = value
+        if self._scaled_last:
+            results = self._rescaled(results, norms, np.abs(weights), X.dtype)
         layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
-        self.merged_ = Adapter(merged, name=self.method, layouts=layouts, provenance=self._provenance(X))
+        self.merged_ = results.adapter(name=self.method, layouts=layouts, provenance=self._provenance(X))
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
-        for key in dict.fromkeys(key for outcome in outcomes.values() for key in outcome.learned):
-            setattr(self, f"{key}_", {m: o.learned[key] for m, o in outcomes.items() if key in o.learned})
+        for key, by_module in learned.items():
+            setattr(self, f"{key}_", by_module)
         return self
 
     def _ranks(self, X: AdapterSet, weights: np.ndarray, limits: dict[str, int]) -> dict[str, int | None]:
@@ -143,25 +160,36 @@ class BaseMerger(AdapterEstimator):
         return dict(choose_ranks(self.k, dict(zip(X.module_names, spectra, strict=True)), limits))
 
     def _fit_module(
-        self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: dict[str, int | None], seed: int
+        self, X: AdapterSet, module: str, *, weights: np.ndarray, k: int | None, seed: int, dtype: torch.dtype
     ) -> _Outcome:
         updates = to_compute(X.factors(module), self.device)
-        factors, learned = self._merge_module(updates, weights, ranks[module], module_rng(seed, module))
-        norms = None
+        factors, learned = self._merge_module(updates, weights, k, module_rng(seed, module))
+        norms = np.empty(0)
         if self.scale == "match":
             norms = np.array([frobenius_norm(update).item() for update in (factors, *updates)])
-        return _Outcome(factors, learned, norms)
+        if self._scaled_last:
+            return _Outcome(factors.to(device="cpu"), learned, norms)
+        scale = self._matching_scale(norms, np.abs(weights)) if len(norms) else float(self.scale)
+        return _Outcome(to_output(factors.scaled(scale), dtype, module), learned, norms)
 
-    def _scales(self, outcomes: dict[str, _Outcome], weights: np.ndarray) -> dict[str, float]:
-        """Return the factor on each module's merged update."""
-        if self.scale != "match":
-            return dict.fromkeys(outcomes, float(self.scale))
-        norms = {module: outcome.norms for module, outcome in outcomes.items() if outcome.norms is not None}
-        if self.scale_scope == "model":
-            whole = np.sqrt(np.sum([n**2 for n in norms.values()], axis=0))
-            norms = dict.fromkeys(norms, whole)
+    @property
+    def _scaled_last(self) -> bool:
+        """Whether the scale is known only when every module is merged."""
+        return bool(self.scale == "match" and self.scale_scope == "model")
+
+    def _matching_scale(self, norms: np.ndarray, weights: np.ndarray) -> float:
         # a merge that came out as zero has no direction to scale
-        return {m: self.scale_target * float(weights @ n[1:]) / n[0] if n[0] > 0 else 1.0 for m, n in norms.items()}
+        return self.scale_target * float(weights @ norms[1:]) / norms[0] if norms[0] > 0 else 1.0
+
+    def _rescaled(
+        self, results: Results, norms: Mapping[str, np.ndarray], weights: np.ndarray, dtype: torch.dtype
+    ) -> Results:
+        """Return the results at the one scale that matches the norm of the whole model."""
+        scale = self._matching_scale(np.sqrt(np.sum([n**2 for n in norms.values()], axis=0)), weights)
+        scaled = Results()
+        for module in norms:
+            scaled.put(module, to_output(results.pop(module).scaled(scale), dtype, module))
+        return scaled
 
     def transform(self, X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
         """Return the merged adapter, whatever X holds.

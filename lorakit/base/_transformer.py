@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
+from contextlib import closing
 from functools import partial
 from typing import Any, Self
 
-from .._execution import map_modules, to_compute, to_output
+from .._execution import iter_modules, to_compute, to_output
 from .._sklearn import fit_context
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..factors import LoraFactors
+from ..results import Results
 from ._estimator import AdapterEstimator
 
 
@@ -88,16 +90,19 @@ class BaseTransformer(AdapterEstimator):
         X = check_adapters(X)
         self._validate_params()
         task = partial(self._transform_module, prepared=self._prepare(X), seed=self._seed())
-        results = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-        by_module = dict(zip(X.module_names, results, strict=True))
+        made = [Results() for _ in X]
+        with closing(iter_modules(lambda module: task, X, n_jobs=self.n_jobs, verbose=self.verbose)) as changed:
+            for module, updates in zip(X.module_names, changed, strict=True):
+                for adapter, results, update in zip(X, made, updates, strict=True):
+                    if module in adapter:
+                        results.put(module, update)
         return AdapterSet(
-            Adapter(
-                {module: by_module[module][i] for module in adapter},
+            results.adapter(
                 name=adapter.name,
                 layouts={module: info.layout for module, info in adapter.infos.items()},
                 provenance=self._provenance(X[i : i + 1]),
             )
-            for i, adapter in enumerate(X)
+            for i, (adapter, results) in enumerate(zip(X, made, strict=True))
         )
 
     def _transform_module(self, X: AdapterSet, module: str, *, prepared: Any, seed: int) -> list[LoraFactors]:

@@ -24,11 +24,16 @@ def check_outputs(folders: Sequence[Path], *, overwrite: bool) -> None:
 
     for folder in folders:
         check_output(folder, overwrite=overwrite, own_files=frozenset((WEIGHTS, CONFIG, CARD)))
-        parent = next(parent for parent in folder.absolute().parents if parent.exists())
+        parent = existing_parent(folder)
         if not parent.is_dir():
             raise OutputError(f"{folder}: cannot be made, as {parent} is a file; give another path")
         if not os.access(parent, os.W_OK | os.X_OK):
             raise OutputError(f"{folder}: cannot be made, as {parent} cannot be written to; give another path")
+
+
+def existing_parent(folder: Path) -> Path:
+    """Return the nearest path above a folder that exists."""
+    return next(parent for parent in folder.absolute().parents if parent.exists())
 
 
 def one_folder_each(output: Path, names: Sequence[str]) -> list[Path]:

@@ -10,13 +10,13 @@ from typing import Any, Literal
 import click
 import torch
 
-from .. import load_adapters, save_adapter
+from .. import load_adapters, results_on_disk, save_adapter
 from .._version import __version__
 from ..io.load import distinct_names
 from ._errors import parameters_checked
 from ._estimators import make_estimator
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
-from ._outputs import check_outputs, one_folder_each
+from ._outputs import check_outputs, existing_parent, one_folder_each
 from ._progress import progress_bar
 from ._rehearsal import rehearse
 from ._report import show_json, show_run
@@ -59,7 +59,7 @@ def run(
     )
     adapters = load_adapters(paths, names=named, modules_to_save=modules_to_save, assume_alpha=assume_alpha)
     _check_weights(given.get("weights"), adapters.names)
-    with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked():
+    with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked(), results_on_disk(existing_parent(folders[0])):
         results = None if dry_run else estimator.fit_transform(adapters)
         made = rehearse(estimator, adapters) if results is None else [result.infos for result in results]
     dtypes = [adapters.dtype] if one else [adapter.dtype for adapter in adapters]

@@ -155,10 +155,14 @@ class RegMeanMerger(BaseMerger):
             _check_grams(adapter.name, self.grams[adapter.name], adapter.infos)
         return self
 
-    def _fit_module(self, X: AdapterSet, module: str, **options: Any) -> Any:
+    def _for_module(self, module: str) -> Self:
         worker = copy(self)
-        worker._module_grams = [self.grams.get(name, {}).get(module) for name in X.names]
-        return super(RegMeanMerger, worker)._fit_module(X, module, **options)
+        worker.grams = {name: {module: grams[module]} for name, grams in self.grams.items() if module in grams}
+        return worker
+
+    def _fit_module(self, X: AdapterSet, module: str, **options: Any) -> Any:
+        self._module_grams = [self.grams.get(name, {}).get(module) for name in X.names]  # of the copy: see _for_module
+        return super()._fit_module(X, module, **options)
 
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState

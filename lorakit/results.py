@@ -1,0 +1,181 @@
+"""Where the results of estimators are kept: in memory, or in a file that has no name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from threading import Lock
+from typing import IO, Any, NamedTuple
+
+import torch
+
+from .adapters import Adapter, Layout, MemoryReader, ModuleInfo, Provenance
+from .exceptions import OutputError
+from .factors import LoraFactors, promoted_dtype
+
+__all__ = ["Results", "results_on_disk"]
+
+_folder: ContextVar[Path | None] = ContextVar("lorakit_results_folder", default=None)
+
+
+@contextmanager
+def results_on_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
+    """Keep what estimators make in temporary files instead of in memory.
+
+    Inside the block, every adapter that a merger, a pruner or another transformer makes is written to a file as it
+    comes, module by module, and read back when it is asked for: memory grows with the largest module, not with the
+    model. The results are the same, bit for bit. The adapters outlive the block.
+
+    The files have no names: they are gone when the last adapter that needs them is, also when the process is killed.
+    Pickling such an adapter pickles its content.
+
+    Parameters
+    ----------
+    folder : str or PathLike, optional
+        Where to make the files; it needs room for the results. Defaults to the system's folder of temporary files,
+        which on some systems is in memory.
+
+    Raises
+    ------
+    OutputError
+        By the estimator, if a file cannot be written.
+
+    Examples
+    --------
+    >>> from lorakit import SVDMerger, results_on_disk
+    >>> from lorakit.testing import make_adapters
+    >>> with results_on_disk():
+    ...     merger = SVDMerger(k=4).fit(make_adapters(random_state=0))
+    >>> merger.merged_
+    Adapter('svd', modules=2, rank=4, dtype=float32)
+    """
+    where = Path(tempfile.gettempdir() if folder is None else folder)
+    if not where.is_dir():
+        raise OutputError(f"{where}: is no folder; expected one in which to keep results")
+    token = _folder.set(where)
+    try:
+        yield
+    finally:
+        _folder.reset(token)
+
+
+class Results:
+    """The modules of an adapter that is being made: in memory, or on disk inside :func:`results_on_disk`."""
+
+    def __init__(self) -> None:
+        folder = _folder.get()
+        self._kept: _InMemory | _OnDisk = _InMemory() if folder is None else _OnDisk(folder)
+
+    def put(self, module: str, factors: LoraFactors) -> None:
+        """Keep one module's result."""
+        self._kept.put(module, factors)
+
+    def pop(self, module: str) -> LoraFactors:
+        """Return what was put, and forget it."""
+        return self._kept.pop(module)
+
+    def adapter(self, *, name: str, layouts: Mapping[str, Layout], provenance: Provenance) -> Adapter:
+        """Return all that was put, as an adapter."""
+        if isinstance(self._kept, _InMemory):
+            return Adapter(self._kept.modules, name=name, layouts=layouts, provenance=provenance)
+        infos = {
+            module: ModuleInfo(
+                place.shapes[0][0], place.shapes[0][1], place.shapes[1][0], layouts.get(module, Layout())
+            )
+            for module, place in self._kept.places.items()
+        }
+        dtype = promoted_dtype(place.dtype for place in self._kept.places.values())
+        return Adapter.from_reader(_DiskReader(self._kept, infos, dtype), name=name, provenance=provenance)
+
+
+class _InMemory:
+    def __init__(self) -> None:
+        self.modules: dict[str, LoraFactors] = {}
+
+    def put(self, module: str, factors: LoraFactors) -> None:
+        self.modules[module] = factors
+
+    def pop(self, module: str) -> LoraFactors:
+        return self.modules.pop(module)
+
+
+class _Place(NamedTuple):
+    """Where a module lies in the file: A, then B."""
+
+    start: int
+    dtype: torch.dtype
+    shapes: tuple[torch.Size, torch.Size]
+
+
+class _OnDisk:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places: dict[str, _Place] = {}
+        self._lock = Lock()  # of the file's position: modules are read from several threads
+        with self._named_errors():
+            self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as this does)
+        weakref.finalize(self, _close, self._file)
+
+    def put(self, module: str, factors: LoraFactors) -> None:
+        with self._lock, self._named_errors():
+            start = self._file.seek(0, os.SEEK_END)
+            for half in factors:
+                if half.numel():
+                    self._file.write(half.contiguous().view(torch.uint8).numpy().data)
+            self._file.flush()  # so that a full disk is noticed here
+        self.places[module] = _Place(start, factors.dtype, (factors.A.shape, factors.B.shape))
+
+    def pop(self, module: str) -> LoraFactors:
+        factors = self.get(module)
+        del self.places[module]
+        return factors
+
+    def get(self, module: str) -> LoraFactors:
+        place = self.places[module]
+        sizes = [shape.numel() * place.dtype.itemsize for shape in place.shapes]
+        raw = bytearray(sum(sizes))
+        with self._lock, self._named_errors():
+            self._file.seek(place.start)
+            self._file.readinto(raw)  # type: ignore[attr-defined]
+        whole = torch.frombuffer(raw, dtype=place.dtype) if raw else torch.empty(0, dtype=place.dtype)
+        a, b = whole.split([shape.numel() for shape in place.shapes])
+        return LoraFactors(a.reshape(place.shapes[0]), b.reshape(place.shapes[1]))
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder}: results cannot be kept there: {error.strerror}; free some space, or pass another "
+                "folder to results_on_disk"
+            ) from error
+
+
+def _close(file: IO[bytes]) -> None:
+    with suppress(OSError):  # what could not be written is not wanted any more
+        file.close()
+
+
+class _DiskReader:
+    """Reads modules of a result that is kept on disk; pickles as their content."""
+
+    def __init__(self, kept: _OnDisk, infos: Mapping[str, ModuleInfo], dtype: torch.dtype) -> None:
+        self._kept = kept
+        self.infos = infos
+        self.dtype = dtype
+
+    def read(self, module: str) -> LoraFactors:
+        return self._kept.get(module)
+
+    def only(self, modules: Sequence[str]) -> _DiskReader:
+        return _DiskReader(self._kept, {module: self.infos[module] for module in modules}, self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        layouts = {module: info.layout for module, info in self.infos.items()}
+        return MemoryReader, ({module: self.read(module) for module in self.infos}, layouts, self.dtype)
