@@ -59,7 +59,8 @@ def run(
     )
     adapters = load_adapters(paths, names=named, modules_to_save=modules_to_save, assume_alpha=assume_alpha)
     _check_weights(given.get("weights"), adapters.names)
-    with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked(), results_on_disk(existing_parent(folders[0])):
+    beside = existing_parent(folders[0])  # on a disk that has room for what is to be written
+    with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked(), results_on_disk(beside):
         results = None if dry_run else estimator.fit_transform(adapters)
         made = rehearse(estimator, adapters) if results is None else [result.infos for result in results]
     dtypes = [adapters.dtype] if one else [adapter.dtype for adapter in adapters]
