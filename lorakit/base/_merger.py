@@ -143,6 +143,8 @@ class BaseMerger(AdapterEstimator):
         if self._scaled_last:
             results = self._rescaled(results, norms, np.abs(weights), X.dtype)
         layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
+        for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, learned_before)  # other parameters may learn other things
         self.merged_ = results.adapter(name=self.method, layouts=layouts, provenance=self._provenance(X))
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
