@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from copy import copy, deepcopy
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import ClusterMixin
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from .._execution import base_seed, map_modules, module_rng, to_compute
+from .._execution import map_modules, module_rng, to_compute
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
@@ -240,17 +239,13 @@ class LegoMerger(BaseMerger):
     def _chosen_engine(self) -> Engine:
         return self._engine or choose_engine(self.backend, self.device)
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray) -> Self:
+    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
         """Choose the backend; where torch is to cluster, have it cluster all modules."""
         if self.clusterer is not None:
             return self
         worker = copy(self)
         worker._engine = self._chosen_engine()
         if worker._engine.backend == "torch":
-            limits = {module: self._rank_limit([i for i in X.infos(module) if i]) for module in X.module_names}
-            ranks = self._ranks(X, weights, limits)
-            # From a copy of the random state: fit draws the same number again, for the loop over the modules
-            seed = base_seed(deepcopy(check_random_state(self.random_state)))
             task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
             posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
             found = solve_modules(posed, worker._engine, max_iter=self.max_iter)
@@ -258,7 +253,7 @@ class LegoMerger(BaseMerger):
         return worker
 
     def _pose_module(
-        self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: dict[str, int | None], seed: int
+        self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int
     ) -> PosedUnits:
         return pose_module(
             to_compute(X.factors(module), self.device),
