@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
@@ -71,24 +72,38 @@ def iter_modules(
     callback = _progress.get()
     modules = X.module_names
     done = 0
-    with one_thread():
-        for part, return_as in _parts(modules):
-            parallel = Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as=return_as)
-            calls = (delayed(_run)(task_of(m), X.only(m), m) for m in part)
-            for result in parallel(calls):
-                done += 1
-                if callback is not None:
-                    callback(done, len(modules))
-                yield result
+    streams, parts = _parts(modules)
+    parallel = Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
+    # As a context it keeps its workers from part to part: those of Ray take seconds to start.
+    with one_thread(), nullcontext() if streams else parallel:
+        for part in parts:
+            with _closing(parallel(delayed(_run)(task_of(m), X.only(m), m) for m in part)) as results:
+                for result in results:
+                    done += 1
+                    if callback is not None:
+                        callback(done, len(modules))
+                    yield result
 
 
-def _parts(modules: Sequence[str]) -> list[tuple[Sequence[str], str]]:
-    """Return the modules in as few calls as the engine allows, without its holding the results of all of them."""
+@contextmanager
+def _closing(results: Any) -> Iterator[Any]:
+    """Close joblib's stream when the caller stops early, without advice that it should have asked for less."""
+    try:
+        yield results
+    finally:
+        if isinstance(results, Generator):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results.close()
+
+
+def _parts(modules: Sequence[str]) -> tuple[bool, list[Sequence[str]]]:
+    """Return whether the engine streams results, and the modules in as few calls as it takes not to hold them all."""
     backend, n_workers = get_active_backend(prefer="threads")
     if backend.supports_return_generator:
-        return [(modules, "generator")]
-    size = _PART * max(1, n_workers if n_workers > 0 else backend.effective_n_jobs(n_workers))
-    return [(modules[i : i + size], "list") for i in range(0, len(modules), size)]
+        return True, [modules]
+    size = _PART * max(1, backend.effective_n_jobs(n_workers or 1))
+    return False, [modules[i : i + size] for i in range(0, len(modules), size)]
 
 
 def _run(task: Task[Result], X: AdapterSet, module: str) -> Result:
