@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,13 +15,61 @@ from ..factors import LoraFactors, promoted_dtype
 from ._checks import FileStamp, require_unchanged, stamp
 from ._codec import ReadOptions
 from ._peft_config import PeftConfig, read_config
-from ._peft_keys import Pairs, match_keys
+from ._peft_keys import Pair, Pairs, match_keys
 from ._safetensors import FLOAT_DTYPES, read_header, read_tensors
 
 _Stamps = tuple[FileStamp, FileStamp | None]  # of the weights, and of the config if there is one
 
 
-class PeftReader:
+class _Stored(NamedTuple):
+    """Where one module lies in the file, and the factor on its update."""
+
+    pair: Pair
+    scale: float
+
+
+class _FileModules:
+    """Some modules of a file that was opened and checked.
+
+    It pickles as what it knows of them: a worker that is sent one module parses neither header nor config again, and a
+    file that has changed is reported when it is read, by module.
+    """
+
+    def __init__(self, weights: Path, stamps: _Stamps, stored: Mapping[str, _Stored], dtype: torch.dtype) -> None:
+        self.weights = weights
+        self.dtype = dtype
+        self.infos: Mapping[str, ModuleInfo] = {module: pair.info for module, (pair, _) in stored.items()}
+        self._stamps = stamps
+        self._stored = stored
+
+    def read(self, module: str) -> LoraFactors:
+        """Read one module, its scale folded as a square root into both factors, in float32 or float64."""
+        _require_unchanged(self.weights, self._stamps)
+        (key_a, key_b, _), scale = self._stored[module]
+        a, b = read_tensors(self.weights, (key_a, key_b))
+        for key, tensor in ((key_a, a), (key_b, b)):
+            self._check_finite(module, key, tensor)
+        # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
+        dtype = promoted_dtype((a.dtype, b.dtype, torch.float32))
+        return LoraFactors(a.to(dtype).flatten(1), b.to(dtype).flatten(1)).scaled(scale)
+
+    def only(self, modules: Sequence[str]) -> _FileModules:
+        """Return a reader of these modules alone."""
+        return _FileModules(self.weights, self._stamps, {m: self._stored[m] for m in modules}, self.dtype)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _FileModules, (self.weights, self._stamps, self._stored, self.dtype)
+
+    def _check_finite(self, module: str, key: str, tensor: Tensor) -> None:
+        bad = int((~torch.isfinite(tensor)).sum())
+        if bad:
+            raise CorruptFileError(
+                f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
+                "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"
+            )
+
+
+class PeftReader(_FileModules):
     """Reads modules of one PEFT directory; pickles as its path and the stamp of its files.
 
     Parameters
@@ -37,43 +86,23 @@ class PeftReader:
     """
 
     def __init__(self, weights: Path, options: ReadOptions) -> None:
-        self.weights, self.options = weights, options
         config_path = _config_beside(weights)
-        self._stamps: _Stamps = stamp(weights), stamp(config_path) if config_path.exists() else None
+        stamps = stamp(weights), stamp(config_path) if config_path.exists() else None
         header = read_header(weights)
-        self.config = read_config(config_path, options.assume_alpha)
+        config = read_config(config_path, options.assume_alpha)
         pairs = match_keys(weights, header)
-        self.dropped = _dropped(weights, self.config, pairs, options)
+        self.options, self.config = options, config
+        self.dropped = _dropped(weights, config, pairs, options)
         for module, pair in pairs.modules.items():
-            _check_rank(weights, self.config, module, pair.info.rank)
-        self._pairs = pairs.modules
-        self.infos: Mapping[str, ModuleInfo] = {module: pair.info for module, pair in pairs.modules.items()}
-        self.dtype: torch.dtype = promoted_dtype(
+            _check_rank(weights, config, module, pair.info.rank)
+        dtype = promoted_dtype(
             FLOAT_DTYPES[header[key].dtype] for pair in pairs.modules.values() for key in (pair.key_a, pair.key_b)
         )
-
-    def read(self, module: str) -> LoraFactors:
-        """Read one module, its scale folded as a square root into both factors, in float32 or float64."""
-        _require_unchanged(self.weights, self._stamps)
-        pair = self._pairs[module]
-        a, b = read_tensors(self.weights, (pair.key_a, pair.key_b))
-        for key, tensor in ((pair.key_a, a), (pair.key_b, b)):
-            self._check_finite(module, key, tensor)
-        # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
-        dtype = promoted_dtype((a.dtype, b.dtype, torch.float32))
-        factors = LoraFactors(a.to(dtype).flatten(1), b.to(dtype).flatten(1))
-        return factors.scaled(self.config.scale(module, pair.info.rank))
+        stored = {m: _Stored(pair, config.scale(m, pair.info.rank)) for m, pair in pairs.modules.items()}
+        super().__init__(weights, stamps, stored, dtype)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _reopen, (self.weights, self.options, self._stamps)
-
-    def _check_finite(self, module: str, key: str, tensor: Tensor) -> None:
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
-            raise CorruptFileError(
-                f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
-                "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"
-            )
 
 
 def _config_beside(weights: Path) -> Path:
