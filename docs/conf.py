@@ -84,7 +84,8 @@ numpydoc_xref_aliases = {name: f"lorakit.{name}" for name in ("Adapter", "Adapte
 sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "auto_examples",
-    "filename_pattern": r"/plot_",  # other scripts are shown, not run: quickstart.py takes minutes
+    # other scripts are shown, not run: quickstart.py and plot_grid_search_k.py take minutes
+    "filename_pattern": r"/plot_(?!grid_search_k)",
     "ignore_pattern": r"(__init__|minilm)\.py",  # minilm.py is a helper of the others
     "download_all_examples": False,
     "write_computation_times": False,

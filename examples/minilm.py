@@ -10,8 +10,11 @@ by cosine. Because nothing belongs to one task alone, one merged adapter can be 
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the model lies in site-packages; a name lookup could only hang
 
@@ -32,25 +35,42 @@ BATCH_SIZE = 50
 
 
 @dataclass(frozen=True)
+class ZeroShot:
+    """The frozen head of one task: what lorakit calls ``forward``, class scores of texts by a model.
+
+    Parameters
+    ----------
+    anchors : Tensor of shape (n_labels, width)
+        The labels' anchor texts as the base model embeds them.
+    """
+
+    anchors: Tensor
+
+    def __call__(self, model: nn.Module, texts: Sequence[str]) -> Tensor:
+        """Return the logits that the adapters were trained with, 20 x cosine, of shape (texts, n_labels)."""
+        return 20 * embed(model, texts) @ self.anchors.T
+
+
+@dataclass(frozen=True)
 class Task:
-    """One text-classification task, tokenised, with its label anchors embedded: all that is the same for every model.
+    """One text-classification task.
 
     Parameters
     ----------
     name : str
         Also the name of the adapter that was trained for it.
-    batches : list of tuple of Tensor
-        Token ids and attention mask, each (texts, tokens), shortest texts first.
+    texts : list of str
+        What is to be classified.
     y : Tensor of shape (n_texts,)
-        The true labels, in the order of the batches.
-    anchors : Tensor of shape (n_labels, width)
-        The labels' anchor texts as the base model embeds them: the frozen head.
+        The true labels.
+    head : ZeroShot
+        What turns texts into class scores.
     """
 
     name: str
-    batches: list[tuple[Tensor, Tensor]]
+    texts: list[str]
     y: Tensor
-    anchors: Tensor
+    head: ZeroShot
 
 
 def load_base() -> nn.Module:
@@ -68,44 +88,48 @@ def load_base() -> nn.Module:
 
 
 def load_task(name: str, base: nn.Module, n_texts: int = 200) -> Task:
-    """Read the first ``n_texts`` test texts of a task, tokenise them, and embed its anchors with ``base``."""
+    """Read the first ``n_texts`` test texts of a task, and embed its anchors with ``base``."""
     data = json.loads((HERE / "tasks" / f"{name}.json").read_text(encoding="utf-8"))
     texts, labels = zip(*data["test"][:n_texts], strict=True)
-    batches, order = _tokenised(list(texts))
-    anchor_batches, anchor_order = _tokenised(data["anchors"])
-    anchors = _embedded(base, anchor_batches)[anchor_order.argsort()]
-    return Task(name, batches, torch.tensor(labels)[order], anchors)
+    return Task(name, list(texts), torch.tensor(labels), ZeroShot(embed(base, data["anchors"])))
 
 
 def accuracy(model: nn.Module, task: Task) -> float:
     """Share of the task's texts that get their true label from the frozen zero-shot head."""
-    cosines = _embedded(model, task.batches) @ task.anchors.T
-    return (cosines.argmax(dim=1) == task.y).double().mean().item()
+    return (task.head(model, task.texts).argmax(dim=1) == task.y).double().mean().item()
 
 
-@torch.inference_mode()
-def _embedded(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> Tensor:
+@torch.no_grad()
+def embed(model: nn.Module, texts: Sequence[str]) -> Tensor:
     """Mean of the last hidden states over each text's tokens, at unit length: (texts, width)."""
+    batches, order = tokenise(texts)
     pooled = []
-    for ids, mask in batches:
-        hidden = model(input_ids=ids, attention_mask=mask).last_hidden_state  # (texts, tokens, width)
-        weights = mask.unsqueeze(-1).to(hidden.dtype)
+    for batch in batches:
+        hidden = model(**batch).last_hidden_state  # (texts, tokens, width)
+        weights = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)  # (texts, tokens, 1)
         pooled.append((hidden * weights).sum(dim=1) / weights.sum(dim=1))
-    return normalize(torch.cat(pooled), dim=-1)
+    return normalize(torch.cat(pooled)[order.argsort()], dim=-1)
 
 
-def _tokenised(texts: list[str]) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-    """Batches of texts of about equal length, so that little of the work goes into padding; and the texts' order."""
+def tokenise(texts: Sequence[str]) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Inputs of the model, in batches of texts of about equal length, so that little work goes into padding.
+
+    The second result is the position in ``texts`` of every text of the batches.
+    """
+    tokenizer = _tokenizer()
+    tokens = tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+    order = torch.tensor([len(t) for t in tokens]).argsort(stable=True)
+    padded = [
+        tokenizer.pad({"input_ids": [tokens[i] for i in part]}, return_tensors="pt") for part in order.split(BATCH_SIZE)
+    ]
+    return [{name: batch[name] for name in ("input_ids", "attention_mask")} for batch in padded], order
+
+
+@cache
+def _tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(_model_folder())
-    ids = tokenizer(texts, truncation=True, max_length=MAX_TOKENS)["input_ids"]
-    order = torch.tensor([len(i) for i in ids]).argsort(stable=True)
-    batches = []
-    for part in order.split(BATCH_SIZE):
-        padded = tokenizer.pad({"input_ids": [ids[i] for i in part]}, return_tensors="pt")
-        batches.append((padded["input_ids"], padded["attention_mask"]))
-    return batches, order
+    return AutoTokenizer.from_pretrained(_model_folder())
 
 
 def _model_folder() -> Path:

@@ -7,50 +7,22 @@ Run as a script it prints the table of the documentation::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from sklearn.base import clone
 
-from lorakit import Adapter, AdapterSet, LoraFactors
+from lorakit import AdapterSet
 from lorakit.base import GAUGES, BaseMerger
 from lorakit.discovery import all_estimators
 from lorakit.metrics import relative_error
-from lorakit.testing import make_adapters
-
-Change = Callable[[LoraFactors, torch.Generator], tuple[torch.Tensor, torch.Tensor]]
-
-
-def permuted(f, generator):
-    order = torch.randperm(f.rank, generator=generator)
-    return f.A[order], f.B[:, order]
-
-
-def flipped(f, generator):
-    sign = torch.randint(0, 2, (f.rank,), generator=generator) * 2.0 - 1
-    return sign[:, None] * f.A, f.B * sign
-
-
-def rescaled(f, generator):
-    scale = torch.rand(f.rank, generator=generator, dtype=torch.float64) * 3 + 0.3
-    return scale[:, None] * f.A, f.B / scale
-
-
-def mixed(f, generator):
-    q, _ = torch.linalg.qr(torch.randn(f.rank, f.rank, generator=generator, dtype=torch.float64))
-    g = q * (torch.rand(f.rank, generator=generator, dtype=torch.float64) * 3 + 0.3)
-    return g @ f.A, f.B @ torch.linalg.inv(g)
-
-
-CHANGES: dict[str, Change] = dict(zip(GAUGES, (permuted, flipped, rescaled, mixed), strict=True))
+from lorakit.testing import changes, make_adapters
+from lorakit.testing.changes import CHANGES, Change
 
 
 def changed(X: AdapterSet, change: Change, seed: int = 7) -> AdapterSet:
     """X with ``change`` applied to every module of every adapter."""
-    generator = torch.Generator().manual_seed(seed)
-    return AdapterSet(
-        Adapter({m: LoraFactors(*change(f, generator)) for m, f in adapter.items()}, name=adapter.name) for adapter in X
-    )
+    return changes.changed(X, change, torch.Generator().manual_seed(seed))
 
 
 def variants() -> Iterator[BaseMerger]:

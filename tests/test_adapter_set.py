@@ -64,6 +64,19 @@ def test_other_objects():
         AdapterSet(["some/path"])
     with pytest.raises(TypeError, match="load_adapters"):
         AdapterSet("some/path")
+    with pytest.raises(TypeError, match=r"got a mapping; pass list\(mapping.values\(\)\)"):
+        AdapterSet({"task0": make_adapters(1)[0]})
+    with pytest.raises(TypeError, match="takes a list of adapters, got int"):
+        AdapterSet(3)
+
+
+def test_shape_is_a_tuple_that_has_no_columns(adapters):
+    assert adapters.shape == (3,)
+    assert adapters.shape[0] == adapters.shape[-1] == 3
+    assert adapters.shape[:1] == (3,)
+    assert pickle.loads(pickle.dumps(adapters.shape)) == (3,)
+    with pytest.raises(IndexError, match="no columns"):
+        adapters.shape[1]
 
 
 def test_scikit_learn_splits_it(adapters):

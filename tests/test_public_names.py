@@ -7,6 +7,7 @@ import lorakit
 
 PUBLIC = {
     "Adapter",
+    "AdapterClassifier",
     "AdapterRetriever",
     "AdapterSet",
     "AllAdapters",
@@ -23,6 +24,7 @@ PUBLIC = {
     "MSUKMeans",
     "MagnitudeMerger",
     "ModuleSelector",
+    "MultiTaskScorer",
     "NormBalancer",
     "PicoDamper",
     "RankBudget",

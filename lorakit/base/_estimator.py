@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABCMeta
 from inspect import signature
 from numbers import Integral
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -23,6 +23,9 @@ GAUGES = ("permutation", "sign", "rescaling", "GL(r)")
 
 class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """What mergers and pruners share."""
+
+    # Pipeline.score routes sample_weight=None to its last step, whether that step takes it or not.
+    __metadata_request__score: ClassVar[dict[str, Any]] = {"sample_weight": None}
 
     method: ClassVar[str]  # the name by which the command line and the docs know it
     paper: ClassVar[str | None] = None  # where the method comes from
@@ -44,6 +47,31 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # Adapters cannot become a DataFrame: set_output stays off, in every subclass.
         super().__init_subclass__(auto_wrap_output_keys=None, **kwargs)
+
+    def set_output(self, *, transform: str | None = None) -> Self:
+        """Refuse other containers than :class:`~lorakit.AdapterSet`.
+
+        Parameters
+        ----------
+        transform : {'default', None}
+            Both leave things as they are, so that a pipeline can be reset. The output configured for all of
+            scikit-learn (``sklearn.set_config(transform_output=...)``) does not reach this estimator.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            For 'pandas' and 'polars'.
+        """
+        if transform not in (None, "default"):
+            raise ValueError(
+                f"{type(self).__name__} gives an AdapterSet, which cannot become a table: transform={transform!r} is "
+                "for the steps of a pipeline that give arrays; set it on those alone"
+            )
+        return self
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

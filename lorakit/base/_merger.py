@@ -60,10 +60,11 @@ class BaseMerger(AdapterEstimator):
         """Whether the adapters must share one rank at each module."""
         return False
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray) -> Self:
+    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
         """Return the estimator whose :meth:`_merge_module` is to run on every module.
 
-        For methods that must look at the whole model first: return a copy that carries what they found.
+        For methods that must look at the whole model first: return a copy that carries what they found. ``ranks`` are
+        the ``k`` of each module; ``module_rng(seed, module)`` is its ``rng``.
         """
         return self
 
@@ -126,8 +127,9 @@ class BaseMerger(AdapterEstimator):
             check_equal_ranks(X)
         limits = {module: self._rank_limit([i for i in X.infos(module) if i]) for module in X.module_names}
         ranks = self._ranks(X, weights, limits)
-        worker = self._prepared(X, weights)
-        options: dict[str, Any] = {"weights": weights, "seed": self._seed(), "dtype": X.dtype}
+        seed = self._seed()
+        worker = self._prepared(X, weights, ranks, seed)
+        options: dict[str, Any] = {"weights": weights, "seed": seed, "dtype": X.dtype}
 
         def task_of(module: str) -> Any:
             return partial(worker._for_module(module)._fit_module, k=ranks[module], **options)
@@ -143,6 +145,8 @@ class BaseMerger(AdapterEstimator):
         if self._scaled_last:
             results = self._rescaled(results, norms, np.abs(weights), X.dtype)
         layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
+        for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, learned_before)  # other parameters may learn other things
         self.merged_ = results.adapter(name=self.method, layouts=layouts, provenance=self._provenance(X))
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)

@@ -1,28 +1,39 @@
-"""Put points into clusters: by k-means, or by any clusterer of scikit-learn."""
+"""Put points into clusters: by k-means, for many pools at once, or by any clusterer of scikit-learn."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from sklearn.base import ClusterMixin, clone
 from sklearn.utils.validation import has_fit_parameter
 
-from ._partition import number_clusters, partition
+from ._backends import Engine, Problem, solve
+from ._partition import Partition, number_clusters, pose, settle
 from ._rows import Floats, Ints, isometric_coordinates
 
 _TOL = 1e-4  # MSUKMeans' default
 
 
-def group(
+class Posed(NamedTuple):
+    """One pool, ready to be clustered: of R x R numbers, so that those of a whole model fit in memory."""
+
+    problem: Problem | Partition  # a partition where nothing is left for k-means to do
+    order: Ints  # (n,), the canonical order of the points that the problem has
+
+
+def pose_points(
     points: Floats,
     weights: Floats,
+    order: Ints,
     k: int | None,
     clusterer: ClusterMixin | None,
     *,
     n_init: int,
-    max_iter: int,
     rng: np.random.RandomState,
-) -> tuple[Ints, int | None]:
-    """Cluster points that stand in a canonical order.
+) -> Posed:
+    """Prepare points for k-means, or cluster them at once with another clusterer.
 
     Parameters
     ----------
@@ -30,30 +41,48 @@ def group(
         Distinct points.
     weights : ndarray of shape (n,)
         Positive weights, of mean 1 over what the points stand for.
+    order : ndarray of shape (n,)
+        A canonical order of the points.
     k : int or None
         Number of clusters, at least 1; None leaves it to the clusterer.
     clusterer : ClusterMixin or None
         Cloned, not changed. None is k-means, which needs ``k``.
-    n_init, max_iter : int
-        For k-means.
+    n_init : int
+        Starts of k-means.
     rng : RandomState
         Source of all randomness.
-
-    Returns
-    -------
-    labels : ndarray of shape (n,)
-        Clusters, numbered by their first points, none of them empty.
-    n_iter : int or None
-        Iterations, where the clusterer counts them.
     """
-    if clusterer is None:
-        assert k is not None
-        return partition(points, weights, k, n_init=n_init, max_iter=max_iter, tol=_TOL, rng=rng)
+    points, weights = points[order], weights[order]
+    if clusterer is not None:
+        return Posed(_fit(clusterer, points, weights, k, rng), order)
+    assert k is not None
+    return Posed(pose(points, weights, k, n_init=n_init, tol=_TOL, rng=rng), order)
+
+
+def solve_posed(posed: Sequence[Posed], engine: Engine | None, *, max_iter: int) -> list[Partition]:
+    """Run k-means on pools, all of them in one call, and return their partitions in the points' own order.
+
+    Where nothing is left for k-means to do, ``engine`` may be None.
+    """
+    problems = [pool.problem for pool in posed if isinstance(pool.problem, Problem)]
+    runs = iter(solve(problems, engine, max_iter=max_iter) if engine else ())
+    found = []
+    for problem, order in posed:
+        labels, n_iter = settle(problem, next(runs)) if isinstance(problem, Problem) else problem
+        own = np.empty(len(order), dtype=np.intp)
+        own[order] = labels
+        found.append(Partition(own, n_iter))
+    return found
+
+
+def _fit(
+    clusterer: ClusterMixin, points: Floats, weights: Floats, k: int | None, rng: np.random.RandomState
+) -> Partition:
     model = clone(clusterer)
     params = model.get_params(deep=False)
     wanted = params.get("n_clusters") if k is None or "n_clusters" not in params else k
     if len(points) == 1 or (isinstance(wanted, (int, np.integer)) and wanted >= len(points)):
-        return np.arange(len(points)), None
+        return Partition(np.arange(len(points)), None)
     if "n_clusters" in params:
         model.set_params(n_clusters=wanted)
     if params.get("random_state", 0) is None:
@@ -64,4 +93,4 @@ def group(
     labels = np.array(model.fit_predict(given, **weighted), dtype=np.intp)
     noise = labels < 0  # outliers are not alike: each stays a unit of its own
     labels[noise] = labels.max() + 1 + np.arange(noise.sum())
-    return number_clusters(labels), getattr(model, "n_iter_", None)
+    return Partition(number_clusters(labels), getattr(model, "n_iter_", None))

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 from sklearn.metrics.pairwise import euclidean_distances
 
-from ._backends import Run, lloyd_sklearn
+from ._backends import Engine, Problem, Run, solve
 from ._rows import Floats, Ints, isometric_coordinates, squared_residuals
 from ._seeding import plusplus
 
 _TIE = 1e-10  # relative difference below which two inertias differ by round-off only
+
+
+class Partition(NamedTuple):
+    """Clusters of rows."""
+
+    labels: Ints  # (n,), clusters numbered by their first rows, none of them empty
+    n_iter: int | None  # of the start that was kept; None from a clusterer that does not count them
 
 
 def partition(
@@ -21,7 +31,8 @@ def partition(
     max_iter: int,
     tol: float,
     rng: np.random.RandomState,
-) -> tuple[Ints, int]:
+    engine: Engine,
+) -> Partition:
     """Partition distinct rows into exactly ``min(n_clusters, n)`` clusters that are not empty.
 
     Parameters
@@ -34,29 +45,40 @@ def partition(
         As in :class:`MSUKMeans`.
     rng : RandomState
         Source of the seedings.
+    engine : Engine
+        What runs Lloyd's algorithm.
+    """
+    problem = pose(rows, weights, n_clusters, n_init=n_init, tol=tol, rng=rng)
+    if isinstance(problem, Partition):
+        return problem
+    return settle(problem, *solve([problem], engine, max_iter=max_iter))
 
-    Returns
-    -------
-    labels : ndarray of shape (n,)
-        Clusters, numbered by their first rows.
-    n_iter : int
-        Iterations of the start that was kept.
+
+def pose(
+    rows: Floats, weights: Floats, n_clusters: int, *, n_init: int, tol: float, rng: np.random.RandomState
+) -> Problem | Partition:
+    """Return what Lloyd's algorithm is to solve, or the partition where there is nothing to solve.
+
+    The parameters are those of :func:`partition`. It holds coordinates and no rows: a whole model's fit in memory.
     """
     if len(rows) <= n_clusters:  # not left to k-means++, to which rows that differ by round-off are the same
-        return np.arange(len(rows)), 1
+        return Partition(np.arange(len(rows)), 1)
     points = isometric_coordinates(rows)
-    # Fewer coordinates hold the same variance: each holds more, and the tolerance is relative to their mean
-    tol *= points.shape[1] / rows.shape[1]
     squared = euclidean_distances(points, squared=True)
-    best: Run | None = None
-    for _ in range(n_init):
-        # Seeded here and not by the backend: backends that start alike agree
-        seeds = plusplus(squared, weights, n_clusters, rng)
-        run = lloyd_sklearn(points, weights, points[seeds], max_iter=max_iter, tol=tol)
-        if best is None or run.inertia < best.inertia * (1 - _TIE):
+    # Seeded here and not by the backend: backends that start alike agree
+    seeds = np.array([plusplus(squared, weights, n_clusters, rng) for _ in range(n_init)])
+    # Fewer coordinates hold the same variance: each holds more, and the tolerance is relative to their mean
+    return Problem(points, weights, seeds, tol * points.shape[1] / rows.shape[1])
+
+
+def settle(problem: Problem, runs: Sequence[Run]) -> Partition:
+    """Keep the start of lowest inertia, the first of those that differ by round-off, and see to empty clusters."""
+    best = runs[0]
+    for run in runs[1:]:
+        if run.inertia < best.inertia * (1 - _TIE):
             best = run
-    assert best is not None  # n_init is at least 1
-    return number_clusters(fill_clusters(points, weights, best.labels, n_clusters)), best.n_iter
+    labels = fill_clusters(problem.points, problem.weights, best.labels, problem.seeds.shape[1])
+    return Partition(number_clusters(labels), best.n_iter)
 
 
 def fill_clusters(points: Floats, weights: Floats, labels: Ints, n_clusters: int) -> Ints:

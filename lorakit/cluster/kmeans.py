@@ -14,7 +14,8 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from .._sklearn import Interval, check_sample_weight, fit_context
+from .._sklearn import Interval, StrOptions, check_sample_weight, fit_context
+from ._backends import BACKENDS, Backend, choose_engine
 from ._partition import partition
 from ._rows import Floats, Ints, distinct_rows, squared_residuals, weighted_means
 
@@ -46,6 +47,12 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         features over the distinct rows.
     random_state : int, RandomState instance or None, default=None
         Source of the seedings. Pass an int for the same result in every call.
+    backend : {'auto', 'sklearn', 'torch', 'cuml'}, default='auto'
+        Library that runs Lloyd's algorithm; all of them start from the same seeds. 'auto' is cuML if ``device`` is an
+        NVIDIA GPU and cuML can be imported, torch on such a GPU without cuML, and scikit-learn otherwise. 'torch' runs
+        all starts at once, on any device.
+    device : str, default=None
+        Device of that library, as torch names it; None is the CPU. scikit-learn has no other.
 
     Attributes
     ----------
@@ -58,6 +65,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         Weighted sum of the squared distances of the rows to the means of their clusters.
     n_iter_ : int
         Iterations of the start that was kept.
+    backend_ : {'sklearn', 'torch', 'cuml'}
+        Library that ran.
     n_features_in_ : int
         Number of features seen in fit.
     feature_names_in_ : ndarray of shape (`n_features_in_`,)
@@ -65,7 +74,7 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     See Also
     --------
-    sklearn.cluster.KMeans : The algorithm itself, which runs underneath.
+    sklearn.cluster.KMeans : The algorithm itself, which runs underneath on the CPU.
 
     Notes
     -----
@@ -99,6 +108,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
         "random_state": ["random_state"],
+        "backend": [StrOptions(set(BACKENDS))],
+        "device": [str, None],
     }
 
     def __init__(
@@ -109,12 +120,16 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         max_iter: int = 300,
         tol: float = 1e-4,
         random_state: int | np.random.RandomState | None = None,
+        backend: Backend = "auto",
+        device: str | None = None,
     ):
         self.n_clusters = n_clusters
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
+        self.backend = backend
+        self.device = device
 
     @fit_context(prefer_skip_nested_validation=True)
     def fit(self, X: ArrayLike, y: object = None, sample_weight: ArrayLike | None = None) -> MSUKMeans:
@@ -137,6 +152,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         data: NDArray[np.floating] = validate_data(self, X, dtype=[np.float64, np.float32])
         weights = check_sample_weight(sample_weight, data, dtype=np.float64)
         self._check_against_input(len(data), weights)
+        engine = choose_engine(self.backend, self.device)
+        self.backend_ = engine.backend
 
         rows, weights, inverse = distinct_rows(data, weights)
         seen = weights > 0
@@ -148,6 +165,7 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             max_iter=self.max_iter,
             tol=self.tol,
             rng=check_random_state(self.random_state),
+            engine=engine,
         )
         centers = weighted_means(rows[seen], weights[seen], labels)
         self.inertia_ = float(squared_residuals(rows[seen], weights[seen], labels).sum())

@@ -12,11 +12,30 @@ from torch import Tensor
 
 from ..factors import LoraFactors
 from ..linalg import align_svd, balance_msus, pool_msus, split_msus
+from ._backends import BACKENDS, Backend, Engine, choose_engine
 from ._coordinates import Metric, aligned_signs, canonical_signs, coordinates
-from ._grouping import group
+from ._grouping import Posed, pose_points, solve_posed
+from ._partition import Partition
 from ._rows import Floats, Ints, argsort_rows, distinct_rows, squared_residuals
 
-__all__ = ["Align", "Clusters", "Metric", "Norm", "Reassembled", "cluster_units", "gauges_kept", "reassemble"]
+__all__ = [
+    "BACKENDS",
+    "Align",
+    "Backend",
+    "Clusters",
+    "Engine",
+    "FoundUnits",
+    "Metric",
+    "Norm",
+    "PosedUnits",
+    "Reassembled",
+    "choose_engine",
+    "cluster_units",
+    "gauges_kept",
+    "pose_module",
+    "reassemble",
+    "solve_modules",
+]
 
 Norm = Literal["inf", "l2"]
 Align = Literal["balance", "svd"]
@@ -59,6 +78,61 @@ def gauges_kept(align: Align | None, metric: Metric) -> frozenset[str]:
     return frozenset({"permutation", *extra} | ({"rescaling"} if align == "balance" else set()))
 
 
+class _Distinct(NamedTuple):
+    """The distinct units of a pool, as the clustering sees them, without the units."""
+
+    flips: Floats  # (R,), +1 or -1, by which each unit is multiplied
+    totals: Floats  # (n,), summed weights of equal units, in lexicographic order
+    inverse: Ints  # (R,), which distinct unit every unit is
+
+    def rows(self, units: np.ndarray) -> Floats:
+        """Distinct units, (n, d), from the pool that this was made of."""
+        _, first = np.unique(self.inverse, return_index=True)
+        rows: Floats = units[first].astype(np.float64) * self.flips[first, None] + 0.0  # -0.0 + 0.0 is 0.0
+        return rows
+
+
+class PosedUnits(NamedTuple):
+    """What :func:`pose_module` returns: of R x R numbers, whatever the length of the units."""
+
+    distinct: _Distinct
+    posed: Posed
+
+
+class FoundUnits(NamedTuple):
+    """What :func:`solve_modules` returns of each module."""
+
+    distinct: _Distinct
+    partition: Partition  # of the distinct units
+
+
+def _pose_units(
+    units: np.ndarray,
+    weights: Floats,
+    k: int | None,
+    *,
+    metric: Metric,
+    clusterer: ClusterMixin | None,
+    n_init: int,
+    rng: np.random.RandomState,
+) -> PosedUnits:
+    flips = canonical_signs(units) if metric == "sign_invariant" else np.ones(len(units))
+    rows, totals, inverse = distinct_rows(units * flips[:, None], weights)
+    # A clusterer that counts neighbours takes a unit of mean weight for one
+    counts = totals * (len(units) / weights.sum())
+    points = coordinates(rows, metric)
+    # Starts are drawn by position: what the metric does not see may not place a unit
+    order = argsort_rows(points) if metric == "cosine" else np.arange(len(rows))
+    posed = pose_points(points, counts, order, k, clusterer, n_init=n_init, rng=rng)
+    return PosedUnits(_Distinct(flips, totals, inverse), posed)
+
+
+def solve_modules(posed: Sequence[PosedUnits], engine: Engine | None, *, max_iter: int) -> list[FoundUnits]:
+    """Cluster the units of many modules, in one call of the engine."""
+    partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
+    return [FoundUnits(module.distinct, found) for module, found in zip(posed, partitions, strict=True)]
+
+
 def cluster_units(
     units: np.ndarray,
     weights: Floats,
@@ -69,6 +143,8 @@ def cluster_units(
     n_init: int,
     max_iter: int,
     rng: np.random.RandomState,
+    engine: Engine | None,
+    found: FoundUnits | None = None,
 ) -> Clusters:
     """Cluster a pool of MSUs; the order of the units does not matter.
 
@@ -80,18 +156,14 @@ def cluster_units(
         Positive weights.
     k : int or None
         Number of clusters, at most the number of distinct units; None only with a clusterer.
-    metric, clusterer, n_init, max_iter, rng
+    metric, clusterer, n_init, max_iter, rng, engine, found
         As in :func:`reassemble`.
     """
-    flips = canonical_signs(units) if metric == "sign_invariant" else np.ones(len(units))
-    rows, totals, inverse = distinct_rows(units * flips[:, None], weights)
-    # A clusterer that counts neighbours takes a unit of mean weight for one
-    counts = totals * (len(units) / weights.sum())
-    points = coordinates(rows, metric)
-    # Starts are drawn by position: what the metric does not see may not place a unit
-    order = argsort_rows(points) if metric == "cosine" else np.arange(len(rows))
-    labels = np.empty(len(rows), dtype=np.intp)
-    labels[order], n_iter = group(points[order], counts[order], k, clusterer, n_init=n_init, max_iter=max_iter, rng=rng)
+    if found is None:
+        posed = _pose_units(units, weights, k, metric=metric, clusterer=clusterer, n_init=n_init, rng=rng)
+        (found,) = solve_modules([posed], engine, max_iter=max_iter)
+    (flips, totals, inverse), (labels, n_iter) = found
+    rows = found.distinct.rows(units)
     turns = aligned_signs(rows, totals, labels) if metric == "sign_invariant" else np.ones(len(rows))
     inertia = float(squared_residuals(rows * turns[:, None], totals, labels).sum())
     return Clusters(labels[inverse], flips * turns[inverse], inertia, n_iter)
@@ -110,6 +182,52 @@ def _centroids(units: Tensor, weights: Floats, labels: Ints, norm: Norm | None) 
     return centroids
 
 
+class _Pool(NamedTuple):
+    """The MSUs of the adapters that take part in one module."""
+
+    units: Tensor  # (R, d_in + d_out)
+    weights: Floats  # (R,)
+    d_in: int
+    mean_rank: float
+    active: list[bool]  # (n_adapters,), which adapters those are
+
+
+def _pool(updates: Sequence[LoraFactors], weights: np.ndarray, align: Align | None) -> _Pool | None:
+    """None where every adapter that has the module weighs nothing."""
+    active = [w > 0 and update.rank > 0 for update, w in zip(updates, weights, strict=True)]
+    pooled = [LoraFactors(*_ALIGN[align](u)) for u, on in zip(updates, active, strict=True) if on]
+    if not pooled:
+        return None
+    ranks = np.array([update.rank for update in pooled])
+    share = weights[active]
+    mean_rank = float(ranks @ share / share.sum())
+    return _Pool(pool_msus(pooled), np.repeat(share, ranks), pooled[0].d_in, mean_rank, active)
+
+
+def pose_module(
+    updates: Sequence[LoraFactors],
+    weights: np.ndarray,
+    k: int | None,
+    *,
+    align: Align | None,
+    metric: Metric,
+    n_init: int,
+    rng: np.random.RandomState,
+) -> PosedUnits:
+    """Return what k-means is to solve for one module; the parameters are those of :func:`reassemble`.
+
+    Made first for all modules, it lets :func:`solve_modules` take them together; each module's ``found`` then goes to
+    :func:`reassemble`.
+    """
+    pool = _pool(updates, weights, align)
+    if pool is None:
+        none = np.empty(0, dtype=np.intp)
+        return PosedUnits(_Distinct(np.empty(0), np.empty(0), none), Posed(Partition(none, 0), none))
+    k = round(2 * pool.mean_rank) if k is None else k
+    units = pool.units.cpu().numpy()
+    return _pose_units(units, pool.weights, k, metric=metric, clusterer=None, n_init=n_init, rng=rng)
+
+
 def reassemble(
     updates: Sequence[LoraFactors],
     weights: np.ndarray,
@@ -123,6 +241,8 @@ def reassemble(
     n_init: int,
     max_iter: int,
     rng: np.random.RandomState,
+    engine: Engine | None,
+    found: FoundUnits | None = None,
 ) -> Reassembled:
     """Group, cluster and reconstruct: one module of LoRA-LEGO.
 
@@ -149,35 +269,34 @@ def reassemble(
         As in :class:`MSUKMeans`.
     rng : RandomState
         Seeds the clustering.
+    engine : Engine or None
+        What runs k-means; not needed with a clusterer.
+    found : FoundUnits, default=None
+        The clusters, where they are known already; see :func:`pose_module`.
     """
     owners = np.repeat(np.arange(len(updates)), [update.rank for update in updates])
     labels = np.full(len(owners), -1)
-    active = [w > 0 and update.rank > 0 for update, w in zip(updates, weights, strict=True)]
-    pooled = [LoraFactors(*_ALIGN[align](u)) for u, on in zip(updates, active, strict=True) if on]
-    if not pooled:  # every adapter that has the module weighs nothing
+    pool = _pool(updates, weights, align)
+    if pool is None:
         return Reassembled(updates[0].scaled(0), labels, owners, 0.0, 0)
-    ranks = np.array([update.rank for update in pooled])
-    share = weights[active]
-    mean_rank = float(ranks @ share / share.sum())
     if k is None and clusterer is None:
-        k = round(2 * mean_rank)
-
-    units = pool_msus(pooled)  # (R, d_in + d_out)
-    unit_weights = np.repeat(share, ranks)
-    found = cluster_units(
-        units.cpu().numpy(),
-        unit_weights,
+        k = round(2 * pool.mean_rank)
+    clusters = cluster_units(
+        pool.units.cpu().numpy(),
+        pool.weights,
         k,
         metric=metric,
         clusterer=clusterer,
         n_init=n_init,
         max_iter=max_iter,
         rng=rng,
+        engine=engine,
+        found=found,
     )
-    signed = units.double() * torch.from_numpy(found.signs).to(units.device)[:, None]
-    centroids = _centroids(signed, unit_weights, found.labels, norm)
-    factors = LoraFactors(*split_msus(centroids.to(units.dtype), pooled[0].d_in))
+    signed = pool.units.double() * torch.from_numpy(clusters.signs).to(pool.units.device)[:, None]
+    centroids = _centroids(signed, pool.weights, clusters.labels, norm)
+    factors = LoraFactors(*split_msus(centroids.to(pool.units.dtype), pool.d_in))
     if output_scale is not None:
-        factors = factors.scaled((mean_rank / factors.rank) ** 0.5 if output_scale == "sqrt" else output_scale)
-    labels[np.array(active)[owners]] = found.labels
-    return Reassembled(factors, labels, owners, found.inertia, found.n_iter)
+        factors = factors.scaled((pool.mean_rank / factors.rank) ** 0.5 if output_scale == "sqrt" else output_scale)
+    labels[np.array(pool.active)[owners]] = clusters.labels
+    return Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter)

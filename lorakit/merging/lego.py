@@ -2,18 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from functools import partial
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import ClusterMixin
 from sklearn.utils.validation import check_is_fitted
 
+from .._execution import map_modules, module_rng, to_compute
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
+from ..adapter_set import AdapterSet
+from ..adapters import Adapter
 from ..base import BaseMerger, Learned
-from ..cluster.units import Align, Metric, Norm, gauges_kept, reassemble
+from ..cluster.units import (
+    BACKENDS,
+    Align,
+    Backend,
+    Engine,
+    FoundUnits,
+    Metric,
+    Norm,
+    PosedUnits,
+    choose_engine,
+    gauges_kept,
+    pose_module,
+    reassemble,
+    solve_modules,
+)
 from ..factors import LoraFactors
 
 
@@ -74,8 +93,13 @@ class LegoMerger(BaseMerger):
         changes the result. Pass an int for the same result on every call.
     n_jobs : int, default=None
         Modules merged at a time; None means 1 unless in a ``joblib.parallel_config`` context.
+    backend : {'auto', 'sklearn', 'torch', 'cuml'}, default='auto'
+        Library that runs k-means; all of them start from the same seeds. 'auto' is cuML if ``device`` is an NVIDIA GPU
+        and cuML can be imported, torch on such a GPU without cuML, and scikit-learn otherwise. 'torch' runs all starts
+        of all modules of one shape at once, on any device, and reads the adapters twice for that. See
+        :doc:`/user_guide/gpu`.
     device : str, default=None
-        Torch device of the algebra; None is the CPU.
+        Torch device of the algebra and of ``backend``; None is the CPU. scikit-learn stays on the CPU.
     verbose : int, default=0
         Verbosity of joblib.
 
@@ -97,6 +121,8 @@ class LegoMerger(BaseMerger):
         clusters, by module, whatever the metric and the clusterer.
     n_iter_ : dict of str to int
         Iterations of the best start, by module; only of clusterers that count them.
+    backend_ : {'sklearn', 'torch', 'cuml'} or None
+        Library that ran k-means; None with a ``clusterer``.
 
     See Also
     --------
@@ -134,7 +160,11 @@ class LegoMerger(BaseMerger):
         "clusterer": [ClusterMixin, None],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "backend": [StrOptions(set(BACKENDS))],
     }
+    _engine: Engine | None = None  # on the copies that run the modules
+    _found: dict[str, FoundUnits] | None = None
+    _module_found: FoundUnits | None = None
 
     def __init__(
         self,
@@ -153,6 +183,7 @@ class LegoMerger(BaseMerger):
         scale_scope: str = "module",
         random_state: Any = None,
         n_jobs: int | None = None,
+        backend: Backend = "auto",
         device: str | None = None,
         verbose: int = 0,
     ) -> None:
@@ -170,6 +201,7 @@ class LegoMerger(BaseMerger):
         self.scale_scope = scale_scope
         self.random_state = random_state
         self.n_jobs = n_jobs
+        self.backend = backend
         self.device = device
         self.verbose = verbose
 
@@ -177,6 +209,68 @@ class LegoMerger(BaseMerger):
     def invariances(self) -> frozenset[str]:
         """The order of the MSUs; with 'balance' rescaling, with 'sign_invariant' signs, with 'svd' all there are."""
         return gauges_kept(self.align, self.metric)
+
+    def fit(self, X: AdapterSet | Iterable[Adapter], y: object = None) -> Self:
+        """Merge the adapters.
+
+        Parameters
+        ----------
+        X : AdapterSet or list of Adapter
+            The adapters to merge. They are not changed.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+            With the result in ``merged_``.
+
+        Raises
+        ------
+        ImportError
+            If ``backend`` is 'cuml' and cuML cannot be imported.
+        ValueError
+            If a parameter is wrong, ``device`` cannot be used, or ``backend`` does not compute on it.
+        """
+        super().fit(X, y)
+        self.backend_ = self._chosen_engine().backend if self.clusterer is None else None
+        return self
+
+    def _chosen_engine(self) -> Engine:
+        return self._engine or choose_engine(self.backend, self.device)
+
+    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
+        """Choose the backend; where torch is to cluster, have it cluster all modules."""
+        if self.clusterer is not None:
+            return self
+        worker = copy(self)
+        worker._engine = self._chosen_engine()
+        if worker._engine.backend == "torch":
+            task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
+            posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
+            found = solve_modules(posed, worker._engine, max_iter=self.max_iter)
+            worker._found = dict(zip(X.module_names, found, strict=True))
+        return worker
+
+    def _pose_module(
+        self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int
+    ) -> PosedUnits:
+        return pose_module(
+            to_compute(X.factors(module), self.device),
+            weights,
+            ranks[module],
+            align=self.align,
+            metric=self.metric,
+            n_init=self.n_init,
+            rng=module_rng(seed, module),
+        )
+
+    def _for_module(self, module: str) -> Self:
+        if self._found is None:
+            return self
+        worker = copy(self)
+        worker._found, worker._module_found = None, self._found[module]
+        return worker
 
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
@@ -193,6 +287,8 @@ class LegoMerger(BaseMerger):
             n_init=self.n_init,
             max_iter=self.max_iter,
             rng=rng,
+            engine=self._chosen_engine() if self.clusterer is None else None,
+            found=self._module_found,
         )
         learned = {"labels": result.labels, "owners": result.owners, "inertia": result.inertia}
         return result.factors, learned if result.n_iter is None else learned | {"n_iter": result.n_iter}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -140,7 +140,7 @@ class RegMeanMerger(BaseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray) -> Self:
+    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
         """Check the Grams of all modules before any is merged."""
         if self.grams is None:
             raise ValueError(

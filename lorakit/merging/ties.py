@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import copy
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -127,7 +128,7 @@ class TiesMerger(ElementwiseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray) -> Self:
+    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
         if self.trim_scope == "module":
             return self
         worker = copy(self)

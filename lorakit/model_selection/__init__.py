@@ -1,6 +1,8 @@
-"""Choosing a merge by how it does on a task: a search over weights, and a splitter for scikit-learn's searches."""
+"""Choosing a merge by how it does on tasks: scorer, classifier, splitter, and a search over weights."""
 
+from .classifier import AdapterClassifier
+from .multi_task import MultiTaskScorer
 from .splits import AllAdapters
 from .weight_search import WeightSearch
 
-__all__ = ["AllAdapters", "WeightSearch"]
+__all__ = ["AdapterClassifier", "AllAdapters", "MultiTaskScorer", "WeightSearch"]

@@ -18,6 +18,7 @@ class AllAdapters(BaseCrossValidator):
 
     See Also
     --------
+    MultiTaskScorer : Judges a merge on tasks.
     WeightSearch : Proposes weights itself, instead of trying those of a grid.
 
     Examples

@@ -17,6 +17,7 @@ from .._sklearn import Interval, StrOptions, fit_context
 from .._validation import check_adapters, check_weights
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
+from ._merging import merged_of
 
 Point = NDArray[np.float64]
 
@@ -200,8 +201,7 @@ class WeightSearch(MetaEstimatorMixin, TransformerMixin, BaseEstimator, auto_wra
     @property
     def merged_(self) -> Adapter:
         """The best merge."""
-        last = self.best_estimator_
-        return getattr(last, "steps", [("", last)])[-1][1].merged_
+        return merged_of(self.best_estimator_)
 
 
 class _BudgetSpent(Exception):

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from copy import copy
 from numbers import Integral, Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import ClusterMixin
 
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
+from ..adapter_set import AdapterSet
+from ..adapters import Adapter
 from ..base import BasePruner
-from ..cluster.units import Align, Metric, Norm, gauges_kept, reassemble
+from ..cluster.units import BACKENDS, Align, Backend, Engine, Metric, Norm, choose_engine, gauges_kept, reassemble
 from ..factors import LoraFactors
 
 
@@ -56,8 +60,12 @@ class LegoPruner(BasePruner):
         changes the result. Pass an int for the same result on every call.
     n_jobs : int, default=None
         Modules pruned at a time; None means 1 unless in a ``joblib.parallel_config`` context.
+    backend : {'auto', 'sklearn', 'torch', 'cuml'}, default='auto'
+        Library that runs k-means; all of them start from the same seeds. 'auto' is cuML if ``device`` is an NVIDIA GPU
+        and cuML can be imported, torch on such a GPU without cuML, and scikit-learn otherwise. 'torch' runs all starts
+        at once, on any device. See :doc:`/user_guide/gpu`.
     device : str, default=None
-        Torch device of the algebra; None is the CPU.
+        Torch device of the algebra and of ``backend``; None is the CPU. scikit-learn stays on the CPU.
     verbose : int, default=0
         Verbosity of joblib.
 
@@ -67,6 +75,8 @@ class LegoPruner(BasePruner):
         Modules seen by :meth:`fit`.
     n_adapters_in_ : int
         Number of adapters seen by :meth:`fit`.
+    backend_ : {'sklearn', 'torch', 'cuml'} or None
+        Library that runs k-means; None with a ``clusterer``.
 
     References
     ----------
@@ -93,7 +103,9 @@ class LegoPruner(BasePruner):
         "clusterer": [ClusterMixin, None],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "backend": [StrOptions(set(BACKENDS))],
     }
+    _engine: Engine | None = None  # on the copy that runs the modules
 
     def __init__(
         self,
@@ -108,6 +120,7 @@ class LegoPruner(BasePruner):
         max_iter: int = 300,
         random_state: Any = None,
         n_jobs: int | None = None,
+        backend: Backend = "auto",
         device: str | None = None,
         verbose: int = 0,
     ) -> None:
@@ -121,6 +134,7 @@ class LegoPruner(BasePruner):
         self.max_iter = max_iter
         self.random_state = random_state
         self.n_jobs = n_jobs
+        self.backend = backend
         self.device = device
         self.verbose = verbose
 
@@ -128,6 +142,53 @@ class LegoPruner(BasePruner):
     def invariances(self) -> frozenset[str]:
         """The order of the MSUs; with 'balance' rescaling, with 'sign_invariant' signs, with 'svd' all there are."""
         return gauges_kept(self.align, self.metric)
+
+    def fit(self, X: AdapterSet | Iterable[Adapter], y: object = None) -> Self:
+        """Check the adapters and the parameters, and choose the backend; nothing is learned.
+
+        Parameters
+        ----------
+        X : AdapterSet or list of Adapter
+            The adapters.
+        y : None
+            Ignored.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ImportError
+            If ``backend`` is 'cuml' and cuML cannot be imported.
+        ValueError
+            If a parameter is wrong, ``device`` cannot be used, or ``backend`` does not compute on it.
+        """
+        super().fit(X, y)
+        self.backend_ = self._chosen_engine().backend if self.clusterer is None else None
+        return self
+
+    def transform(self, X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
+        """Prune every adapter.
+
+        Parameters
+        ----------
+        X : AdapterSet or list of Adapter
+            The adapters. They are not changed themselves.
+
+        Returns
+        -------
+        AdapterSet
+            As many adapters as X, in the same order, under the same names.
+        """
+        self._validate_params()
+        worker = copy(self)
+        if self.clusterer is None:
+            worker._engine = self._chosen_engine()  # once, and not for each module
+        return super(LegoPruner, worker).transform(X)
+
+    def _chosen_engine(self) -> Engine:
+        return self._engine or choose_engine(self.backend, self.device)
 
     def _prune_module(self, update: LoraFactors, k: int, rng: np.random.RandomState) -> LoraFactors:
         result = reassemble(
@@ -142,5 +203,6 @@ class LegoPruner(BasePruner):
             n_init=self.n_init,
             max_iter=self.max_iter,
             rng=rng,
+            engine=self._chosen_engine() if self.clusterer is None else None,
         )
         return result.factors

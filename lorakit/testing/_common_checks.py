@@ -7,8 +7,9 @@ from typing import Any
 from unittest import TestCase
 
 import torch
+from sklearn import config_context
 from sklearn.base import clone
-from sklearn.utils import estimator_checks as sklearn_checks
+from sklearn.utils import estimator_html_repr
 
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
@@ -46,21 +47,6 @@ def same_bits(x: Adapter, y: Adapter) -> None:
             assert torch.equal(a, b), f"module {module!r} differs"
 
 
-def check_sklearn_parameters(estimator: BaseMerger | BasePruner) -> None:
-    """Constructor and parameters follow scikit-learn's rules."""
-    name = type(estimator).__name__
-    for check in (
-        sklearn_checks.check_no_attributes_set_in_init,
-        sklearn_checks.check_get_params_invariance,
-        sklearn_checks.check_set_params,
-        sklearn_checks.check_do_not_raise_errors_in_init_or_set_params,
-        sklearn_checks.check_estimator_repr,
-        sklearn_checks.check_estimator_cloneable,
-    ):
-        check(name, clone(estimator))
-    sklearn_checks.check_parameters_default_constructible(name, estimator)
-
-
 def check_input_unchanged(estimator: BaseMerger | BasePruner) -> None:
     """Neither the adapters nor the parameters change."""
     X = adapters_for(estimator)
@@ -70,13 +56,6 @@ def check_input_unchanged(estimator: BaseMerger | BasePruner) -> None:
     estimator.fit_transform(X)
     assert pickle.dumps(X) == before
     assert str(estimator.get_params()) == params
-
-
-def check_fit_returns_self(estimator: BaseMerger | BasePruner) -> None:
-    """``fit`` returns self and takes a plain list as well as an AdapterSet."""
-    assert estimator.fit(list(adapters_for(estimator))) is estimator
-    assert estimator.n_adapters_in_ == 3
-    assert estimator.module_names_in_ == ("layer.0", "layer.1")
 
 
 def check_bad_input(estimator: BaseMerger | BasePruner) -> None:
@@ -127,3 +106,20 @@ def check_pickle(estimator: BaseMerger | BasePruner) -> None:
     seeded(estimator).fit(X)
     for before, after in zip(estimator.transform(X), pickle.loads(pickle.dumps(estimator)).transform(X), strict=True):
         same_bits(before, after)
+
+
+def check_html(estimator: BaseMerger | BasePruner) -> None:
+    """scikit-learn's diagram shows it, before and after fitting."""
+    name = type(estimator).__name__
+    assert name in estimator_html_repr(estimator)
+    assert name in estimator_html_repr(estimator.fit(adapters_for(estimator)))
+
+
+def check_set_output(estimator: BaseMerger | BasePruner) -> None:
+    """Tables are refused when this estimator is asked for them; what is configured for all does not reach it."""
+    X = adapters_for(estimator)
+    with raises(ValueError, "AdapterSet"):
+        estimator.set_output(transform="pandas")
+    assert estimator.set_output(transform="default") is estimator
+    with config_context(transform_output="pandas"):
+        assert isinstance(estimator.fit_transform(X), AdapterSet)

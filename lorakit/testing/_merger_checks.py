@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
 
 from ..adapters import Adapter
 from ..base import BaseMerger
 from ..exceptions import IncompatibleAdaptersError
+from ..pruning.svd import SVDPruner
 from ._common_checks import RANK, adapters_for, raises, same_bits, same_update, seeded
 
 
@@ -70,7 +73,7 @@ def check_scale(merger: BaseMerger) -> None:
     """``scale`` multiplies the update; 'match' sets its norm."""
     seeded(merger).set_params(k=RANK)
     X = adapters_for(merger, dtype=torch.float64)
-    plain = clone(merger).fit(X).merged_
+    plain = clone(merger).set_params(scale=1.0).fit(X).merged_
     doubled = clone(merger).set_params(scale=2.0).fit(X).merged_
     same_update(doubled, Adapter({m: f.scaled(2) for m, f in plain.items()}), 1e-6)
     for scope in ("module", "model"):
@@ -93,3 +96,17 @@ def check_missing_module(merger: BaseMerger) -> None:
     assert set(merged) == {"layer.0", "layer.1"}
     assert all(torch.isfinite(x).all() for factors in merged.values() for x in factors)
     assert float(merged["layer.1"].delta().norm()) > 0
+
+
+def check_in_pipeline(merger: BaseMerger) -> None:
+    """Behind a pruner in a pipeline it does what it does alone; scores are routed as scikit-learn likes."""
+    X = adapters_for(merger)
+    pruner = SVDPruner(k=3)  # of one rank: mergers that need that are content
+    seeded(merger).set_params(k=3)
+    alone = clone(merger).fit(pruner.fit_transform(X))
+    for routing in (False, True):
+        with config_context(enable_metadata_routing=routing):
+            pipeline = make_pipeline(pruner, clone(merger)).fit(X)
+            (out,) = pipeline.transform(X[:1])
+            same_bits(out, alone.merged_)
+            assert pipeline.score(X) == alone.score(pruner.transform(X))

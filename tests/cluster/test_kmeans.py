@@ -12,7 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from lorakit import MSUKMeans
-from lorakit.cluster import _partition
+from lorakit.cluster import _backends, _partition
 
 
 # some checks fit eight clusters to four distinct rows, as they do for KMeans
@@ -111,13 +111,13 @@ def test_every_distinct_row_its_own_cluster(twins):
 
 def test_weights_take_part_in_the_seeding(monkeypatch):
     first_seeds = []
-    lloyd = _partition.lloyd_sklearn
+    lloyd = _backends.lloyd_sklearn
 
-    def spy(points, weights, centers, **kwargs):
-        first_seeds.append(centers[0] - points[weights.argmax()])
-        return lloyd(points, weights, centers, **kwargs)
+    def spy(problem, seeds, **kwargs):
+        first_seeds.append(seeds[0] - problem.weights.argmax())
+        return lloyd(problem, seeds, **kwargs)
 
-    monkeypatch.setattr(_partition, "lloyd_sklearn", spy)
+    monkeypatch.setattr(_backends, "lloyd_sklearn", spy)
     MSUKMeans(3, random_state=0).fit(noise(30, 4), sample_weight=np.where(np.arange(30) == 7, 1e9, 1))
     assert len(first_seeds) == 10
     assert not np.any(first_seeds)

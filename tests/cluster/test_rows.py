@@ -132,13 +132,13 @@ def test_reduced_fit_equals_direct_fit(monkeypatch, k, tol):
 
 def test_lloyd_sees_n_coordinates(monkeypatch):
     shapes = []
-    lloyd = _partition.lloyd_sklearn
+    lloyd = _backends.lloyd_sklearn
 
-    def spy(points, *args, **kwargs):
-        shapes.append((points.shape, points.dtype))
-        return lloyd(points, *args, **kwargs)
+    def spy(problem, *args, **kwargs):
+        shapes.append((problem.points.shape, problem.points.dtype))
+        return lloyd(problem, *args, **kwargs)
 
-    monkeypatch.setattr(_partition, "lloyd_sklearn", spy)
+    monkeypatch.setattr(_backends, "lloyd_sklearn", spy)
     X = np.random.default_rng(0).standard_normal((96, 8192)).astype(np.float32)
     kmeans = MSUKMeans(24, n_init=4, random_state=0).fit(X)
     assert shapes == [((96, 96), np.float64)] * 4

@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from lorakit import MSUKMeans
 from lorakit.cluster._coordinates import aligned_signs, canonical_signs, coordinates
-from lorakit.cluster.units import cluster_units
+from lorakit.cluster.units import Engine, cluster_units
 
 SEED = st.integers(0, 2**31 - 1)
 
@@ -32,7 +32,8 @@ def bunches(n_bunches=5, size=4, d=40, spread=0.05, seed=0):
 def clustered(units, k, *, weights=None, metric="euclidean", clusterer=None, seed=0):
     weights = np.ones(len(units)) if weights is None else weights
     rng = np.random.RandomState(seed)
-    return cluster_units(units, weights, k, metric=metric, clusterer=clusterer, n_init=4, max_iter=300, rng=rng)
+    options = {"metric": metric, "clusterer": clusterer, "n_init": 4, "max_iter": 300}
+    return cluster_units(units, weights, k, **options, rng=rng, engine=Engine("sklearn"))
 
 
 def signed_inertia(units, weights, labels, signs):
