@@ -5,7 +5,7 @@ Nothing here forms a (d_out, d_in) matrix unless the function's name says *dense
 """
 
 from .damping import damp_shared_outputs
-from .frames import Compressed, compress
+from .frames import Compressed, compress, frame_of
 from .msu import align_svd, balance_msus, pool_msus, split_msus
 from .products import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
 from .regression import regression_mean
@@ -38,6 +38,7 @@ __all__ = [
     "drop_randomly",
     "elect_sign",
     "flatten_spectrum",
+    "frame_of",
     "frobenius_norm",
     "gram_matrix",
     "inner_product",

@@ -42,9 +42,9 @@ class Frame(Protocol):
 def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
     """Find an orthonormal frame of the columns of T matrices.
 
-    By the Cholesky factor of their Gram matrix where that is safe: five times cheaper than QR, and Q is never formed.
-    By QR in the columns' own dtype where they nearly depend on one another, where there are more of them than rows, and
-    for float64, which is given to be kept.
+    By the Cholesky factor of their Gram matrix where that is safe: it is cheaper than QR, and Q is never formed.
+    By QR, in float64 too, where they nearly depend on one another, where there are more of them than rows, and for
+    float64, which is given to be kept.
 
     Parameters
     ----------
@@ -62,8 +62,8 @@ def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
         found = _gram_frame(columns)
         if found is not None:
             return found
-    q, r = torch.linalg.qr(torch.cat(list(columns), dim=1))
-    return _QRFrame(list(r.double().split([c.shape[1] for c in columns], dim=1)), q)
+    q, r = torch.linalg.qr(torch.cat([c.double() for c in columns], dim=1))
+    return _QRFrame(list(torch.split(r, [c.shape[1] for c in columns], dim=1)), q, columns[0].dtype)
 
 
 def gram_of(columns: Sequence[Tensor]) -> Tensor:
@@ -124,11 +124,11 @@ def compress(updates: Sequence[Update]) -> Compressed:
 
 class _QRFrame(NamedTuple):
     blocks: list[Tensor]
-    q: Tensor  # (d, p)
+    q: Tensor  # (d, p), float64
+    dtype: torch.dtype
 
     def expand(self, coordinates: Tensor) -> Tensor:
-        expanded: Tensor = self.q @ coordinates.to(self.q)
-        return expanded
+        return (self.q @ coordinates.double()).to(self.dtype)
 
 
 class _GramFrame(NamedTuple):

@@ -66,7 +66,7 @@ class WrongDtype(MeanMerger):
 class LooksAround(MeanMerger):
     """Scales by the number of modules."""
 
-    def _prepared(self, X, weights):
+    def _prepared(self, X, weights, ranks, seed):
         other = clone(self)
         other.n_ = len(X.module_names)
         return other
