@@ -137,4 +137,6 @@ def _to_numpy(x: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
 
 def _unpickle_factors(a: Any, b: Any, dtype: str) -> LoraFactors:
     kind = cast(torch.dtype, getattr(torch, dtype))
-    return LoraFactors(*(torch.from_numpy(x).view(kind) for x in (a, b)))
+    # Ray and loky hand out read-only views of memory that processes share; a tensor has to be writable.
+    own = (x if x.flags.writeable else x.copy() for x in (a, b))
+    return LoraFactors(*(torch.from_numpy(x).view(kind) for x in own))

@@ -41,7 +41,7 @@ def svd_of_sum(
     pairs = [(a, b) for a, b in updates]
     outputs, inputs, core = _core(pairs, weights)
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
-    return outputs.expand(u[:, :k]), s.to(pairs[0][0].dtype), inputs.expand(vh[:k].mT).mT
+    return outputs.expand(u[:, :k]), s.to(pairs[0][0].dtype), inputs.expand(vh[:k].mT).mT.contiguous()
 
 
 def singular_values_of_sum(updates: Sequence[Update], weights: Sequence[float]) -> Tensor:
