@@ -124,7 +124,8 @@ def gram_against_qr(monkeypatch, updates, k):
 @pytest.mark.slow
 def test_gram_path_on_the_real_adapters(monkeypatch, real_adapter_paths):
     X = load_adapters(sorted(real_adapter_paths.values()))
-    found = [gram_against_qr(monkeypatch, [tuple(f) for f in X.factors(m)], k) for m in X.module_names for k in (8, 32)]
+    modules = [[tuple(factors) for factors in X.factors(module)] for module in X.module_names]
+    found = [gram_against_qr(monkeypatch, updates, k) for updates in modules for k in (8, 32)]
     assert max(error for error, _ in found) < 1e-5
     assert np.mean([gram for _, gram in found]) > 0.8
 
@@ -139,7 +140,9 @@ def test_gram_path_against_qr_by_condition(monkeypatch, condition):
 
 def test_singular_values_alone():
     updates = [(c.mT, d) for c, d in zip(columns(40, [3, 4]), columns(30, [3, 4], seed=1), strict=True)]
-    expected = torch.linalg.svdvals(sum(w * b.double() @ a.double() for w, (a, b) in zip((2, -1), updates, strict=True)))
+    expected = torch.linalg.svdvals(
+        sum(w * b.double() @ a.double() for w, (a, b) in zip((2, -1), updates, strict=True))
+    )
     found = singular_values_of_sum(updates, [2, -1])
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, expected[:7], rtol=1e-5, atol=1e-7)
