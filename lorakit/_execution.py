@@ -19,7 +19,7 @@ from threadpoolctl import ThreadpoolController
 
 from .adapter_set import AdapterSet
 from .exceptions import OutputError
-from .factors import LoraFactors, promoted_dtype
+from .factors import LoraFactors, all_finite, promoted_dtype
 
 Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # called with (modules done, modules in all)
@@ -159,7 +159,7 @@ def to_output(factors: LoraFactors, dtype: torch.dtype, module: str) -> LoraFact
         If a value is not finite after the cast.
     """
     out = factors.to(dtype=dtype, device="cpu")
-    if not (torch.isfinite(out.A).all() and torch.isfinite(out.B).all()):
+    if not (all_finite(out.A) and all_finite(out.B)):
         largest = max(factors.A.abs().max().item(), factors.B.abs().max().item())
         raise OutputError(
             f"module {module!r}: the result has values that {str(dtype).removeprefix('torch.')} cannot hold "

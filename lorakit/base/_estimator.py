@@ -15,7 +15,7 @@ from .._ranks import RankBudget
 from .._sklearn import Interval, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
 from ..adapters import Provenance
-from ..linalg import svd_of_sum
+from ..linalg import singular_values_of_sum
 
 # What can be done to an adapter's factors without changing its update: reorder, negate or rescale its MSUs; mix them.
 GAUGES = ("permutation", "sign", "rescaling", "GL(r)")
@@ -112,5 +112,4 @@ def _describe(estimator: BaseEstimator) -> str:
 
 def spectrum_of_mean(X: AdapterSet, module: str, *, weights: list[float], device: str | None) -> np.ndarray:
     """Singular values of the weighted mean of one module's updates."""
-    _, s, _ = svd_of_sum(to_compute(X.factors(module), device), weights)
-    return s.double().cpu().numpy()
+    return singular_values_of_sum(to_compute(X.factors(module), device), weights).cpu().numpy()

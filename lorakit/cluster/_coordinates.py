@@ -36,14 +36,9 @@ def coordinates(rows: Floats, metric: Metric) -> Floats:
     """
     if metric == "euclidean":
         return rows
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if metric == "cosine":
-        # What a rank-deficient update leaves in its last units is round-off, which has no direction
-        alive = norms**2 > len(rows) * np.finfo(np.float32).eps * norms.max() ** 2
-        # An update's own singular units are all at right angles, equally far from one another: round-off would place
-        # them. A trace of their lengths does instead.
-        lengths = 1 + _TRACE * norms / max(norms.max(), np.finfo(np.float64).tiny)
-        return rows * np.where(alive, lengths / np.where(alive, norms, 1), 0)
+        return rows * cosine_scales(rows)
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = rows / np.where(norms > 0, norms, 1)
     products = (unit @ unit.T) ** 2 * (norms @ norms.T)
     products -= products.mean(axis=0)
@@ -52,6 +47,18 @@ def coordinates(rows: Floats, metric: Metric) -> Floats:
     real = eigenvalues > len(rows) * np.finfo(np.float64).eps * eigenvalues[-1]
     points: Floats = vectors[:, real] * np.sqrt(eigenvalues[real])
     return points
+
+
+def cosine_scales(rows: Floats) -> Floats:
+    """Factors, (n, 1), on rows that leave the metric 'cosine' their directions."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    # What a rank-deficient update leaves in its last units is round-off, which has no direction
+    alive = norms**2 > len(rows) * np.finfo(np.float32).eps * norms.max() ** 2
+    # An update's own singular units are all at right angles, equally far from one another: round-off would place
+    # them. A trace of their lengths does instead.
+    lengths = 1 + _TRACE * norms / max(norms.max(), np.finfo(np.float64).tiny)
+    scales: Floats = np.where(alive, lengths / np.where(alive, norms, 1), 0)
+    return scales
 
 
 def canonical_signs(rows: Floats) -> Floats:

@@ -31,6 +31,7 @@ def pose_points(
     clusterer: ClusterMixin | None,
     *,
     n_init: int,
+    width: int,
     rng: np.random.RandomState,
 ) -> Posed:
     """Prepare points for k-means, or cluster them at once with another clusterer.
@@ -49,6 +50,8 @@ def pose_points(
         Cloned, not changed. None is k-means, which needs ``k``.
     n_init : int
         Starts of k-means.
+    width : int
+        Number of features that k-means' tolerance is relative to.
     rng : RandomState
         Source of all randomness.
     """
@@ -56,7 +59,7 @@ def pose_points(
     if clusterer is not None:
         return Posed(_fit(clusterer, points, weights, k, rng), order)
     assert k is not None
-    return Posed(pose(points, weights, k, n_init=n_init, tol=_TOL, rng=rng), order)
+    return Posed(pose(points, weights, k, n_init=n_init, tol=_TOL, width=width, rng=rng), order)
 
 
 def solve_posed(posed: Sequence[Posed], engine: Engine | None, *, max_iter: int) -> list[Partition]:

@@ -48,27 +48,29 @@ def partition(
     engine : Engine
         What runs Lloyd's algorithm.
     """
-    problem = pose(rows, weights, n_clusters, n_init=n_init, tol=tol, rng=rng)
+    problem = pose(rows, weights, n_clusters, n_init=n_init, tol=tol, width=rows.shape[1], rng=rng)
     if isinstance(problem, Partition):
         return problem
     return settle(problem, *solve([problem], engine, max_iter=max_iter))
 
 
 def pose(
-    rows: Floats, weights: Floats, n_clusters: int, *, n_init: int, tol: float, rng: np.random.RandomState
+    rows: Floats, weights: Floats, n_clusters: int, *, n_init: int, tol: float, width: int, rng: np.random.RandomState
 ) -> Problem | Partition:
     """Return what Lloyd's algorithm is to solve, or the partition where there is nothing to solve.
 
-    The parameters are those of :func:`partition`. It holds coordinates and no rows: a whole model's fit in memory.
+    The parameters are those of :func:`partition`; ``width`` is the number of features that the tolerance is relative
+    to. It holds coordinates and no rows: a whole model's fit in memory.
     """
     if len(rows) <= n_clusters:  # not left to k-means++, to which rows that differ by round-off are the same
         return Partition(np.arange(len(rows)), 1)
-    points = isometric_coordinates(rows)
+    # As many coordinates as rows are few enough
+    points = isometric_coordinates(rows) if len(rows) < rows.shape[1] else rows - rows.mean(axis=0)
     squared = euclidean_distances(points, squared=True)
     # Seeded here and not by the backend: backends that start alike agree
-    seeds = np.array([plusplus(squared, weights, n_clusters, rng) for _ in range(n_init)])
+    seeds = plusplus(squared, weights, n_clusters, n_init, rng)
     # Fewer coordinates hold the same variance: each holds more, and the tolerance is relative to their mean
-    return Problem(points, weights, seeds, tol * points.shape[1] / rows.shape[1])
+    return Problem(points, weights, seeds, tol * points.shape[1] / width)
 
 
 def settle(problem: Problem, runs: Sequence[Run]) -> Partition:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -9,22 +11,41 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 
-def argsort_rows(rows: Floats) -> Ints:
+_PREFIX = 16  # columns that nearly always tell rows apart
+
+
+def argsort_rows(rows: NDArray[np.floating]) -> Ints:
     """Stable argsort of finite rows in lexicographic order; -0.0 and 0.0 are equal.
 
     The order is that of the numbers, not of their bytes in memory: it stays the same when all rows are scaled by one
     positive factor, so a common LoRA scale does not change which rows k-means is seeded with.
     """
-    bits = (rows + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0
+    order = _argsort_bytes(rows[:, :_PREFIX])
+    prefix = rows[order, :_PREFIX]
+    if rows.shape[1] > _PREFIX and (prefix[1:] == prefix[:-1]).all(axis=1).any():
+        return _argsort_bytes(rows)
+    return order
+
+
+def _argsort_bytes(rows: NDArray[np.floating]) -> Ints:
+    bits = (rows.astype(np.float64) + 0.0).view(np.int64)  # -0.0 + 0.0 is 0.0
     # Big-endian integers whose bytes compare as the floats do: one memcmp a comparison, which mostly ends in the first
-    # column, where np.lexsort would sort all of the thousands.
+    # column, where np.lexsort would sort all of them.
     flips = (bits >> 63) | np.int64(np.iinfo(np.int64).min)
     keys = np.ascontiguousarray((bits ^ flips).astype(">i8"))
     return keys.view(f"V{keys.shape[1] * keys.itemsize}").ravel().argsort(kind="stable")
 
 
-def distinct_rows(X: NDArray[np.floating], weights: Floats) -> tuple[Floats, Floats, Ints]:
-    """Distinct rows in lexicographic order, the total weight of each, and which of them every row of X is.
+class Distinct(NamedTuple):
+    """The distinct rows of an array, in lexicographic order."""
+
+    chosen: Ints  # (m,), the first row of the array that is equal to each
+    totals: Floats  # (m,), summed weights of those that are
+    inverse: Ints  # (n,), which distinct row every row of the array is
+
+
+def distinct_rows(X: NDArray[np.floating], weights: Floats) -> Distinct:
+    """Find the distinct rows of an array.
 
     Parameters
     ----------
@@ -32,25 +53,17 @@ def distinct_rows(X: NDArray[np.floating], weights: Floats) -> tuple[Floats, Flo
         Finite rows.
     weights : ndarray of shape (n,)
         Their weights.
-
-    Returns
-    -------
-    rows : ndarray of shape (m, d)
-        float64, without negative zeros.
-    totals : ndarray of shape (m,)
-        Summed weights.
-    inverse : ndarray of shape (n,)
-        ``rows[inverse]`` equals X.
     """
-    X = np.ascontiguousarray(X, dtype=np.float64) + 0.0
     order = argsort_rows(X)
-    ordered = X[order]
+    prefix = X[order, :_PREFIX]
     new = np.ones(len(X), dtype=bool)
-    new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    new[1:] = (prefix[1:] != prefix[:-1]).any(axis=1)
+    for i in np.flatnonzero(~new):
+        new[i] = (X[order[i]] != X[order[i - 1]]).any()
     inverse = np.empty(len(X), dtype=np.intp)
     inverse[order] = np.cumsum(new) - 1
     by_weight = np.lexsort((weights, inverse))  # a sum depends on the order of its terms
-    return ordered[new], np.add.reduceat(weights[by_weight], np.flatnonzero(new)), inverse
+    return Distinct(order[new], np.add.reduceat(weights[by_weight], np.flatnonzero(new)), inverse)
 
 
 def isometric_coordinates(rows: Floats) -> Floats:

@@ -12,11 +12,11 @@ from ._rows import Floats, Ints
 _TIE = 1e-6
 
 
-def plusplus(squared: Floats, weights: Floats, n_clusters: int, rng: np.random.RandomState) -> Ints:
+def plusplus(squared: Floats, weights: Floats, n_clusters: int, n_init: int, rng: np.random.RandomState) -> Ints:
     """Choose starting centres by greedy k-means++ (Arthur and Vassilvitskii, 2007; several candidates a step).
 
-    As :func:`sklearn.cluster.kmeans_plusplus`, but from distances that are computed once for all starts, and with ties
-    between candidates going to the one that was drawn first.
+    As :func:`sklearn.cluster.kmeans_plusplus`, but from distances that are computed once, for all starts side by side,
+    and with ties between candidates going to the one that was drawn first.
 
     Parameters
     ----------
@@ -26,25 +26,35 @@ def plusplus(squared: Floats, weights: Floats, n_clusters: int, rng: np.random.R
         Positive weights.
     n_clusters : int
         Number of centres, below n.
+    n_init : int
+        Number of starts.
     rng : RandomState
-        Source of the draws.
+        Source of the draws. A start draws the same numbers however many follow it.
 
     Returns
     -------
-    ndarray of shape (n_clusters,)
+    ndarray of shape (n_init, n_clusters)
         Indices of the points to start from.
     """
     n_candidates = 2 + int(np.log(n_clusters))  # scikit-learn's number
-    chosen = np.empty(n_clusters, dtype=np.intp)
-    chosen[0] = rng.choice(len(weights), p=weights / weights.sum())
-    closest = squared[chosen[0]]
+    draws = rng.random_sample((n_init, 1 + (n_clusters - 1) * n_candidates))
+    starts = np.arange(n_init)
+    chosen = np.empty((n_init, n_clusters), dtype=np.intp)
+    chosen[:, 0] = _at_shares(np.cumsum(weights)[None], draws[:, :1].T)[0]
+    closest = squared[chosen[:, 0]]  # (n_init, n)
     for step in range(1, n_clusters):
-        cumulative = np.cumsum(weights * closest)
-        candidates = np.searchsorted(cumulative, rng.uniform(size=n_candidates) * cumulative[-1])
-        candidates = candidates.clip(max=len(weights) - 1)  # round-off can place a draw past the last sum
-        after = np.minimum(closest, squared[candidates])
+        first = 1 + (step - 1) * n_candidates
+        candidates = _at_shares(np.cumsum(weights * closest, axis=1), draws[:, first : first + n_candidates])
+        after = np.minimum(closest[:, None], squared[candidates])  # (n_init, n_candidates, n)
         potentials = after @ weights
-        best = int(np.argmax(potentials <= potentials.min() * (1 + _TIE)))
-        chosen[step] = candidates[best]
-        closest = after[best]
+        best = np.argmax(potentials <= potentials.min(axis=1, keepdims=True) * (1 + _TIE), axis=1)
+        chosen[:, step] = candidates[starts, best]
+        closest = after[starts, best]
     return chosen
+
+
+def _at_shares(cumulative: Floats, shares: Floats) -> Ints:
+    """Positions where cumulative sums, (s, n), reach shares of their totals, (s, m): (s, m)."""
+    targets = shares * cumulative[:, -1:]
+    # round-off can place a draw past the last sum
+    return (cumulative[:, None] < targets[:, :, None]).sum(axis=2).clip(max=cumulative.shape[1] - 1)

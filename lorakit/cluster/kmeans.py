@@ -155,7 +155,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         engine = choose_engine(self.backend, self.device)
         self.backend_ = engine.backend
 
-        rows, weights, inverse = distinct_rows(data, weights)
+        chosen, weights, inverse = distinct_rows(data, weights)
+        rows = data[chosen].astype(np.float64) + 0.0  # of equal rows, 0.0 and not -0.0
         seen = weights > 0
         labels, self.n_iter_ = partition(
             rows[seen],

@@ -11,18 +11,17 @@ from sklearn.base import ClusterMixin
 from torch import Tensor
 
 from ..factors import LoraFactors
-from ..linalg import align_svd, balance_msus, pool_msus, split_msus
+from ..linalg import align_svd, balance_msus, frame_of, pool_msus, split_msus
 from ._backends import BACKENDS, Backend, Engine, choose_engine
-from ._coordinates import Metric, aligned_signs, canonical_signs, coordinates
+from ._coordinates import Metric, aligned_signs, canonical_signs, coordinates, cosine_scales
 from ._grouping import Posed, pose_points, solve_posed
 from ._partition import Partition
-from ._rows import Floats, Ints, argsort_rows, distinct_rows, squared_residuals
+from ._rows import Distinct, Floats, Ints, argsort_rows, distinct_rows, squared_residuals
 
 __all__ = [
     "BACKENDS",
     "Align",
     "Backend",
-    "Clusters",
     "Engine",
     "FoundUnits",
     "Metric",
@@ -30,11 +29,11 @@ __all__ = [
     "PosedUnits",
     "Reassembled",
     "choose_engine",
-    "cluster_units",
     "gauges_kept",
     "pose_module",
+    "pose_units",
     "reassemble",
-    "solve_modules",
+    "solve_units",
 ]
 
 Norm = Literal["inf", "l2"]
@@ -46,15 +45,6 @@ _ALIGN: dict[str | None, Callable[[LoraFactors], tuple[Tensor, Tensor]]] = {
     "svd": align_svd,
 }
 _ORD: dict[str, float] = {"inf": float("inf"), "l2": 2}
-
-
-class Clusters(NamedTuple):
-    """What :func:`cluster_units` returns."""
-
-    labels: Ints  # (R,), clusters numbered from 0, none empty
-    signs: Floats  # (R,), +1 or -1: with these the units of a cluster point the same way; all +1 unless sign_invariant
-    inertia: float  # weighted sum of the squared distances of the units, so signed, to their cluster's mean
-    n_iter: int | None
 
 
 class Reassembled(NamedTuple):
@@ -78,36 +68,34 @@ def gauges_kept(align: Align | None, metric: Metric) -> frozenset[str]:
     return frozenset({"permutation", *extra} | ({"rescaling"} if align == "balance" else set()))
 
 
-class _Distinct(NamedTuple):
-    """The distinct units of a pool, as the clustering sees them, without the units."""
+class _Pooled(NamedTuple):
+    """The distinct units of a pool, without their lengths."""
 
-    flips: Floats  # (R,), +1 or -1, by which each unit is multiplied
-    totals: Floats  # (n,), summed weights of equal units, in lexicographic order
-    inverse: Ints  # (R,), which distinct unit every unit is
-
-    def rows(self, units: np.ndarray) -> Floats:
-        """Distinct units, (n, d), from the pool that this was made of."""
-        _, first = np.unique(self.inverse, return_index=True)
-        rows: Floats = units[first].astype(np.float64) * self.flips[first, None] + 0.0  # -0.0 + 0.0 is 0.0
-        return rows
+    distinct: Distinct
+    flips: Floats  # (m,), +1 or -1, by which each distinct unit is multiplied
+    rows: Floats  # (m, p), coordinates of the units, so multiplied: norms and inner products are theirs
+    signed: bool  # whether units are to be turned to point the same way
 
 
 class PosedUnits(NamedTuple):
-    """What :func:`pose_module` returns: of R x R numbers, whatever the length of the units."""
+    """What :func:`pose_units` returns: of R x R numbers, whatever the length of the units."""
 
-    distinct: _Distinct
+    pooled: _Pooled
     posed: Posed
 
 
 class FoundUnits(NamedTuple):
-    """What :func:`solve_modules` returns of each module."""
+    """The clusters of a pool."""
 
-    distinct: _Distinct
-    partition: Partition  # of the distinct units
+    distinct: Distinct
+    labels: Ints  # (m,), of the distinct units; clusters numbered from 0, none empty
+    signs: Floats  # (m,), +1 or -1: with these the units of a cluster point the same way; all +1 unless sign_invariant
+    inertia: float  # weighted sum of the squared distances of the units, so signed, to their cluster's mean
+    n_iter: int | None
 
 
-def _pose_units(
-    units: np.ndarray,
+def pose_units(
+    units: Tensor,
     weights: Floats,
     k: int | None,
     *,
@@ -116,68 +104,66 @@ def _pose_units(
     n_init: int,
     rng: np.random.RandomState,
 ) -> PosedUnits:
-    flips = canonical_signs(units) if metric == "sign_invariant" else np.ones(len(units))
-    rows, totals, inverse = distinct_rows(units * flips[:, None], weights)
-    # A clusterer that counts neighbours takes a unit of mean weight for one
-    counts = totals * (len(units) / weights.sum())
-    points = coordinates(rows, metric)
-    # Starts are drawn by position: what the metric does not see may not place a unit
-    order = argsort_rows(points) if metric == "cosine" else np.arange(len(rows))
-    posed = pose_points(points, counts, order, k, clusterer, n_init=n_init, rng=rng)
-    return PosedUnits(_Distinct(flips, totals, inverse), posed)
-
-
-def solve_modules(posed: Sequence[PosedUnits], engine: Engine | None, *, max_iter: int) -> list[FoundUnits]:
-    """Cluster the units of many modules, in one call of the engine."""
-    partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
-    return [FoundUnits(module.distinct, found) for module, found in zip(posed, partitions, strict=True)]
-
-
-def cluster_units(
-    units: np.ndarray,
-    weights: Floats,
-    k: int | None,
-    *,
-    metric: Metric,
-    clusterer: ClusterMixin | None,
-    n_init: int,
-    max_iter: int,
-    rng: np.random.RandomState,
-    engine: Engine | None,
-    found: FoundUnits | None = None,
-) -> Clusters:
-    """Cluster a pool of MSUs; the order of the units does not matter.
+    """Return what is to be solved to cluster a pool of MSUs; the order of the units does not matter.
 
     Parameters
     ----------
-    units : ndarray of shape (R, d)
+    units : Tensor of shape (R, d)
         One MSU a row.
     weights : ndarray of shape (R,)
         Positive weights.
     k : int or None
         Number of clusters, at most the number of distinct units; None only with a clusterer.
-    metric, clusterer, n_init, max_iter, rng, engine, found
+    metric, clusterer, n_init, rng
         As in :func:`reassemble`.
     """
-    if found is None:
-        posed = _pose_units(units, weights, k, metric=metric, clusterer=clusterer, n_init=n_init, rng=rng)
-        (found,) = solve_modules([posed], engine, max_iter=max_iter)
-    (flips, totals, inverse), (labels, n_iter) = found
-    rows = found.distinct.rows(units)
-    turns = aligned_signs(rows, totals, labels) if metric == "sign_invariant" else np.ones(len(rows))
-    inertia = float(squared_residuals(rows * turns[:, None], totals, labels).sum())
-    return Clusters(labels[inverse], flips * turns[inverse], inertia, n_iter)
+    host = units.cpu().numpy()
+    signed = metric == "sign_invariant"
+    flips = canonical_signs(host) if signed else np.ones(len(host))
+    distinct = distinct_rows(host * flips[:, None].astype(host.dtype) if signed else host, weights)
+    flips = flips[distinct.chosen]
+    # Distances in an orthonormal frame of the units are those of the units, which are long
+    (block,) = frame_of([_taken(units, distinct.chosen).mT]).blocks
+    rows = np.ascontiguousarray(block.mT.cpu().numpy()) * flips[:, None]
+    points = coordinates(rows, metric)
+    # Starts are drawn by position: what the metric does not see may not place a unit
+    order = np.arange(len(rows))
+    if metric == "cosine":
+        order = argsort_rows(host[distinct.chosen] * cosine_scales(rows))
+    counts = distinct.totals * (len(host) / weights.sum())  # to a clusterer that counts, one of mean weight is one
+    width = points.shape[1] if signed else host.shape[1]
+    posed = pose_points(points, counts, order, k, clusterer, n_init=n_init, width=width, rng=rng)
+    return PosedUnits(_Pooled(distinct, flips, rows, signed), posed)
 
 
-def _centroids(units: Tensor, weights: Floats, labels: Ints, norm: Norm | None) -> Tensor:
-    """Weighted means of the units of every cluster, (k, d), each given its members' mean norm; float64."""
-    shares = np.zeros((labels.max() + 1, len(labels)))  # row c: each unit's share of cluster c
-    shares[labels, np.arange(len(labels))] = weights
-    member = torch.from_numpy(shares / shares.sum(axis=1, keepdims=True)).to(units.device)
-    centroids = member @ units
+def solve_units(posed: Sequence[PosedUnits], engine: Engine | None, *, max_iter: int) -> list[FoundUnits]:
+    """Cluster the units of many modules, in one call of the engine."""
+    partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
+    return [_settled(module.pooled, *found) for module, found in zip(posed, partitions, strict=True)]
+
+
+def _settled(pooled: _Pooled, labels: Ints, n_iter: int | None) -> FoundUnits:
+    distinct, flips, rows, signed = pooled
+    turns = aligned_signs(rows, distinct.totals, labels) if signed else np.ones(len(rows))
+    inertia = float(squared_residuals(rows * turns[:, None], distinct.totals, labels).sum()) if len(rows) else 0.0
+    return FoundUnits(distinct, labels, flips * turns, inertia, n_iter)
+
+
+def _taken(units: Tensor, positions: Ints) -> Tensor:
+    return units[torch.from_numpy(positions).to(units.device)]
+
+
+def _centroids(units: Tensor, found: FoundUnits, norm: Norm | None) -> Tensor:
+    """Weighted means of the units of every cluster, (k, d), each given its members' mean norm."""
+    # In the order of the distinct units, whatever that of the pool: sums depend on the order of their terms
+    rows = _taken(units, found.distinct.chosen)
+    shares = np.zeros((found.labels.max() + 1, len(rows)))  # row c: each unit's share of cluster c
+    shares[found.labels, np.arange(len(rows))] = found.distinct.totals
+    shares /= shares.sum(axis=1, keepdims=True)
+    centroids = torch.from_numpy(shares * found.signs).to(rows) @ rows
     if norm is not None:
-        before = member @ units.norm(p=_ORD[norm], dim=1)
-        after = centroids.norm(p=_ORD[norm], dim=1)
+        before = torch.from_numpy(shares).to(rows) @ torch.linalg.vector_norm(rows, ord=_ORD[norm], dim=1)
+        after = torch.linalg.vector_norm(centroids, ord=_ORD[norm], dim=1)
         centroids *= torch.where(after > 0, before / torch.where(after > 0, after, 1), 0)[:, None]
     return centroids
 
@@ -216,16 +202,16 @@ def pose_module(
 ) -> PosedUnits:
     """Return what k-means is to solve for one module; the parameters are those of :func:`reassemble`.
 
-    Made first for all modules, it lets :func:`solve_modules` take them together; each module's ``found`` then goes to
+    Made first for all modules, it lets :func:`solve_units` take them together; each module's ``found`` then goes to
     :func:`reassemble`.
     """
     pool = _pool(updates, weights, align)
     if pool is None:
         none = np.empty(0, dtype=np.intp)
-        return PosedUnits(_Distinct(np.empty(0), np.empty(0), none), Posed(Partition(none, 0), none))
+        empty = _Pooled(Distinct(none, np.empty(0), none), np.empty(0), np.empty((0, 0)), False)
+        return PosedUnits(empty, Posed(Partition(none, 0), none))
     k = round(2 * pool.mean_rank) if k is None else k
-    units = pool.units.cpu().numpy()
-    return _pose_units(units, pool.weights, k, metric=metric, clusterer=None, n_init=n_init, rng=rng)
+    return pose_units(pool.units, pool.weights, k, metric=metric, clusterer=None, n_init=n_init, rng=rng)
 
 
 def reassemble(
@@ -281,22 +267,12 @@ def reassemble(
         return Reassembled(updates[0].scaled(0), labels, owners, 0.0, 0)
     if k is None and clusterer is None:
         k = round(2 * pool.mean_rank)
-    clusters = cluster_units(
-        pool.units.cpu().numpy(),
-        pool.weights,
-        k,
-        metric=metric,
-        clusterer=clusterer,
-        n_init=n_init,
-        max_iter=max_iter,
-        rng=rng,
-        engine=engine,
-        found=found,
-    )
-    signed = pool.units.double() * torch.from_numpy(clusters.signs).to(pool.units.device)[:, None]
-    centroids = _centroids(signed, pool.weights, clusters.labels, norm)
-    factors = LoraFactors(*split_msus(centroids.to(pool.units.dtype), pool.d_in))
+    if found is None:
+        posed = pose_units(pool.units, pool.weights, k, metric=metric, clusterer=clusterer, n_init=n_init, rng=rng)
+        (found,) = solve_units([posed], engine, max_iter=max_iter)
+    centroids = _centroids(pool.units, found, norm)
+    factors = LoraFactors(*split_msus(centroids, pool.d_in))
     if output_scale is not None:
         factors = factors.scaled((pool.mean_rank / factors.rank) ** 0.5 if output_scale == "sqrt" else output_scale)
-    labels[np.array(pool.active)[owners]] = clusters.labels
-    return Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter)
+    labels[np.array(pool.active)[owners]] = found.labels[found.distinct.inverse]
+    return Reassembled(factors, labels, owners, found.inertia, found.n_iter)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..adapters import ModuleInfo
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
-from ..factors import LoraFactors, promoted_dtype
+from ..factors import LoraFactors, all_finite, promoted_dtype
 from ._checks import FileStamp, require_unchanged, stamp
 from ._codec import ReadOptions
 from ._peft_config import PeftConfig, read_config
@@ -46,7 +46,7 @@ class _FileModules:
         """Read one module, its scale folded as a square root into both factors, in float32 or float64."""
         _require_unchanged(self.weights, self._stamps)
         (key_a, key_b, _), scale = self._stored[module]
-        a, b = read_tensors(self.weights, (key_a, key_b))
+        a, b = read_tensors(self.weights, (key_a, key_b), self._stamps[0])
         for key, tensor in ((key_a, a), (key_b, b)):
             self._check_finite(module, key, tensor)
         # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
@@ -61,8 +61,8 @@ class _FileModules:
         return _FileModules, (self.weights, self._stamps, self._stored, self.dtype)
 
     def _check_finite(self, module: str, key: str, tensor: Tensor) -> None:
-        bad = int((~torch.isfinite(tensor)).sum())
-        if bad:
+        if not all_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
             raise CorruptFileError(
                 f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
                 "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"

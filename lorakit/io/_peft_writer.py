@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import OutputError
+from ..factors import all_finite
 from ._peft_keys import PREFIX
 
 # The values of max_lora_rank that vLLM takes: a server started with one of them has room for exactly this rank.
@@ -104,8 +105,8 @@ def _shapes(info: ModuleInfo, rank: int) -> tuple[tuple[int, ...], tuple[int, ..
 
 def _checked(name: str, module: str, half: Tensor, dtype: torch.dtype) -> Tensor:
     cast = half.to(dtype)
-    if not torch.isfinite(cast).all():
-        if not torch.isfinite(half).all():
+    if not all_finite(cast):
+        if not all_finite(half):
             raise OutputError(f"{name}: module {module!r} holds NaN or infinite values; find out which step made them")
         shown = str(dtype).removeprefix("torch.")
         raise OutputError(

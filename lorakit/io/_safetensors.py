@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..exceptions import CorruptFileError
-from ._checks import foreign_bytes, stamp
+from ._checks import FileStamp, foreign_bytes, stamp
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -87,13 +88,30 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
 
 
-def read_tensors(path: Path, names: Sequence[str]) -> list[Tensor]:
-    """Read tensors by name, as they are stored."""
+def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tensor]:
+    """Read tensors by name, as they are stored.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    names : sequence of str
+        Names of its tensors.
+    opened : FileStamp
+        Size and time of the file whose header was checked.
+    """
     try:
-        with safe_open(path, framework="pt", **_BACKEND) as file:
-            return [file.get_tensor(name) for name in names]
+        file = _handle(path, opened)
+        return [file.get_tensor(name) for name in names]
     except (SafetensorError, OSError) as error:
         raise CorruptFileError(f"{path}: cannot read {names[0]!r}: {error}; copy or download it again") from error
+
+
+# safetensors parses the whole header when it opens a file, which takes longer than reading a module of it. Files, not
+# adapters, are kept open, and no more than the usual limits of open files allow.
+@lru_cache(maxsize=128)
+def _handle(path: Path, opened: FileStamp) -> Any:
+    return safe_open(path, framework="pt", **_BACKEND)
 
 
 def write_tensors(

@@ -5,6 +5,7 @@ Nothing here forms a (d_out, d_in) matrix unless the function's name says *dense
 """
 
 from .damping import damp_shared_outputs
+from .frames import Compressed, compress, frame_of
 from .msu import align_svd, balance_msus, pool_msus, split_msus
 from .products import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
 from .regression import regression_mean
@@ -21,12 +22,14 @@ from .spectral import (
     task_svds,
     tucker2,
 )
-from .svd import dense_randomized_svd, dense_svd, split_svd, svd_of_sum, truncate
+from .svd import dense_randomized_svd, dense_svd, singular_values_of_sum, split_svd, svd_of_sum, truncate
 
 __all__ = [
+    "Compressed",
     "align_svd",
     "balance_msus",
     "calibrate_sum",
+    "compress",
     "core_space",
     "damp_shared_outputs",
     "dense_randomized_svd",
@@ -35,6 +38,7 @@ __all__ = [
     "drop_randomly",
     "elect_sign",
     "flatten_spectrum",
+    "frame_of",
     "frobenius_norm",
     "gram_matrix",
     "inner_product",
@@ -49,6 +53,7 @@ __all__ = [
     "rank_probabilities",
     "regression_mean",
     "residual_norm",
+    "singular_values_of_sum",
     "split_msus",
     "split_svd",
     "svd_of_sum",

@@ -1,4 +1,4 @@
-"""Sign election and the mean of the entries that agree with it (TIES, arXiv 2306.01708)."""
+"""Signs: election and the mean of the entries that agree with it (TIES, arXiv 2306.01708); signs of vectors."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ def disjoint_mean(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
     share = ((torch.sign(stack) == sign) & (stack != 0)) * weights.reshape(shape)
     total = share.sum(dim=0)
     return (stack * share).sum(dim=0) / torch.where(total > 0, total, 1)
+
+
+def fix_signs(rows: Tensor) -> Tensor:
+    """Sign (+1 or -1) per row that makes its entry of largest magnitude positive; shape (n,)."""
+    if rows.shape[0] == 0:
+        return rows.new_ones(0)
+    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).squeeze(1)
+    return torch.where(largest < 0, -1.0, 1.0).to(rows.dtype)

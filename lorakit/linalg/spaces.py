@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .msu import align_svd
 from .products import Update
-from .svd import fix_signs
+from .signs import fix_signs
 
 
 def core_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor, Tensor]:

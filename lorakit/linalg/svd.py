@@ -7,14 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .products import Update, weighted_concat
+from .frames import Frame, frame_of
+from .products import Update
+from .signs import fix_signs
 
 
-def svd_of_sum(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+def svd_of_sum(
+    updates: Sequence[Update], weights: Sequence[float], k: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD of ``sum_i w_i B_i A_i``, without ever forming it.
 
-    QR of the concatenated B and of the concatenated A^T, then the SVD of their small core: O(d R^2) instead of the
-    O(d^3) of a dense SVD, and exact.
+    Orthonormal frames of the concatenated B and of the concatenated A^T, then the SVD of their small core: O(d R^2)
+    instead of the O(d^3) of a dense SVD, and exact.
 
     Parameters
     ----------
@@ -22,21 +26,35 @@ def svd_of_sum(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Ten
         T updates of one module, of any ranks, R in all.
     weights : sequence of T floats
         Their weights; negative ones subtract.
+    k : int, optional
+        How many singular vectors to form; all by default. The singular values are all there.
 
     Returns
     -------
-    U : Tensor of shape (d_out, q)
+    U : Tensor of shape (d_out, min(k, q))
         Orthonormal columns, ``q = min(R, d_out, d_in)``.
     S : Tensor of shape (q,)
         Singular values, in descending order.
-    Vh : Tensor of shape (q, d_in)
+    Vh : Tensor of shape (min(k, q), d_in)
         Orthonormal rows.
     """
-    a, b = weighted_concat(updates, weights)
-    q_b, r_b = torch.linalg.qr(b)  # (d_out, p), (p, R)
-    q_a, r_a = torch.linalg.qr(a.mT)  # (d_in, p'), (p', R)
-    u, s, vh = torch.linalg.svd(r_b @ r_a.mT, full_matrices=False)
-    return q_b @ u, s, vh @ q_a.mT
+    pairs = [(a, b) for a, b in updates]
+    outputs, inputs, core = _core(pairs, weights)
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    return outputs.expand(u[:, :k]), s.to(pairs[0][0].dtype), inputs.expand(vh[:k].mT).mT.contiguous()
+
+
+def singular_values_of_sum(updates: Sequence[Update], weights: Sequence[float]) -> Tensor:
+    """Singular values of ``sum_i w_i B_i A_i``, all that :func:`svd_of_sum` gives, in float64."""
+    values: Tensor = torch.linalg.svdvals(_core([(a, b) for a, b in updates], weights)[2])
+    return values
+
+
+def _core(updates: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]) -> tuple[Frame, Frame, Tensor]:
+    """Frames of the outputs and of the inputs, and the sum in them: float64."""
+    outputs, inputs = frame_of([b for _, b in updates]), frame_of([a.mT for a, _ in updates])
+    mixed = torch.cat([block * w for block, w in zip(outputs.blocks, weights, strict=True)], dim=1)
+    return outputs, inputs, mixed @ torch.cat(inputs.blocks, dim=1).mT
 
 
 def dense_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,12 +121,4 @@ def split_svd(u: Tensor, s: Tensor, vh: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 def truncate(update: Update, k: int) -> tuple[Tensor, Tensor]:
     """Best rank-k approximation of one update (Eckart-Young): its SVD cut to k triples, balanced, signs fixed."""
-    return split_svd(*svd_of_sum([update], [1.0]), k)
-
-
-def fix_signs(rows: Tensor) -> Tensor:
-    """Sign (+1 or -1) per row that makes its entry of largest magnitude positive; shape (n,)."""
-    if rows.shape[0] == 0:
-        return rows.new_ones(0)
-    largest = rows.gather(1, rows.abs().argmax(dim=1, keepdim=True)).squeeze(1)
-    return torch.where(largest < 0, -1.0, 1.0).to(rows.dtype)
+    return split_svd(*svd_of_sum([update], [1.0], k), k)

@@ -15,6 +15,7 @@ from ..adapters import ModuleInfo
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
 from ..linalg import (
+    compress,
     core_space,
     dense_randomized_svd,
     dense_svd,
@@ -127,8 +128,9 @@ class ElementwiseMerger(BaseMerger):
             a, b = stack_factors(updates)
             return cut(LoraFactors(self._rule(a, w, rngs), self._rule(b, w, rngs)), k)
         if self.space == "core":
-            u, v, cores = core_space(updates)
-            return LoraFactors(*truncate((v.mT, u @ self._rule(cores, w, rngs)), k))
+            small = compress(updates)
+            u, v, cores = core_space(small.updates)
+            return LoraFactors(*small.expand(truncate((v.mT, u @ self._rule(cores, w, rngs)), k)))
         if self.space == "knots":
             u, representations = knots_space(updates)
             return LoraFactors(*truncate((self._rule(representations, w, rngs), u), k))
@@ -161,7 +163,7 @@ class ElementwiseMerger(BaseMerger):
         if not there:
             return
         if self.space in ("core", "knots"):
-            tensors = core_space(updates)[2] if self.space == "core" else knots_space(updates)[1]
+            tensors = core_space(compress(updates).updates)[2] if self.space == "core" else knots_space(updates)[1]
             yield from ((i, tensors[i]) for i in there)
         elif self.space == "factors":
             yield from ((i, half) for i in there for half in updates[i])

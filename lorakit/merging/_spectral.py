@@ -9,7 +9,7 @@ import numpy as np
 
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
-from ..linalg import split_svd
+from ..linalg import compress, split_svd
 from ..linalg.spectral import Svd
 
 
@@ -44,5 +44,7 @@ class SpectralMerger(BaseMerger):
     ) -> tuple[LoraFactors, Learned]:
         active = np.flatnonzero(weights)  # an adapter of weight 0 is not there: none of its directions counts
         mean_one = (weights[active] * len(active)).tolist()
-        u, s, vh = self._merged_svd([updates[int(i)] for i in active], mean_one, k)
-        return LoraFactors(*split_svd(u, s, vh, len(s) if k is None else k)), {"singular_values": s.cpu().numpy()}
+        small = compress([updates[int(i)] for i in active])  # the rules do not see the width of the module
+        u, s, vh = self._merged_svd([LoraFactors(*update) for update in small.updates], mean_one, k)
+        merged = small.expand(split_svd(u, s, vh, len(s) if k is None else k))
+        return LoraFactors(*merged), {"singular_values": s.cpu().numpy()}

@@ -31,7 +31,7 @@ from ..cluster.units import (
     gauges_kept,
     pose_module,
     reassemble,
-    solve_modules,
+    solve_units,
 )
 from ..factors import LoraFactors
 
@@ -248,7 +248,7 @@ class LegoMerger(BaseMerger):
         if worker._engine.backend == "torch":
             task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
             posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-            found = solve_modules(posed, worker._engine, max_iter=self.max_iter)
+            found = solve_units(posed, worker._engine, max_iter=self.max_iter)
             worker._found = dict(zip(X.module_names, found, strict=True))
         return worker
 

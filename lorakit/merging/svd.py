@@ -110,8 +110,8 @@ class SVDMerger(BaseMerger):
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
     ) -> tuple[LoraFactors, Learned]:
-        u, s, vh = svd_of_sum(updates, weights.tolist())
         k = largest_rank(updates) if k is None else k
+        u, s, vh = svd_of_sum(updates, weights.tolist(), k)
         learned = {
             "singular_values": s.cpu().numpy(),
             "truncation_error": float(s[k:].double().norm()),

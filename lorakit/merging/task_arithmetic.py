@@ -134,7 +134,7 @@ class TaskArithmeticMerger(ElementwiseMerger):
         if self.space == "factors":
             return super()._merge_active(updates, weights, k, rng)
         total = weights * (self.coefficient * len(updates))
-        return LoraFactors(*split_svd(*svd_of_sum(updates, total.tolist()), k))
+        return LoraFactors(*split_svd(*svd_of_sum(updates, total.tolist(), k), k))
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
         return torch.tensordot(weights * (self.coefficient * len(stack)), stack, dims=1)

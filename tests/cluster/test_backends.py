@@ -82,7 +82,7 @@ def posed(seed, n=60, d=12, k=6, n_init=4, tol=1e-4, weighted=True):
     rng = np.random.RandomState(seed)
     rows = rng.standard_normal((n, d))
     weights = rng.uniform(0.1, 3, n) if weighted else np.ones(n)
-    return pose(rows, weights, k, n_init=n_init, tol=tol, rng=rng)
+    return pose(rows, weights, k, n_init=n_init, tol=tol, width=rows.shape[1], rng=rng)
 
 
 def same_runs(ours, theirs):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.base import BaseEstimator, ClusterMixin
@@ -13,7 +14,7 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from lorakit import MSUKMeans
 from lorakit.cluster._coordinates import aligned_signs, canonical_signs, coordinates
-from lorakit.cluster.units import Engine, cluster_units
+from lorakit.cluster.units import Engine, pose_units, solve_units
 
 SEED = st.integers(0, 2**31 - 1)
 
@@ -32,8 +33,11 @@ def bunches(n_bunches=5, size=4, d=40, spread=0.05, seed=0):
 def clustered(units, k, *, weights=None, metric="euclidean", clusterer=None, seed=0):
     weights = np.ones(len(units)) if weights is None else weights
     rng = np.random.RandomState(seed)
-    options = {"metric": metric, "clusterer": clusterer, "n_init": 4, "max_iter": 300}
-    return cluster_units(units, weights, k, **options, rng=rng, engine=Engine("sklearn"))
+    options = {"metric": metric, "clusterer": clusterer, "n_init": 4, "rng": rng}
+    posed = pose_units(torch.from_numpy(units), weights, k, **options)
+    (found,) = solve_units([posed], Engine("sklearn"), max_iter=300)
+    inverse = found.distinct.inverse
+    return found._replace(labels=found.labels[inverse], signs=found.signs[inverse])  # of all units
 
 
 def signed_inertia(units, weights, labels, signs):

@@ -30,7 +30,7 @@ def argvalues(mark):
 @pytest.mark.parametrize(
     ("estimator", "checks"),
     [(SVDMerger(), MERGER_CHECKS), (SVDPruner(), PRUNER_CHECKS), (NormBalancer(), TRANSFORMER_CHECKS)],
-    ids=str,
+    ids=["merger", "pruner", "transformer"],
 )
 def test_each_kind_has_its_checks(estimator, checks):
     pairs = list(estimator_checks(estimator))

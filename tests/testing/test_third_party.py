@@ -66,7 +66,7 @@ class WrongDtype(MeanMerger):
 class LooksAround(MeanMerger):
     """Scales by the number of modules."""
 
-    def _prepared(self, X, weights):
+    def _prepared(self, X, weights, ranks, seed):
         other = clone(self)
         other.n_ = len(X.module_names)
         return other
@@ -107,8 +107,9 @@ class Remembers(MeanMerger):
     """Keeps what an earlier fit has learned."""
 
     def fit(self, X, y=None):
+        before = getattr(self, "seen_", {})
         super().fit(X)
-        self.seen_ = {**getattr(self, "seen_", {}), **dict.fromkeys(self.module_names_in_)}
+        self.seen_ = {**before, **dict.fromkeys(self.module_names_in_)}
         return self
 
 
