@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.cluster import KMeans
 
 from .._execution import gpu, one_thread
@@ -120,7 +121,8 @@ def solve(problems: Sequence[Problem], engine: Engine, *, max_iter: int) -> list
             return _solve_torch(problems, engine.device, max_iter)
         if engine.backend == "cuml":
             return [[lloyd_cuml(p, s, engine.device, max_iter=max_iter) for s in p.seeds] for p in problems]
-        return [[lloyd_sklearn(p, s, max_iter=max_iter) for s in p.seeds] for p in problems]
+        with config_context(assume_finite=True, skip_parameter_validation=True):  # checks take longer than small fits
+            return [[lloyd_sklearn(p, s, max_iter=max_iter) for s in p.seeds] for p in problems]
 
 
 def lloyd_sklearn(problem: Problem, seeds: Ints, *, max_iter: int) -> Run:

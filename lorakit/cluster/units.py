@@ -44,7 +44,11 @@ _ALIGN: dict[str | None, Callable[[LoraFactors], tuple[Tensor, Tensor]]] = {
     "balance": balance_msus,
     "svd": align_svd,
 }
-_ORD: dict[str, float] = {"inf": float("inf"), "l2": 2}
+_NORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    # by the extremes: many times faster than a norm of order infinity
+    "inf": lambda rows: torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)),
+    "l2": lambda rows: torch.linalg.vector_norm(rows, dim=1),
+}
 
 
 class Reassembled(NamedTuple):
@@ -150,7 +154,7 @@ def _settled(pooled: _Pooled, labels: Ints, n_iter: int | None) -> FoundUnits:
 
 
 def _taken(units: Tensor, positions: Ints) -> Tensor:
-    return units[torch.from_numpy(positions).to(units.device)]
+    return units.index_select(0, torch.from_numpy(positions).to(units.device))
 
 
 def _centroids(units: Tensor, found: FoundUnits, norm: Norm | None) -> Tensor:
@@ -162,8 +166,7 @@ def _centroids(units: Tensor, found: FoundUnits, norm: Norm | None) -> Tensor:
     shares /= shares.sum(axis=1, keepdims=True)
     centroids = torch.from_numpy(shares * found.signs).to(rows) @ rows
     if norm is not None:
-        before = torch.from_numpy(shares).to(rows) @ torch.linalg.vector_norm(rows, ord=_ORD[norm], dim=1)
-        after = torch.linalg.vector_norm(centroids, ord=_ORD[norm], dim=1)
+        before, after = torch.from_numpy(shares).to(rows) @ _NORMS[norm](rows), _NORMS[norm](centroids)
         centroids *= torch.where(after > 0, before / torch.where(after > 0, after, 1), 0)[:, None]
     return centroids
 
