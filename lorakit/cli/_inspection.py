@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .. import Adapter, AdapterSet
+from .._execution import map_modules
 from .._validation import check_adapters, check_equal_ranks
 from ..exceptions import LorakitError
 from ..io._peft_config import read_config
@@ -64,7 +65,11 @@ def _scaling(adapter: Adapter) -> list[float] | None:
 def _cosines(adapters: AdapterSet) -> torch.Tensor:
     """Return the matrix of cosines between updates, 0 where one of them is zero."""
     gram = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
-    for module in adapters.module_names:
-        gram += gram_matrix(adapters.factors(module))
+    for products in map_modules(_products, adapters, n_jobs=None, verbose=0):
+        gram += products
     norms = gram.diagonal().sqrt()
     return torch.where(gram != 0, gram / torch.outer(norms, norms), 0.0).clamp(-1, 1)
+
+
+def _products(adapters: AdapterSet, module: str) -> torch.Tensor:
+    return gram_matrix(adapters.factors(module))

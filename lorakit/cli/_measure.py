@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from .. import Adapter
     from ..adapters import ModuleInfo
+    from ..metrics import Comparison
 
 
 def distinct_ranks(infos: Mapping[str, ModuleInfo]) -> list[int]:
@@ -39,12 +40,9 @@ def written_bytes(infos: Mapping[str, ModuleInfo], *, layout: str, pad_to: Any, 
     return sum(info.n_parameters for info in infos.values()) * dtype.itemsize
 
 
-def nearness(result: Adapter, source: Adapter) -> dict[str, float | None]:
+def nearness(compared: Comparison) -> dict[str, float | None]:
     """Return cosine and relative error of a result's update against a source's, over all modules."""
-    from ..metrics import compare_adapters
-
-    whole = compare_adapters(result, source)
-    return {"cosine": finite(whole.cosine), "relative_error": finite(whole.relative_error)}
+    return {"cosine": finite(compared.cosine), "relative_error": finite(compared.relative_error)}
 
 
 def finite(number: float) -> float | None:

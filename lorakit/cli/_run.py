@@ -13,6 +13,7 @@ import torch
 from .. import load_adapters, results_on_disk, save_adapter
 from .._version import __version__
 from ..io.load import distinct_names
+from ..metrics import compare_adapters, compare_to_each
 from ._errors import parameters_checked
 from ._estimators import make_estimator
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
@@ -75,8 +76,12 @@ def run(
     ]
     if results is not None:
         # Measured before it is written: OUT may replace an input, and an interruption until then leaves it as it was.
-        for i, (row, adapter) in enumerate(zip(rows, adapters, strict=True)):
-            row |= nearness(results[0 if one else i], adapter)
+        if one:
+            compared = compare_to_each(results[0], adapters, n_jobs=jobs)
+        else:
+            compared = [compare_adapters(result, adapter) for result, adapter in zip(results, adapters, strict=True)]
+        for row, comparison in zip(rows, compared, strict=True):
+            row |= nearness(comparison)
         for result, folder, kept in zip(results, folders, dtypes, strict=True):
             save_adapter(result, folder, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
         sizes = [weights_bytes(folder) for folder in folders]

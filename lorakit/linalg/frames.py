@@ -10,12 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-import numpy as np
 import torch
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
-from .products import Update
+from .products import Update, gram_of
 from .signs import fix_signs
 
 # The Gram matrix squares the condition number, in float64: at most 1e7 leaves 1e-16 * 1e7 = 1e-9 of error, far below
@@ -23,7 +21,6 @@ from .signs import fix_signs
 _CONDITION = 1e7
 # Up to here combining the columns in float32 loses less than 1e-5: its 6e-8, times the root of the condition.
 _CONDITION_SINGLE = 1e4
-_CHUNK = 2**17  # numbers of the columns taken at a time: 1 MB in float64, which stays in the cache
 
 
 class Frame(Protocol):
@@ -64,37 +61,6 @@ def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
             return found
     q, r = torch.linalg.qr(torch.cat([c.double() for c in columns], dim=1))
     return _QRFrame(list(torch.split(r, [c.shape[1] for c in columns], dim=1)), q, columns[0].dtype)
-
-
-def gram_of(columns: Sequence[Tensor]) -> Tensor:
-    """Gram matrix of the columns of T matrices, (R, R), summed in float64.
-
-    The columns are converted a few rows at a time, so that no float64 copy of them is ever whole in memory.
-    """
-    widths = [c.shape[1] for c in columns]
-    n, d = sum(widths), columns[0].shape[0]
-    gram = torch.zeros(n, n, dtype=torch.float64, device=columns[0].device)
-    if n == 0:
-        return gram
-    on_host = gram.device.type == "cpu"
-    half = np.zeros((n, n), order="F")  # the upper triangle
-    # Each part lies in memory as the columns do: turning it over would take as long as converting it
-    by_rows = columns[0].stride(1) == 1
-    step = max(1, _CHUNK // n)
-    buffer = gram.new_empty(min(step, d) * n)
-    for start in range(0, d, step):
-        rows = slice(start, min(start + step, d))
-        size = rows.stop - start
-        part = buffer[: size * n].view((size, n) if by_rows else (n, size))
-        for piece, c in zip(torch.split(part, widths, dim=1 if by_rows else 0), columns, strict=True):
-            piece.copy_(c[rows] if by_rows else c[rows].mT)
-        if on_host:  # half the work of a general product; torch has no name for it
-            half = dsyrk(1.0, part.numpy().T, beta=1.0, c=half, trans=0 if by_rows else 1, overwrite_c=1)
-        elif by_rows:
-            gram.addmm_(part.mT, part)
-        else:
-            gram.addmm_(part, part.mT)
-    return torch.from_numpy(np.triu(half) + np.triu(half, 1).T) if on_host else gram
 
 
 class Compressed(NamedTuple):

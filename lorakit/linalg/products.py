@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
+from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 Update = Iterable[Tensor]  # unpacks as A (r, d_in), B (d_out, r); LoraFactors is one
+_CHUNK = 2**17  # numbers of the columns taken at a time: 1 MB in float64, which stays in the cache
 
 
 def inner_product(x: Update, y: Update) -> Tensor:
@@ -43,17 +46,44 @@ def gram_matrix(updates: Sequence[Update]) -> Tensor:
     Tensor of shape (T, T)
         Symmetric, float64; entry (i, j) is ``<W_i, W_j>``.
     """
-    pairs = [tuple(update) for update in updates]
-    a = torch.cat([a.double() for a, _ in pairs])  # (R, d_in)
-    b = torch.cat([b.double() for _, b in pairs], dim=1)  # (d_out, R)
-    products = (b.mT @ b) * (a @ a.mT)  # (R, R); the block (i, j) sums to <W_i, W_j>
-    owner = torch.repeat_interleave(
-        torch.arange(len(pairs), device=a.device),
-        torch.tensor([a.shape[0] for a, _ in pairs], device=a.device),
-    )
-    member = torch.zeros(len(pairs), len(owner), dtype=a.dtype, device=a.device)
-    member[owner, torch.arange(len(owner), device=a.device)] = 1
+    pairs = [(a, b) for a, b in updates]
+    # (R, R); the block (i, j) sums to <W_i, W_j>
+    products = gram_of([b for _, b in pairs]) * gram_of([a.mT for a, _ in pairs])
+    member = torch.zeros(len(pairs), len(products), dtype=products.dtype, device=products.device)
+    ranks = torch.tensor([a.shape[0] for a, _ in pairs])
+    member[torch.repeat_interleave(torch.arange(len(pairs)), ranks), torch.arange(len(products))] = 1
     return member @ products @ member.mT
+
+
+def gram_of(columns: Sequence[Tensor]) -> Tensor:
+    """Gram matrix of the columns of T matrices, (R, R), summed in float64.
+
+    The columns are converted a few rows at a time, so that no float64 copy of them is ever whole in memory.
+    """
+    widths = [c.shape[1] for c in columns]
+    n, d = sum(widths), columns[0].shape[0]
+    gram = torch.zeros(n, n, dtype=torch.float64, device=columns[0].device)
+    if n == 0:
+        return gram
+    on_host = gram.device.type == "cpu"
+    half = np.zeros((n, n), order="F")  # the upper triangle
+    # Each part lies in memory as the columns do: turning it over would take as long as converting it
+    by_rows = columns[0].stride(1) == 1
+    step = max(1, _CHUNK // n)
+    buffer = gram.new_empty(min(step, d) * n)
+    for start in range(0, d, step):
+        rows = slice(start, min(start + step, d))
+        size = rows.stop - start
+        part = buffer[: size * n].view((size, n) if by_rows else (n, size))
+        for piece, c in zip(torch.split(part, widths, dim=1 if by_rows else 0), columns, strict=True):
+            piece.copy_(c[rows] if by_rows else c[rows].mT)
+        if on_host:  # half the work of a general product; torch has no name for it
+            half = dsyrk(1.0, part.numpy().T, beta=1.0, c=half, trans=0 if by_rows else 1, overwrite_c=1)
+        elif by_rows:
+            gram.addmm_(part.mT, part)
+        else:
+            gram.addmm_(part, part.mT)
+    return torch.from_numpy(np.triu(half) + np.triu(half, 1).T) if on_host else gram
 
 
 def frobenius_norm(x: Update) -> Tensor:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import sqrt
 
+import torch
+
+from .._execution import map_modules
+from ..adapter_set import AdapterSet
 from ..adapters import Adapter
-from ..linalg import gram_matrix, inner_product
+from ..linalg import inner_product
 
 
 @dataclass(frozen=True)
@@ -71,15 +76,53 @@ def compare_updates(x: Adapter, y: Adapter) -> dict[str, Comparison]:
     >>> round(compare_updates(x, x)["layer.0"].cosine, 6)
     1.0
     """
-    compared = {}
-    for module in dict.fromkeys((*x, *y)):
-        present = [adapter[module] for adapter in (x, y) if module in adapter]
-        if len(present) == 2:
-            gram = gram_matrix(present)
-            compared[module] = Comparison(gram[0, 1].item(), gram[0, 0].item(), gram[1, 1].item())
-        else:
-            squared = inner_product(present[0], present[0]).item()
-            compared[module] = Comparison(0.0, squared, 0.0) if module in x else Comparison(0.0, 0.0, squared)
+    X = AdapterSet([x, y])
+    compared = map_modules(_compare_module, X, n_jobs=None, verbose=0)
+    return {module: comparison for module, (comparison,) in zip(X.module_names, compared, strict=True)}
+
+
+def compare_to_each(x: Adapter, others: Iterable[Adapter], *, n_jobs: int | None = None) -> list[Comparison]:
+    """Compare one adapter's update with that of each of several, all modules as one vector, in one reading of all.
+
+    Parameters
+    ----------
+    x : Adapter
+        A merged adapter, say.
+    others : iterable of Adapter
+        What it was merged from.
+    n_jobs : int or None, default=None
+        Workers of the loop over modules, as in the estimators.
+
+    Returns
+    -------
+    list of Comparison
+        One for each of ``others``, of which ``x`` is X and the other is Y.
+
+    Examples
+    --------
+    >>> from lorakit import SVDMerger
+    >>> from lorakit.metrics import compare_to_each
+    >>> from lorakit.testing import make_adapters
+    >>> adapters = make_adapters(ranks=(4, 8), random_state=0)
+    >>> merged = SVDMerger(k=12).fit(adapters).merged_
+    >>> [round(comparison.cosine, 2) for comparison in compare_to_each(merged, adapters)]
+    [0.72, 0.74]
+    """
+    X = AdapterSet([x, *others])
+    totals = [Comparison(0.0, 0.0, 0.0)] * (len(X) - 1)
+    for compared in map_modules(_compare_module, X, n_jobs=n_jobs, verbose=0):
+        totals = [total + comparison for total, comparison in zip(totals, compared, strict=True)]
+    return totals
+
+
+def _compare_module(X: AdapterSet, module: str) -> list[Comparison]:
+    """Compare the first adapter with each of the others."""
+    x, *others = X.factors(module)
+    x = x.to(torch.float64)
+    squared = inner_product(x, x).item()
+    compared = []
+    for y in (other.to(torch.float64) for other in others):
+        compared.append(Comparison(inner_product(x, y).item(), squared, inner_product(y, y).item()))
     return compared
 
 
@@ -104,7 +147,7 @@ def compare_adapters(x: Adapter, y: Adapter) -> Comparison:
     >>> compare_adapters(x, x).relative_error < 1e-6
     True
     """
-    return sum(compare_updates(x, y).values(), start=Comparison(0.0, 0.0, 0.0))
+    return compare_to_each(x, [y])[0]
 
 
 def cosine_similarity(x: Adapter, y: Adapter) -> float:
