@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from .._execution import one_thread
 from ..adapters import Adapter, Provenance
 from ..exceptions import OutputError
 from ._atomic import check_output, replaced_directory
@@ -121,7 +122,8 @@ def save_adapter(
     if not adapter:
         raise OutputError(f"{folder}: adapter {adapter.name!r} has no modules; expected at least one")
     ranks = written_ranks(adapter, layout, pad_to)
-    with replaced_directory(folder.resolve()) as new:
+    # one thread: what is done to a module is too small to be worth the start of several
+    with replaced_directory(folder.resolve()) as new, one_thread():
         write_tensors(new / WEIGHTS, tensor_shapes(adapter, ranks), stored, tensors(adapter, ranks, stored))
         (new / CONFIG).write_text(config_text(adapter, ranks), encoding="utf-8", newline="\n")
         card = model_card(adapter, layout=layout, rank=max(ranks.values()), dtype=stored)

@@ -106,7 +106,7 @@ def compare_to_each(x: Adapter, others: Iterable[Adapter], *, n_jobs: int | None
     >>> adapters = make_adapters(ranks=(4, 8), random_state=0)
     >>> merged = SVDMerger(k=12).fit(adapters).merged_
     >>> [round(comparison.cosine, 2) for comparison in compare_to_each(merged, adapters)]
-    [0.72, 0.74]
+    [0.57, 0.81]
     """
     X = AdapterSet([x, *others])
     totals = [Comparison(0.0, 0.0, 0.0)] * (len(X) - 1)

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit import load_adapters
-from lorakit.linalg import compress, singular_values_of_sum, svd_of_sum
+from lorakit.linalg import compress, products, singular_values_of_sum, svd_of_sum
 from lorakit.linalg import frames as frames_module
-from lorakit.linalg.frames import frame_of, gram_of
+from lorakit.linalg.frames import frame_of
+from lorakit.linalg.products import gram_of
 
 
 def columns(d, ranks, condition=1.0, dtype=torch.float32, seed=0):
@@ -95,11 +96,11 @@ def test_all_zero():
 def test_gram_in_chunks_is_the_gram(d, ranks, seed):
     g = torch.Generator().manual_seed(seed)
     parts = [torch.randn(d, r, generator=g) for r in ranks]
-    before, frames_module._CHUNK = frames_module._CHUNK, 300
+    before, products._CHUNK = products._CHUNK, 300
     try:
         found = gram_of(parts)
     finally:
-        frames_module._CHUNK = before
+        products._CHUNK = before
     whole = torch.cat(parts, dim=1).double()
     torch.testing.assert_close(found, whole.mT @ whole, rtol=1e-12, atol=1e-12)
 
