@@ -144,6 +144,24 @@ def module_rng(seed: int, module: str) -> np.random.RandomState:
     return np.random.RandomState(np.random.SeedSequence([seed, zlib.crc32(module.encode())]).generate_state(4))
 
 
+def read_module(X: AdapterSet, module: str, device: str | torch.device | None) -> list[LoraFactors]:
+    """Read one module of every adapter, to the device, in one dtype: theirs, but float32 at least.
+
+    Raises
+    ------
+    ValueError
+        If a value is NaN or infinite.
+    """
+    factors = X.factors(module)
+    for name, update in zip(X.names, factors, strict=True):
+        if not all(all_finite(half) for half in update):
+            raise ValueError(
+                f"{name}: module {module!r} has NaN or infinite values; expected finite weights: use an earlier "
+                "checkpoint, or find out which step made them"
+            )
+    return to_compute(factors, device)
+
+
 def to_compute(factors: Sequence[LoraFactors], device: str | torch.device | None) -> list[LoraFactors]:
     """Move one module's factors to the device, in one dtype: theirs, but float32 at least."""
     dtype = promoted_dtype([torch.float32, *(f.dtype for f in factors if f.rank)])
