@@ -27,6 +27,7 @@ from .merging.tsv import TSVMerger as TSVMerger
 from .merging.wudi import WUDIMerger as WUDIMerger
 from .model_selection.classifier import AdapterClassifier as AdapterClassifier
 from .model_selection.multi_task import MultiTaskScorer as MultiTaskScorer
+from .model_selection.rank_path import rank_path as rank_path
 from .model_selection.splits import AllAdapters as AllAdapters
 from .model_selection.weight_search import WeightSearch as WeightSearch
 from .preparing.balance import NormBalancer as NormBalancer

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeVar
@@ -73,28 +72,22 @@ def iter_modules(
     modules = X.module_names
     done = 0
     streams, parts = _parts(modules)
-    parallel = Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
+    parallel = _Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
     # As a context it keeps its workers from part to part: those of Ray take seconds to start.
     with one_thread(), nullcontext() if streams else parallel:
         for part in parts:
-            with _closing(parallel(delayed(_run)(task_of(m), X.only(m), m) for m in part)) as results:
-                for result in results:
+            found = parallel(delayed(_run)(task_of(m), X.only(m), m) for m in part)
+            with closing(found) if streams else nullcontext():
+                for result in found:
                     done += 1
                     if callback is not None:
                         callback(done, len(modules))
                     yield result
 
 
-@contextmanager
-def _closing(results: Any) -> Iterator[Any]:
-    """Close joblib's stream when the caller stops early, without advice that it should have asked for less."""
-    try:
-        yield results
-    finally:
-        if isinstance(results, Generator):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                results.close()
+class _Parallel(Parallel):  # type: ignore[misc]  # scikit-learn has no types
+    def _warn_exit_early(self) -> None:
+        """Give no advice to ask for less: what stops early does so because of an error."""
 
 
 def _parts(modules: Sequence[str]) -> tuple[bool, list[Sequence[str]]]:

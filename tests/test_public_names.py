@@ -41,6 +41,7 @@ PUBLIC = {
     "collect_grams",
     "load_adapter",
     "load_adapters",
+    "rank_path",
     "results_on_disk",
     "save_adapter",
 }

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
-from .._execution import base_seed, to_compute
+from .._execution import base_seed, read_module
 from .._ranks import RankBudget
 from .._sklearn import Interval, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
@@ -112,4 +112,4 @@ def _describe(estimator: BaseEstimator) -> str:
 
 def spectrum_of_mean(X: AdapterSet, module: str, *, weights: list[float], device: str | None) -> np.ndarray:
     """Singular values of the weighted mean of one module's updates."""
-    return singular_values_of_sum(to_compute(X.factors(module), device), weights).cpu().numpy()
+    return singular_values_of_sum(read_module(X, module, device), weights).cpu().numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from copy import copy, deepcopy
 from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Self
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from sklearn.utils.validation import check_is_fitted
 
-from .._execution import iter_modules, map_modules, module_rng, to_compute, to_output
-from .._ranks import choose_ranks, needs_spectra
+from .._execution import iter_modules, map_modules, module_rng, read_module, to_output
+from .._ranks import Rank, choose_ranks, needs_spectra
 from .._sklearn import Interval, StrOptions, fit_context
 from .._validation import check_adapters, check_equal_ranks, check_rank, check_weights
 from ..adapter_set import AdapterSet
@@ -29,9 +30,32 @@ Learned = dict[str, Any]
 
 
 class _Outcome(NamedTuple):
+    """One module merged at one rank."""
+
     factors: LoraFactors
     learned: Learned
     norms: np.ndarray  # (1 + n_adapters,): of the merged update, then of each adapter's; empty unless scale='match'
+
+
+class _Merge:
+    """What a merge at one rank has come to, module by module."""
+
+    def __init__(self) -> None:
+        self.results = Results()
+        self.norms: dict[str, np.ndarray] = {}
+        self.learned: dict[str, Learned] = {}
+
+    def add(self, module: str, outcome: _Outcome) -> None:
+        self.results.put(module, outcome.factors)
+        self.norms[module] = outcome.norms
+        for key, value in outcome.learned.items():
+            self.learned.setdefault(key, {})[module] = value
+
+
+def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
+    """Return the first k MSUs, in tensors of their own; all of them, as they are, where there are no more."""
+    # a view would keep the storage of them all
+    return factors if k >= factors.rank else LoraFactors(factors.A[:k].clone(), factors.B[:, :k].contiguous())
 
 
 class BaseMerger(AdapterEstimator):
@@ -55,16 +79,25 @@ class BaseMerger(AdapterEstimator):
         "scale_scope": [StrOptions({"module", "model"})],
     }
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # An inherited sweep is one of the _merge_module that is inherited, not of another.
+        if "_merge_module" in vars(cls) and "_merge_module_path" not in vars(cls):
+            cls._merge_module_path = BaseMerger._merge_module_path  # type: ignore[method-assign]
+
     @property
     def needs_equal_ranks(self) -> bool:
         """Whether the adapters must share one rank at each module."""
         return False
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
+    def _prepared(
+        self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
+    ) -> Self:
         """Return the estimator whose :meth:`_merge_module` is to run on every module.
 
         For methods that must look at the whole model first: return a copy that carries what they found. ``ranks`` are
-        the ``k`` of each module; ``module_rng(seed, module)`` is its ``rng``.
+        the ``k`` at which each module is merged, one unless :func:`~lorakit.rank_path` asks for more;
+        ``module_rng(seed, module)`` is its ``rng``.
         """
         return self
 
@@ -105,6 +138,15 @@ class BaseMerger(AdapterEstimator):
             What the method learned; each entry becomes the attribute ``<key>_``, a dict by module.
         """
 
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
+        """Merge one module at several ranks: for each what :meth:`_merge_module` gives with the module's fresh ``rng``.
+
+        The default merges once a rank. Override it, beside :meth:`_merge_module`, where ranks can share work.
+        """
+        return [self._merge_module(updates, weights, k, deepcopy(rng)) for k in ks]
+
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: AdapterSet | Iterable[Adapter], y: object = None) -> Self:
         """Merge the adapters.
@@ -121,59 +163,102 @@ class BaseMerger(AdapterEstimator):
         self
             With the result in ``merged_``.
         """
+        self._fit_ranks(X, [self])
+        return self
+
+    def _fit_ranks(self, X: AdapterSet | Iterable[Adapter], mergers: Sequence[Self]) -> None:
+        """Fit mergers that are like this one but for ``k``, in one pass over the modules."""
         X = check_adapters(X)
         weights = check_weights(self.weights, X.names, signed=self._signed_weights)
         if self.needs_equal_ranks:
             check_equal_ranks(X)
         limits = {module: self._rank_limit([i for i in X.infos(module) if i]) for module in X.module_names}
-        ranks = self._ranks(X, weights, limits)
+        ranks = self._ranks(X, weights, limits, [merger.k for merger in mergers])
         seed = self._seed()
-        worker = self._prepared(X, weights, ranks, seed)
+        worker = self._unfitted()._prepared(X, weights, ranks, seed)
         options: dict[str, Any] = {"weights": weights, "seed": seed, "dtype": X.dtype}
 
         def task_of(module: str) -> Any:
-            return partial(worker._for_module(module)._fit_module, k=ranks[module], **options)
+            return partial(worker._for_module(module)._fit_module, ks=ranks[module], **options)
 
-        results, norms = Results(), {}
-        learned: dict[str, Learned] = {}
-        with closing(iter_modules(task_of, X, n_jobs=self.n_jobs, verbose=self.verbose)) as outcomes:
-            for module, outcome in zip(X.module_names, outcomes, strict=True):
-                results.put(module, outcome.factors)
-                norms[module] = outcome.norms
-                for key, value in outcome.learned.items():
-                    learned.setdefault(key, {})[module] = value
-        if self._scaled_last:
-            results = self._rescaled(results, norms, np.abs(weights), X.dtype)
+        merges = [_Merge() for _ in mergers]
+        with closing(iter_modules(task_of, X, n_jobs=self.n_jobs, verbose=self.verbose)) as merged:
+            for module, outcomes in zip(X.module_names, merged, strict=True):
+                for merge, outcome in zip(merges, outcomes, strict=True):
+                    merge.add(module, outcome)
+        for merger, merge in zip(mergers, merges, strict=True):
+            if self._scaled_last:
+                merge.results = self._rescaled(merge.results, merge.norms, np.abs(weights), X.dtype)
+            merger._store(X, merge)
+
+    def _unfitted(self) -> Self:
+        """Return a copy without what an earlier fit learned: it need not travel to the workers."""
+        worker = copy(self)
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(worker, name)
+        return worker
+
+    def _store(self, X: AdapterSet, merge: _Merge) -> None:
+        """Set the fitted attributes."""
         layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
         for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, learned_before)  # other parameters may learn other things
-        self.merged_ = results.adapter(name=self.method, layouts=layouts, provenance=self._provenance(X))
+        self.merged_ = merge.results.adapter(name=self.method, layouts=layouts, provenance=self._provenance(X))
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
-        for key, by_module in learned.items():
+        for key, by_module in merge.learned.items():
             setattr(self, f"{key}_", by_module)
-        return self
 
-    def _ranks(self, X: AdapterSet, weights: np.ndarray, limits: dict[str, int]) -> dict[str, int | None]:
-        if not needs_spectra(self.k):
-            what = f"the largest rank that {type(self).__name__} can give for these adapters"
-            check_rank(self.k, limits, what)
-            return {module: self.k and min(self.k, limit) for module, limit in limits.items()}
-        task = partial(spectrum_of_mean, weights=weights.tolist(), device=self.device)
-        spectra = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-        return dict(choose_ranks(self.k, dict(zip(X.module_names, spectra, strict=True)), limits))
+    def _ranks(
+        self, X: AdapterSet, weights: np.ndarray, limits: Mapping[str, int], ks: Sequence[Rank]
+    ) -> dict[str, list[int | None]]:
+        """Ranks of each module, one for each of ``ks``."""
+        spectra = {}
+        if any(needs_spectra(k) for k in ks):
+            task = partial(spectrum_of_mean, weights=weights.tolist(), device=self.device)
+            found = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
+            spectra = dict(zip(X.module_names, found, strict=True))
+        by_rank: list[Mapping[str, int | None]] = []
+        for k in ks:
+            if k is None or isinstance(k, (int, np.integer)):
+                check_rank(k, limits, f"the largest rank that {type(self).__name__} can give for these adapters")
+                by_rank.append({module: k and min(int(k), limit) for module, limit in limits.items()})
+            else:
+                by_rank.append(choose_ranks(k, spectra, limits))
+        return {module: [ranks[module] for ranks in by_rank] for module in limits}
 
     def _fit_module(
-        self, X: AdapterSet, module: str, *, weights: np.ndarray, k: int | None, seed: int, dtype: torch.dtype
+        self,
+        X: AdapterSet,
+        module: str,
+        *,
+        weights: np.ndarray,
+        ks: Sequence[int | None],
+        seed: int,
+        dtype: torch.dtype,
+    ) -> list[_Outcome]:
+        updates = read_module(X, module, self.device)
+        if len(ks) == 1:
+            merged = [self._merge_module(updates, weights, ks[0], module_rng(seed, module))]
+        else:
+            merged = self._merge_module_path(updates, weights, ks, module_rng(seed, module))
+        given = [frobenius_norm(update).item() for update in updates] if self.scale == "match" else []
+        return [self._outcome(factors, learned, given, weights, dtype, module) for factors, learned in merged]
+
+    def _outcome(
+        self,
+        factors: LoraFactors,
+        learned: Learned,
+        given: list[float],
+        weights: np.ndarray,
+        dtype: torch.dtype,
+        module: str,
     ) -> _Outcome:
-        updates = to_compute(X.factors(module), self.device)
-        factors, learned = self._merge_module(updates, weights, k, module_rng(seed, module))
-        norms = np.empty(0)
-        if self.scale == "match":
-            norms = np.array([frobenius_norm(update).item() for update in (factors, *updates)])
+        """Scale one module's result, if its scale is known, and bring it back."""
+        norms = np.array([frobenius_norm(factors).item(), *given] if given else [])
         if self._scaled_last:
             return _Outcome(factors.to(device="cpu"), learned, norms)
-        scale = self._matching_scale(norms, np.abs(weights)) if len(norms) else float(self.scale)
+        scale = self._matching_scale(norms, np.abs(weights)) if given else float(self.scale)
         return _Outcome(to_output(factors.scaled(scale), dtype, module), learned, norms)
 
     @property

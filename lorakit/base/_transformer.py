@@ -8,7 +8,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Self
 
-from .._execution import iter_modules, to_compute, to_output
+from .._execution import iter_modules, read_module, to_output
 from .._sklearn import fit_context
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
@@ -106,7 +106,7 @@ class BaseTransformer(AdapterEstimator):
         )
 
     def _transform_module(self, X: AdapterSet, module: str, *, prepared: Any, seed: int) -> list[LoraFactors]:
-        changed = self._change_module(to_compute(X.factors(module), self.device), module, prepared, seed)
+        changed = self._change_module(read_module(X, module, self.device), module, prepared, seed)
         return [to_output(update, adapter.dtype, module) for update, adapter in zip(changed, X, strict=True)]
 
     def __sklearn_is_fitted__(self) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from sklearn import config_context
 from sklearn.base import ClusterMixin
 from torch import Tensor
 
@@ -121,6 +123,20 @@ def pose_units(
     metric, clusterer, n_init, rng
         As in :func:`reassemble`.
     """
+    return _pose(_place_units(units, weights, metric), k, clusterer=clusterer, n_init=n_init, rng=rng)
+
+
+class _Placed(NamedTuple):
+    """A pool as points to cluster: all there is to know of it before the number of clusters."""
+
+    pooled: _Pooled
+    points: Floats  # (m, q), whose Euclidean distances are the metric's
+    counts: Floats  # (m,), weights of mean 1 over the units
+    order: Ints  # (m,), a canonical order of the points
+    width: int  # number of features that k-means' tolerance is relative to
+
+
+def _place_units(units: Tensor, weights: Floats, metric: Metric) -> _Placed:
     host = units.cpu().numpy()
     signed = metric == "sign_invariant"
     flips = canonical_signs(host) if signed else np.ones(len(host))
@@ -136,13 +152,22 @@ def pose_units(
         order = argsort_rows(host[distinct.chosen] * cosine_scales(rows))
     counts = distinct.totals * (len(host) / weights.sum())  # to a clusterer that counts, one of mean weight is one
     width = points.shape[1] if signed else host.shape[1]
+    return _Placed(_Pooled(distinct, flips, rows, signed), points, counts, order, width)
+
+
+def _pose(
+    placed: _Placed, k: int | None, *, clusterer: ClusterMixin | None, n_init: int, rng: np.random.RandomState
+) -> PosedUnits:
+    pooled, points, counts, order, width = placed
     posed = pose_points(points, counts, order, k, clusterer, n_init=n_init, width=width, rng=rng)
-    return PosedUnits(_Pooled(distinct, flips, rows, signed), posed)
+    return PosedUnits(pooled, posed)
 
 
 def solve_units(posed: Sequence[PosedUnits], engine: Engine | None, *, max_iter: int) -> list[FoundUnits]:
     """Cluster the units of many modules, in one call of the engine."""
-    partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
+    # The points are our own: checking them for each start takes scikit-learn about as long as the start
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
     return [_settled(module.pooled, *found) for module, found in zip(posed, partitions, strict=True)]
 
 
@@ -157,16 +182,14 @@ def _taken(units: Tensor, positions: Ints) -> Tensor:
     return units.index_select(0, torch.from_numpy(positions).to(units.device))
 
 
-def _centroids(units: Tensor, found: FoundUnits, norm: Norm | None) -> Tensor:
-    """Weighted means of the units of every cluster, (k, d), each given its members' mean norm."""
-    # In the order of the distinct units, whatever that of the pool: sums depend on the order of their terms
-    rows = _taken(units, found.distinct.chosen)
+def _centroids(rows: Tensor, sizes: Tensor | None, found: FoundUnits, norm: Norm | None) -> Tensor:
+    """Weighted means of the distinct units, (m, d), of every cluster, each given its members' mean norm: (k, d)."""
     shares = np.zeros((found.labels.max() + 1, len(rows)))  # row c: each unit's share of cluster c
     shares[found.labels, np.arange(len(rows))] = found.distinct.totals
     shares /= shares.sum(axis=1, keepdims=True)
     centroids = torch.from_numpy(shares * found.signs).to(rows) @ rows
-    if norm is not None:
-        before, after = torch.from_numpy(shares).to(rows) @ _NORMS[norm](rows), _NORMS[norm](centroids)
+    if norm is not None and sizes is not None:
+        before, after = torch.from_numpy(shares).to(rows) @ sizes, _NORMS[norm](centroids)
         centroids *= torch.where(after > 0, before / torch.where(after > 0, after, 1), 0)[:, None]
     return centroids
 
@@ -179,6 +202,10 @@ class _Pool(NamedTuple):
     d_in: int
     mean_rank: float
     active: list[bool]  # (n_adapters,), which adapters those are
+
+    def number(self, k: int | None) -> int:
+        """Return how many clusters k-means is to make: twice the mean rank where it is not said."""
+        return round(2 * self.mean_rank) if k is None else k
 
 
 def _pool(updates: Sequence[LoraFactors], weights: np.ndarray, align: Align | None) -> _Pool | None:
@@ -196,14 +223,14 @@ def _pool(updates: Sequence[LoraFactors], weights: np.ndarray, align: Align | No
 def pose_module(
     updates: Sequence[LoraFactors],
     weights: np.ndarray,
-    k: int | None,
+    ks: Sequence[int | None],
     *,
     align: Align | None,
     metric: Metric,
     n_init: int,
     rng: np.random.RandomState,
-) -> PosedUnits:
-    """Return what k-means is to solve for one module; the parameters are those of :func:`reassemble`.
+) -> list[PosedUnits]:
+    """Return what k-means is to solve for one module, at each of ``ks``; the parameters are :func:`reassemble`'s.
 
     Made first for all modules, it lets :func:`solve_units` take them together; each module's ``found`` then goes to
     :func:`reassemble`.
@@ -212,15 +239,15 @@ def pose_module(
     if pool is None:
         none = np.empty(0, dtype=np.intp)
         empty = _Pooled(Distinct(none, np.empty(0), none), np.empty(0), np.empty((0, 0)), False)
-        return PosedUnits(empty, Posed(Partition(none, 0), none))
-    k = round(2 * pool.mean_rank) if k is None else k
-    return pose_units(pool.units, pool.weights, k, metric=metric, clusterer=None, n_init=n_init, rng=rng)
+        return [PosedUnits(empty, Posed(Partition(none, 0), none))] * len(ks)
+    placed = _place_units(pool.units, pool.weights, metric)
+    return [_pose(placed, pool.number(k), clusterer=None, n_init=n_init, rng=deepcopy(rng)) for k in ks]
 
 
 def reassemble(
     updates: Sequence[LoraFactors],
     weights: np.ndarray,
-    k: int | None,
+    ks: Sequence[int | None],
     *,
     norm: Norm | None,
     output_scale: Literal["sqrt"] | float | None,
@@ -231,9 +258,9 @@ def reassemble(
     max_iter: int,
     rng: np.random.RandomState,
     engine: Engine | None,
-    found: FoundUnits | None = None,
-) -> Reassembled:
-    """Group, cluster and reconstruct: one module of LoRA-LEGO.
+    found: Sequence[FoundUnits] | None = None,
+) -> list[Reassembled]:
+    """Group, cluster and reconstruct: one module of LoRA-LEGO, at one number of clusters or several.
 
     Parameters
     ----------
@@ -241,8 +268,8 @@ def reassemble(
         One an adapter; those of rank 0 or weight 0 take no part.
     weights : ndarray of shape (n_adapters,)
         Non-negative.
-    k : int or None
-        Number of clusters, at most the number of distinct MSUs. None: twice the mean rank, or what the clusterer
+    ks : sequence of (int or None)
+        Numbers of clusters, each at most the number of distinct MSUs. None: twice the mean rank, or what the clusterer
         finds.
     norm : {'inf', 'l2'} or None
         Parameter reweighting: each centroid gets the mean norm of its members, in this norm.
@@ -257,25 +284,32 @@ def reassemble(
     n_init, max_iter : int
         As in :class:`MSUKMeans`.
     rng : RandomState
-        Seeds the clustering.
+        Seeds the clustering, for each number from the state that it is in.
     engine : Engine or None
         What runs k-means; not needed with a clusterer.
-    found : FoundUnits, default=None
-        The clusters, where they are known already; see :func:`pose_module`.
+    found : sequence of FoundUnits, default=None
+        The clusters for each of ``ks``, where they are known already; see :func:`pose_module`.
     """
     owners = np.repeat(np.arange(len(updates)), [update.rank for update in updates])
-    labels = np.full(len(owners), -1)
+    nobody = np.full(len(owners), -1)
     pool = _pool(updates, weights, align)
     if pool is None:
-        return Reassembled(updates[0].scaled(0), labels, owners, 0.0, 0)
-    if k is None and clusterer is None:
-        k = round(2 * pool.mean_rank)
+        return [Reassembled(updates[0].scaled(0), nobody, owners, 0.0, 0)] * len(ks)
     if found is None:
-        posed = pose_units(pool.units, pool.weights, k, metric=metric, clusterer=clusterer, n_init=n_init, rng=rng)
-        (found,) = solve_units([posed], engine, max_iter=max_iter)
-    centroids = _centroids(pool.units, found, norm)
-    factors = LoraFactors(*split_msus(centroids, pool.d_in))
-    if output_scale is not None:
-        factors = factors.scaled((pool.mean_rank / factors.rank) ** 0.5 if output_scale == "sqrt" else output_scale)
-    labels[np.array(pool.active)[owners]] = found.labels[found.distinct.inverse]
-    return Reassembled(factors, labels, owners, found.inertia, found.n_iter)
+        placed = _place_units(pool.units, pool.weights, metric)
+        numbers = [pool.number(k) if clusterer is None else k for k in ks]
+        posed = [_pose(placed, k, clusterer=clusterer, n_init=n_init, rng=deepcopy(rng)) for k in numbers]
+        found = solve_units(posed, engine, max_iter=max_iter)
+    # In the order of the distinct units, whatever that of the pool: sums depend on the order of their terms
+    rows = _taken(pool.units, found[0].distinct.chosen)
+    sizes = None if norm is None else _NORMS[norm](rows)
+    made = []
+    for clusters in found:
+        factors = LoraFactors(*split_msus(_centroids(rows, sizes, clusters, norm), pool.d_in))
+        if output_scale is not None:
+            size = (pool.mean_rank / factors.rank) ** 0.5 if output_scale == "sqrt" else output_scale
+            factors = factors.scaled(size)
+        labels = nobody.copy()
+        labels[np.array(pool.active)[owners]] = clusters.labels[clusters.distinct.inverse]
+        made.append(Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter))
+    return made

@@ -11,7 +11,7 @@ from .products import frobenius_norm, gram_matrix, inner_product, residual_norm,
 from .regression import regression_mean
 from .signs import disjoint_mean, elect_sign
 from .spaces import core_space, knots_space
-from .sparsify import drop_randomly, magnitude_threshold, magnitude_window, rank_probabilities, trim
+from .sparsify import drop_randomly, keep_above, magnitude_threshold, magnitude_window, rank_probabilities, trim
 from .spectral import (
     calibrate_sum,
     flatten_spectrum,
@@ -43,6 +43,7 @@ __all__ = [
     "gram_matrix",
     "inner_product",
     "isotropic_sum",
+    "keep_above",
     "knots_space",
     "least_interference",
     "magnitude_threshold",

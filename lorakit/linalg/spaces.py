@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .frames import frame_of
 from .msu import align_svd
 from .products import Update
 from .signs import fix_signs
@@ -42,7 +43,7 @@ def core_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor, Tensor]:
     return u, v, torch.stack([(u.mT @ b) @ (a @ v) for a, b in balanced])
 
 
-def knots_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
+def knots_space(updates: Sequence[Update]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """Express T updates in the left singular vectors of ``[W_1 ... W_T]``.
 
     KnOTS [1]_, in thin form: the d_out x (T d_in) matrix is never formed, only its R x R core.
@@ -56,25 +57,24 @@ def knots_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor]:
     -------
     U : Tensor of shape (d_out, p)
         Orthonormal columns that span all outputs, signs fixed, ``p <= R``.
-    representations : Tensor of shape (T, p, d_in)
-        ``W_i = U @ representations[i]``, exactly.
+    representations : list of (A, C)
+        One an update, as factors (r_i, d_in) and (p, r_i): ``W_i = U @ C @ A``, exactly.
 
     References
     ----------
     .. [1] Stoica et al., "Model merging with SVD to tie the Knots", arXiv 2410.19735.
     """
-    pairs = [tuple(update) for update in updates]
-    q, r = torch.linalg.qr(torch.cat([b for _, b in pairs], dim=1))  # (d_out, m), (m, R)
-    blocks = r.split([b.shape[1] for _, b in pairs], dim=1)
-    # A_i = L_i Q_i^T with Q_i orthonormal: the singular vectors of [W_i ...] are q times those of [blocks_i L_i ...]
-    lower = [torch.linalg.qr(a.mT, mode="r").R.mT for a, _ in pairs]
-    core = torch.cat([block @ low for block, low in zip(blocks, lower, strict=True)], dim=1)
-    small = _basis(core)  # (m, p)
-    u = q @ small
+    pairs = [(a, b) for a, b in updates]
+    outputs = frame_of([b for _, b in pairs])  # m dimensions
+    # A_i^T = Q_i R_i: the singular vectors of [W_i ...] are those of [blocks_i R_i^T ...] in the frame
+    inputs = [frame_of([a.mT]).blocks[0] for a, _ in pairs]
+    core = torch.cat([block @ r.mT for block, r in zip(outputs.blocks, inputs, strict=True)], dim=1)
+    small = _basis(core.to(pairs[0][1].dtype))  # (m, p); as round-off counts that of the updates
+    u = outputs.expand(small)
     sign = fix_signs(u.mT)
-    mixed = (sign[:, None] * small.mT) @ r
-    parts = mixed.split([b.shape[1] for _, b in pairs], dim=1)
-    return u * sign, torch.stack([part @ a for part, (a, _) in zip(parts, pairs, strict=True)])
+    turned = (small * sign).mT.double()
+    mixed = [(turned @ block).to(b.dtype) for block, (_, b) in zip(outputs.blocks, pairs, strict=True)]
+    return u * sign, [(a, c) for (a, _), c in zip(pairs, mixed, strict=True)]
 
 
 def _basis(columns: Tensor) -> Tensor:

@@ -129,7 +129,9 @@ def calibrate_sum(svds: Sequence[Svd], weights: Sequence[float], *, alpha: float
     return u[:, order], s[order], vh[order]
 
 
-def tucker2(stack: Tensor, weights: Tensor, k: int, *, max_iter: int = 100) -> tuple[Tensor, Tensor, Tensor]:
+def tucker2(
+    stack: Tensor, weights: Tensor, k: int, *, max_iter: int = 100, tol: float = 1e-6
+) -> tuple[Tensor, Tensor, Tensor]:
     """Common bases of k inputs and k outputs that keep most of several matrices: Tucker-2 by HOOI.
 
     Maximises ``sum_i w_i ||U^T M_i V||^2`` over orthonormal U and V: each in turn is the leading singular vectors of
@@ -144,7 +146,9 @@ def tucker2(stack: Tensor, weights: Tensor, k: int, *, max_iter: int = 100) -> t
     k : int
         Number of directions.
     max_iter : int, default=100
-        Most rounds; it stops before once what is kept no longer grows.
+        Most rounds.
+    tol : float, default=1e-6
+        It stops before once a round adds no more than this share to what is kept (or than round-off).
 
     Returns
     -------
@@ -156,12 +160,12 @@ def tucker2(stack: Tensor, weights: Tensor, k: int, *, max_iter: int = 100) -> t
     k = min(k, *stack.shape[1:])
     scaled = stack * weights.sqrt()[:, None, None]
     v = _leading(scaled.mT, k)
-    kept = 0.0
+    kept, least = 0.0, max(tol, 4 * torch.finfo(stack.dtype).eps)
     for _ in range(max_iter):
         u = _leading(scaled @ v, k)
         v = _leading(scaled.mT @ u, k)
         before, kept = kept, float((u.mT @ scaled @ v).square().sum())
-        if kept <= before * (1 + 4 * torch.finfo(stack.dtype).eps):
+        if kept <= before * (1 + least):
             break
     return u, v, u.mT @ stack @ v
 
@@ -232,6 +236,8 @@ def _outside(svd: Svd, common: Tensor, k: int) -> Svd:
 
 def _leading(stack: Tensor, k: int) -> Tensor:
     """Leading k left singular vectors of ``[M_1 ... M_T]``: (T, p, n) to (p, min(k, p))."""
-    u, _, _ = torch.linalg.svd(torch.cat(list(stack), dim=1), full_matrices=False)
-    leading: Tensor = u[:, :k]
+    # Those of the Gram matrix. It squares the condition, in float64: directions that this loses hold nothing.
+    side_by_side = torch.cat(list(stack), dim=1).double()
+    _, vectors = torch.linalg.eigh(side_by_side @ side_by_side.mT)  # ascending
+    leading: Tensor = vectors.flip(1)[:, :k].to(stack.dtype)
     return leading

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from ..adapters import ModuleInfo
+from ..base import Learned, leading_msus
 from ..factors import LoraFactors
-from ..linalg import truncate
+from ..linalg import split_svd, truncate
 
 
 def largest_rank(updates: Sequence[LoraFactors] | Sequence[ModuleInfo]) -> int:
@@ -17,9 +18,19 @@ def largest_rank(updates: Sequence[LoraFactors] | Sequence[ModuleInfo]) -> int:
     return max(update.rank for update in updates)
 
 
-def cut(factors: LoraFactors, k: int | None) -> LoraFactors:
-    """Truncate to rank ``k`` by SVD where that is lower; None leaves the rank as it is."""
-    return factors if k is None or k >= factors.rank else LoraFactors(*truncate(factors, k))
+def cuts(factors: LoraFactors, ks: Sequence[int | None]) -> list[LoraFactors]:
+    """Truncate to each rank of ``ks`` by one SVD where that is lower; None leaves the rank as it is."""
+    lower = [k for k in ks if k is not None and k < factors.rank]
+    truncated = LoraFactors(*truncate(factors, max(lower))) if lower else factors
+    return [factors if k is None or k >= factors.rank else leading_msus(truncated, k) for k in ks]
+
+
+def svd_cuts(svd: tuple[Tensor, Tensor, Tensor], ks: Sequence[int]) -> list[tuple[LoraFactors, Learned]]:
+    """Cut one SVD to each rank of ``ks``; what is learned are all singular values, and the norm of those cut."""
+    u, s, vh = svd
+    widest, values = LoraFactors(*split_svd(u, s, vh, max(ks))), s.cpu().numpy()
+    learned = [{"singular_values": values, "truncation_error": float(s[k:].double().norm())} for k in ks]
+    return list(zip([leading_msus(widest, k) for k in ks], learned, strict=True))
 
 
 def stack_factors(updates: Sequence[LoraFactors]) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from .._sklearn import StrOptions
 from ..adapters import ModuleInfo
-from ..base import BaseMerger, Learned
+from ..base import BaseMerger, Learned, leading_msus
 from ..factors import LoraFactors
 from ..linalg import (
     compress,
@@ -23,7 +24,7 @@ from ..linalg import (
     split_svd,
     truncate,
 )
-from ._common import cut, largest_rank, stack_factors
+from ._common import cuts, largest_rank, stack_factors
 
 _TILE = 2**20  # entries of all updates together that are worked on at a time: a few MB, near the caches
 _OVERSAMPLED = 16  # columns of the sketch beyond k
@@ -44,8 +45,8 @@ class ElementwiseMerger(BaseMerger):
 
     A rule has up to four steps. :meth:`_measure` sees a whole tensor of one adapter (for thresholds),
     :meth:`_sparsify` changes a block of its rows, :meth:`_survey` sees the blocks of all adapters before any are
-    merged, :meth:`_combine` merges them. In space 'delta' a block is a few rows, so that a module takes the memory of
-    about two of its updates, however many adapters there are.
+    merged, :meth:`_combine` merges them. In the spaces 'delta' and 'knots' a block is a few rows, so that
+    a module takes the memory of about two of its updates, or two representations, however many adapters there are.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -108,33 +109,43 @@ class ElementwiseMerger(BaseMerger):
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
     ) -> tuple[LoraFactors, Learned]:
+        return self._merge_module_path(updates, weights, [k], rng)[0]
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
         active = np.flatnonzero(weights)  # an adapter of weight 0 is not there: no draws, no vote, no rank
         updates, weights = [updates[int(i)] for i in active], weights[active]
-        rank = largest_rank(updates) if k is None else k
+        ranks = [largest_rank(updates) if k is None else k for k in ks]
         if any(update.rank for update in updates):
-            merged = self._merge_active(updates, weights, rank, rng)
-            if merged.rank:
-                return merged, {}
+            merged = self._merge_active(updates, weights, ranks, rng)
+            if merged[0].rank:
+                return [(factors, {}) for factors in merged]
         # nothing is there to merge: whoever has the module weighs zero, or has not trained it
         a, b = updates[0]
-        return LoraFactors(a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)), {}
+        return [(LoraFactors(a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)), {}) for _ in ks]
 
     def _merge_active(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int, rng: np.random.RandomState
-    ) -> LoraFactors:
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
+    ) -> list[LoraFactors]:
+        """Merge adapters that are there and count, and cut the result to each rank of ``ks``."""
         rngs = _streams(updates, weights, rng)
         w = torch.from_numpy(weights).to(updates[0].A)
         if self.space == "factors":
             a, b = stack_factors(updates)
-            return cut(LoraFactors(self._rule(a, w, rngs), self._rule(b, w, rngs)), k)
+            return cuts(LoraFactors(self._rule(a, w, rngs), self._rule(b, w, rngs)), ks)
         if self.space == "core":
             small = compress(updates)
             u, v, cores = core_space(small.updates)
-            return LoraFactors(*small.expand(truncate((v.mT, u @ self._rule(cores, w, rngs)), k)))
-        if self.space == "knots":
-            u, representations = knots_space(updates)
-            return LoraFactors(*truncate((self._rule(representations, w, rngs), u), k))
-        return LoraFactors(*split_svd(*self._svd(self._merge_delta(updates, w, rngs), k, rng), k))
+            widest = LoraFactors(*small.expand(truncate((v.mT, u @ self._rule(cores, w, rngs)), max(ks))))
+        elif self.space == "knots":
+            u, parts = knots_space(updates)
+            merged = self._merge_delta([LoraFactors(*part) for part in parts], w, rngs)
+            a, b = truncate((merged, torch.eye(len(merged)).to(u)), max(ks))
+            widest = LoraFactors(a, u @ b)
+        else:
+            return self._cut_delta(self._merge_delta(updates, w, rngs), ks, rng)
+        return [leading_msus(widest, k) for k in ks]
 
     def _merge_delta(
         self, updates: Sequence[LoraFactors], weights: Tensor, rngs: Sequence[np.random.RandomState]
@@ -162,23 +173,36 @@ class ElementwiseMerger(BaseMerger):
         there = [i for i, update in enumerate(updates) if update.rank]
         if not there:
             return
-        if self.space in ("core", "knots"):
-            tensors = core_space(compress(updates).updates)[2] if self.space == "core" else knots_space(updates)[1]
-            yield from ((i, tensors[i]) for i in there)
+        if self.space == "core":
+            cores = core_space(compress(updates).updates)[2]
+            yield from ((i, cores[i]) for i in there)
         elif self.space == "factors":
             yield from ((i, half) for i in there for half in updates[i])
         else:
+            if self.space == "knots":
+                updates = [LoraFactors(*part) for part in knots_space(updates)[1]]
             tiles = _tiles(updates)
             yield from ((i, updates[i].B[rows] @ updates[i].A) for i in there for rows in tiles)
 
-    def _svd(self, matrix: Tensor, k: int, rng: np.random.RandomState) -> tuple[Tensor, Tensor, Tensor]:
-        width = min(matrix.shape)
+    def _cut_delta(self, matrix: Tensor, ks: Sequence[int], rng: np.random.RandomState) -> list[LoraFactors]:
+        """Cut a merged update to each rank of ``ks``: exact SVDs are one, randomised ones each of their own noise."""
+        exact = [k for k in ks if not self._randomizes(min(matrix.shape), k)]
+        if exact:
+            widest = LoraFactors(*split_svd(*dense_svd(matrix), max(exact)))
+        merged = []
+        for k in ks:
+            if k in exact:
+                merged.append(leading_msus(widest, k))
+                continue
+            fresh = deepcopy(rng)  # of each rank what it would draw alone
+            noise = torch.from_numpy(fresh.standard_normal((matrix.shape[1], k + _OVERSAMPLED))).to(matrix)
+            merged.append(LoraFactors(*split_svd(*dense_randomized_svd(matrix, k, noise), k)))
+        return merged
+
+    def _randomizes(self, width: int, k: int) -> bool:
         columns = k + _OVERSAMPLED
         pays = width >= _LARGE and 4 * columns <= width
-        if columns >= width or self.svd_solver == "exact" or (self.svd_solver == "auto" and not pays):
-            return dense_svd(matrix)
-        noise = torch.from_numpy(rng.standard_normal((matrix.shape[1], columns))).to(matrix)
-        return dense_randomized_svd(matrix, k, noise)
+        return columns < width and (self.svd_solver == "randomized" or (self.svd_solver == "auto" and pays))
 
 
 def _tiles(updates: Sequence[LoraFactors]) -> list[slice]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._execution import map_modules, to_compute
+from .._execution import map_modules, read_module
 from ..adapter_set import AdapterSet
 from ..factors import LoraFactors
 
@@ -76,7 +76,7 @@ def _count(
     """
     kind = (torch.float64, torch.int64) if double else (torch.float32, torch.int32)
     counts = np.zeros((len(X), 2**_DIGIT), dtype=np.int64)
-    for i, block in blocks(to_compute(X.factors(module), device)):
+    for i, block in blocks(read_module(X, module, device)):
         bits = block.abs().to(kind[0]).flatten().view(kind[1])
         if shift + _DIGIT < (64 if double else 32):  # all prefixes are empty in the first pass
             bits = bits[(bits >> (shift + _DIGIT)) == prefixes[i]]

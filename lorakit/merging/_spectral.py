@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from ..base import BaseMerger, Learned
+from ..base import BaseMerger, Learned, leading_msus
 from ..factors import LoraFactors
 from ..linalg import compress, split_svd
 from ..linalg.spectral import Svd
@@ -19,6 +20,8 @@ class SpectralMerger(BaseMerger):
     The papers sum the updates. The weights of the rule are therefore of mean 1, not of sum 1: all are 1 where the
     adapters weigh the same, and ``scale=1`` is the papers' size.
     """
+
+    _nested: ClassVar[bool] = False  # whether the rule does not look at k: what it gives is only cut to it
 
     @abstractmethod
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
@@ -39,12 +42,27 @@ class SpectralMerger(BaseMerger):
             SVD of the merged update, of any rank.
         """
 
+    def _merged_svds(self, updates: Sequence[LoraFactors], weights: list[float], ks: Sequence[int | None]) -> list[Svd]:
+        """Merge for several ranks; where nothing can be shared, one after another."""
+        return [self._merged_svd(updates, weights, k) for k in ks]
+
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
     ) -> tuple[LoraFactors, Learned]:
+        return self._merge_module_path(updates, weights, [k], rng)[0]
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
         active = np.flatnonzero(weights)  # an adapter of weight 0 is not there: none of its directions counts
         mean_one = (weights[active] * len(active)).tolist()
         small = compress([updates[int(i)] for i in active])  # the rules do not see the width of the module
-        u, s, vh = self._merged_svd([LoraFactors(*update) for update in small.updates], mean_one, k)
-        merged = small.expand(split_svd(u, s, vh, len(s) if k is None else k))
-        return LoraFactors(*merged), {"singular_values": s.cpu().numpy()}
+        given = [LoraFactors(*update) for update in small.updates]
+        # a rule that does not look at k merges once, and what is expanded is cut
+        rules: Sequence[int | None] = [None] if self._nested else ks
+        merged = []
+        for (u, s, vh), rule_k in zip(self._merged_svds(given, mean_one, rules), rules, strict=True):
+            ranks = [len(s) if k is None else k for k in (ks if self._nested else [rule_k])]
+            widest = LoraFactors(*small.expand(split_svd(u, s, vh, max(ranks))))
+            merged += [(leading_msus(widest, k), {"singular_values": s.cpu().numpy()}) for k in ranks]
+        return merged

@@ -12,7 +12,7 @@ from .._ranks import Rank
 from ..adapters import ModuleInfo
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
-from ._common import cut, largest_rank, stack_factors
+from ._common import cuts, largest_rank, stack_factors
 
 
 class AverageMerger(BaseMerger):
@@ -112,6 +112,12 @@ class AverageMerger(BaseMerger):
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
     ) -> tuple[LoraFactors, Learned]:
+        return self._merge_module_path(updates, weights, [k], rng)[0]
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
         a, b = stack_factors(updates)
         w = torch.from_numpy(weights).to(a)
-        return cut(LoraFactors(torch.tensordot(w, a, dims=1), torch.tensordot(w, b, dims=1)), k), {}
+        mean = LoraFactors(torch.tensordot(w, a, dims=1), torch.tensordot(w, b, dims=1))
+        return [(factors, {}) for factors in cuts(mean, ks)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -126,7 +126,9 @@ class BreadcrumbsMerger(ElementwiseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
+    def _prepared(
+        self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
+    ) -> Self:
         if self.density + self.gamma > 1 + 1e-12:  # not for 0.9 + 0.1 and its like
             raise ValueError(
                 f"density={self.density} and gamma={self.gamma} keep and drop more than there is; "

@@ -11,7 +11,7 @@ from .._ranks import Rank
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
 from ..linalg import weighted_concat
-from ._common import cut
+from ._common import cuts
 
 
 class ConcatMerger(BaseMerger):
@@ -100,4 +100,10 @@ class ConcatMerger(BaseMerger):
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
     ) -> tuple[LoraFactors, Learned]:
-        return cut(LoraFactors(*weighted_concat(updates, weights.tolist())), k), {}
+        return self._merge_module_path(updates, weights, [k], rng)[0]
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
+        mean = LoraFactors(*weighted_concat(updates, weights.tolist()))
+        return [(factors, {}) for factors in cuts(mean, ks)]

@@ -39,7 +39,11 @@ class CtMMerger(SpectralMerger):
     density : float, default=0.2
         For ``rule='ties'``: share of the entries of each k x k matrix that is kept, in (0, 1].
     max_iter : int, default=100
-        Most rounds of alternating SVDs; it stops before, once what the bases hold no longer grows.
+        Most rounds, in each of which either basis is made the best for the other.
+    tol : float, default=1e-6
+        The rounds end once one adds no more than this share to what the bases hold of the updates. Bases that hold
+        nearly the same can differ: a larger ``tol`` saves rounds and gives another merge, mostly where updates have
+        little in common.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally.
     scale : float or 'match', default=1.0
@@ -93,6 +97,7 @@ class CtMMerger(SpectralMerger):
         "rule": [StrOptions({"ties", "mean", "iso"})],
         "density": [Interval(Real, 0, 1, closed="right")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
+        "tol": [Interval(Real, 0, None, closed="left")],
     }
 
     def __init__(
@@ -102,6 +107,7 @@ class CtMMerger(SpectralMerger):
         rule: str = "ties",
         density: float = 0.2,
         max_iter: int = 100,
+        tol: float = 1e-6,
         weights: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
@@ -114,6 +120,7 @@ class CtMMerger(SpectralMerger):
         self.rule = rule
         self.density = density
         self.max_iter = max_iter
+        self.tol = tol
         self.weights = weights
         self.scale = scale
         self.scale_target = scale_target
@@ -123,13 +130,19 @@ class CtMMerger(SpectralMerger):
         self.verbose = verbose
 
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
+        return self._merged_svds(updates, weights, [k])[0]
+
+    def _merged_svds(self, updates: Sequence[LoraFactors], weights: list[float], ks: Sequence[int | None]) -> list[Svd]:
         outputs, inputs, stack = core_space(updates)
         w = torch.tensor(weights, dtype=stack.dtype, device=stack.device)
-        u, v, cores = tucker2(stack, w, k or largest_rank(updates), max_iter=self.max_iter)
-        left, s, right = torch.linalg.svd(self._rule(cores, w / len(w)), full_matrices=False)
-        if self.rule == "iso":
-            s = flatten_spectrum(s * len(w), len(s))
-        return outputs @ u @ left, s, right @ (inputs @ v).mT
+        svds = []
+        for k in ks:
+            u, v, cores = tucker2(stack, w, k or largest_rank(updates), max_iter=self.max_iter, tol=self.tol)
+            left, s, right = torch.linalg.svd(self._rule(cores, w / len(w)), full_matrices=False)
+            if self.rule == "iso":
+                s = flatten_spectrum(s * len(w), len(s))
+            svds.append((outputs @ (u @ left), s, (right @ v.mT) @ inputs.mT))
+        return svds
 
     def _rule(self, cores: Tensor, weights: Tensor) -> Tensor:
         if self.rule == "ties" and cores.numel():  # there is no core where every update is zero

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -133,7 +133,9 @@ class DellaMerger(ElementwiseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
+    def _prepared(
+        self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
+    ) -> Self:
         low, high = self.density - self.epsilon, self.density + self.epsilon
         if low <= 0 or high > 1 + 1e-12:  # not for 0.7 + 0.3 and its like
             raise ValueError(

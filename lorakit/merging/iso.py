@@ -92,6 +92,7 @@ class IsoMerger(SpectralMerger):
 
     method = "iso"
     paper = "arXiv 2502.04959"
+    _nested = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **SpectralMerger._parameter_constraints,

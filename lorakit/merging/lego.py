@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial
+from itertools import chain, islice
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,7 @@ import numpy as np
 from sklearn.base import ClusterMixin
 from sklearn.utils.validation import check_is_fitted
 
-from .._execution import map_modules, module_rng, to_compute
+from .._execution import map_modules, module_rng, read_module
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
@@ -163,8 +164,8 @@ class LegoMerger(BaseMerger):
         "backend": [StrOptions(set(BACKENDS))],
     }
     _engine: Engine | None = None  # on the copies that run the modules
-    _found: dict[str, FoundUnits] | None = None
-    _module_found: FoundUnits | None = None
+    _found: dict[str, list[FoundUnits]] | None = None  # by module, one a rank
+    _module_found: list[FoundUnits] | None = None
 
     def __init__(
         self,
@@ -232,14 +233,19 @@ class LegoMerger(BaseMerger):
         ValueError
             If a parameter is wrong, ``device`` cannot be used, or ``backend`` does not compute on it.
         """
-        super().fit(X, y)
-        self.backend_ = self._chosen_engine().backend if self.clusterer is None else None
-        return self
+        return super().fit(X, y)
+
+    def _fit_ranks(self, X: AdapterSet | Iterable[Adapter], mergers: Sequence[Self]) -> None:
+        super()._fit_ranks(X, mergers)
+        for merger in mergers:
+            merger.backend_ = self._chosen_engine().backend if self.clusterer is None else None
 
     def _chosen_engine(self) -> Engine:
         return self._engine or choose_engine(self.backend, self.device)
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
+    def _prepared(
+        self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
+    ) -> Self:
         """Choose the backend; where torch is to cluster, have it cluster all modules."""
         if self.clusterer is not None:
             return self
@@ -248,15 +254,15 @@ class LegoMerger(BaseMerger):
         if worker._engine.backend == "torch":
             task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
             posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-            found = solve_units(posed, worker._engine, max_iter=self.max_iter)
-            worker._found = dict(zip(X.module_names, found, strict=True))
+            found = iter(solve_units(list(chain.from_iterable(posed)), worker._engine, max_iter=self.max_iter))
+            worker._found = {m: list(islice(found, len(p))) for m, p in zip(X.module_names, posed, strict=True)}
         return worker
 
     def _pose_module(
-        self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int
-    ) -> PosedUnits:
+        self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
+    ) -> list[PosedUnits]:
         return pose_module(
-            to_compute(X.factors(module), self.device),
+            read_module(X, module, self.device),
             weights,
             ranks[module],
             align=self.align,
@@ -275,10 +281,15 @@ class LegoMerger(BaseMerger):
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
     ) -> tuple[LoraFactors, Learned]:
-        result = reassemble(
+        return self._merge_module_path(updates, weights, [k], rng)[0]
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
+        results = reassemble(
             updates,
             weights,
-            k,
+            ks,
             norm=self.norm,
             output_scale=self.output_scale,
             align=self.align,
@@ -290,8 +301,11 @@ class LegoMerger(BaseMerger):
             engine=self._chosen_engine() if self.clusterer is None else None,
             found=self._module_found,
         )
-        learned = {"labels": result.labels, "owners": result.owners, "inertia": result.inertia}
-        return result.factors, learned if result.n_iter is None else learned | {"n_iter": result.n_iter}
+        merged = []
+        for result in results:
+            learned = {"labels": result.labels, "owners": result.owners, "inertia": result.inertia}
+            merged.append((result.factors, learned if result.n_iter is None else learned | {"n_iter": result.n_iter}))
+        return merged
 
     def composition(self, module: str) -> np.ndarray:
         """Count the MSUs that each adapter gave to each cluster.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._ranks import Rank
 from .._sklearn import Interval
-from ..linalg import magnitude_threshold
+from ..linalg import keep_above, magnitude_threshold
 from ._elementwise import ElementwiseMerger
 
 
@@ -121,7 +121,7 @@ class MagnitudeMerger(ElementwiseMerger):
         return magnitude_threshold(x, self.density)
 
     def _sparsify(self, x: Tensor, measured: float, rng: np.random.RandomState) -> Tensor:
-        return x * (x.abs() >= measured)
+        return keep_above(x, measured)
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
         return torch.tensordot(weights, stack, dims=1)

@@ -16,8 +16,8 @@ from ..adapter_set import AdapterSet
 from ..base import BaseMerger, Learned
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
-from ..linalg import regression_mean, split_svd, svd_of_sum
-from ._common import largest_rank
+from ..linalg import regression_mean, svd_of_sum
+from ._common import largest_rank, svd_cuts
 
 
 class RegMeanMerger(BaseMerger):
@@ -140,7 +140,9 @@ class RegMeanMerger(BaseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
+    def _prepared(
+        self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
+    ) -> Self:
         """Check the Grams of all modules before any is merged."""
         if self.grams is None:
             raise ValueError(
@@ -167,6 +169,11 @@ class RegMeanMerger(BaseMerger):
     def _merge_module(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
     ) -> tuple[LoraFactors, Learned]:
+        return self._merge_module_path(updates, weights, [k], rng)[0]
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
         known: list[Gram | None] = self._module_grams
         voting = [i for i, gram in enumerate(known) if weights[i] > 0 and gram is not None]
         share = weights[voting] / weights[voting].sum()
@@ -178,10 +185,8 @@ class RegMeanMerger(BaseMerger):
             offdiagonal=self.offdiagonal,
             ridge=self.ridge,
         )
-        u, s, vh = svd_of_sum([(a, b)], [1.0])
-        k = largest_rank([updates[int(i)] for i in np.flatnonzero(weights)]) if k is None else k
-        learned = {"singular_values": s.cpu().numpy(), "truncation_error": float(s[k:].norm())}
-        return LoraFactors(*split_svd(u, s, vh, k)), learned
+        own = largest_rank([updates[int(i)] for i in np.flatnonzero(weights)])
+        return svd_cuts(svd_of_sum([(a, b)], [1.0]), [own if k is None else k for k in ks])
 
 
 def _check_grams(name: str, grams: Any, infos: Any) -> None:

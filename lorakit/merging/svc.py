@@ -83,6 +83,7 @@ class SVCMerger(SpectralMerger):
 
     method = "svc"
     paper = "arXiv 2602.05536"
+    _nested = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **SpectralMerger._parameter_constraints,

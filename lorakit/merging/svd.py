@@ -11,7 +11,7 @@ from .._ranks import Rank
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
 from ..linalg import split_svd, svd_of_sum
-from ._common import largest_rank
+from ._common import largest_rank, svd_cuts
 
 
 class SVDMerger(BaseMerger):
@@ -117,3 +117,9 @@ class SVDMerger(BaseMerger):
             "truncation_error": float(s[k:].double().norm()),
         }
         return LoraFactors(*split_svd(u, s, vh, k)), learned
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
+        ranks = [largest_rank(updates) if k is None else k for k in ks]
+        return svd_cuts(svd_of_sum(updates, weights.tolist(), max(ranks)), ranks)

@@ -15,8 +15,8 @@ from .._sklearn import Interval
 from ..adapters import ModuleInfo
 from ..base import BaseMerger
 from ..factors import LoraFactors
-from ..linalg import split_svd, svd_of_sum
-from ._common import largest_rank
+from ..linalg import svd_of_sum
+from ._common import largest_rank, svd_cuts
 from ._elementwise import ElementwiseMerger
 
 
@@ -129,12 +129,12 @@ class TaskArithmeticMerger(ElementwiseMerger):
         return largest_rank(infos) if self.space == "factors" else BaseMerger._rank_limit(self, infos)
 
     def _merge_active(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int, rng: np.random.RandomState
-    ) -> LoraFactors:
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
+    ) -> list[LoraFactors]:
         if self.space == "factors":
-            return super()._merge_active(updates, weights, k, rng)
+            return super()._merge_active(updates, weights, ks, rng)
         total = weights * (self.coefficient * len(updates))
-        return LoraFactors(*split_svd(*svd_of_sum(updates, total.tolist(), k), k))
+        return [factors for factors, _ in svd_cuts(svd_of_sum(updates, total.tolist(), max(ks)), ks)]
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
         return torch.tensordot(weights * (self.coefficient * len(stack)), stack, dims=1)

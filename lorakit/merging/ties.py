@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -14,7 +14,7 @@ from torch import Tensor
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
-from ..linalg import disjoint_mean, elect_sign, magnitude_threshold
+from ..linalg import disjoint_mean, elect_sign, keep_above, magnitude_threshold
 from ._elementwise import ElementwiseMerger
 from ._global_trim import model_thresholds
 
@@ -128,7 +128,9 @@ class TiesMerger(ElementwiseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _prepared(self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, int | None], seed: int) -> Self:
+    def _prepared(
+        self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
+    ) -> Self:
         if self.trim_scope == "module":
             return self
         worker = copy(self)
@@ -149,7 +151,7 @@ class TiesMerger(ElementwiseMerger):
         return magnitude_threshold(x, self.density, count="official" if self.convention == "official" else "exact")
 
     def _sparsify(self, x: Tensor, measured: float, rng: np.random.RandomState) -> Tensor:
-        return x * (x.abs() >= measured)
+        return keep_above(x, measured)
 
     @property
     def _surveys(self) -> bool:

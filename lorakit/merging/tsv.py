@@ -83,6 +83,7 @@ class TSVMerger(SpectralMerger):
 
     method = "tsv"
     paper = "arXiv 2412.00081"
+    _nested = True
 
     def __init__(
         self,

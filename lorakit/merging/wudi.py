@@ -84,6 +84,7 @@ class WUDIMerger(SpectralMerger):
 
     method = "wudi"
     paper = "arXiv 2503.08099"
+    _nested = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **SpectralMerger._parameter_constraints,

@@ -2,7 +2,8 @@
 
 from .classifier import AdapterClassifier
 from .multi_task import MultiTaskScorer
+from .rank_path import rank_path
 from .splits import AllAdapters
 from .weight_search import WeightSearch
 
-__all__ = ["AdapterClassifier", "AllAdapters", "MultiTaskScorer", "WeightSearch"]
+__all__ = ["AdapterClassifier", "AllAdapters", "MultiTaskScorer", "WeightSearch", "rank_path"]

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from .._execution import map_modules, to_compute
+from .._execution import map_modules, read_module
 from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
 from ..base import BaseTransformer
@@ -108,4 +108,4 @@ class NormBalancer(BaseTransformer):
 
 
 def _norms(X: AdapterSet, module: str, *, device: str | None) -> list[float]:
-    return [frobenius_norm(update).item() for update in to_compute(X.factors(module), device)]
+    return [frobenius_norm(update).item() for update in read_module(X, module, device)]

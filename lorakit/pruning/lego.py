@@ -191,10 +191,10 @@ class LegoPruner(BasePruner):
         return self._engine or choose_engine(self.backend, self.device)
 
     def _prune_module(self, update: LoraFactors, k: int, rng: np.random.RandomState) -> LoraFactors:
-        result = reassemble(
+        (result,) = reassemble(
             [update],
             np.ones(1),
-            k,
+            [k],
             norm=self.norm,
             output_scale=self.output_scale,
             align=self.align,

@@ -12,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from ..adapters import Adapter
 from ..base import BaseMerger
 from ..exceptions import IncompatibleAdaptersError
+from ..model_selection.rank_path import rank_path
 from ..pruning.svd import SVDPruner
 from ._common_checks import RANK, adapters_for, raises, same_bits, same_update, seeded
 
@@ -96,6 +97,28 @@ def check_missing_module(merger: BaseMerger) -> None:
     assert set(merged) == {"layer.0", "layer.1"}
     assert all(torch.isfinite(x).all() for factors in merged.values() for x in factors)
     assert float(merged["layer.1"].delta().norm()) > 0
+
+
+def check_rank_path(merger: BaseMerger) -> None:
+    """Fitted at several ranks at once, it gives what it gives at each alone, and learns the same."""
+    X = adapters_for(merger, dtype=torch.float64)
+    for k, swept in rank_path(seeded(merger), X, [RANK, 2, None]).items():
+        alone = clone(merger).set_params(k=k).fit(X)
+        same_update(swept.merged_, alone.merged_, 1e-6)
+        assert swept.merged_.ranks == alone.merged_.ranks
+        assert swept.merged_.provenance == alone.merged_.provenance
+        assert vars(swept).keys() == vars(alone).keys()
+        for name, learned in vars(alone).items():
+            if isinstance(learned, dict) and name.endswith("_"):
+                for module, value in learned.items():
+                    assert _alike(vars(swept)[name][module], value), f"{name} of module {module!r} at k={k} differs"
+
+
+def _alike(x: object, y: object) -> bool:
+    try:
+        return bool(np.allclose(x, y, rtol=1e-6, atol=1e-6))  # type: ignore[arg-type]  # hence the try
+    except TypeError:
+        return True  # no numbers
 
 
 def check_in_pipeline(merger: BaseMerger) -> None:

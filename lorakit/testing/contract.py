@@ -34,6 +34,7 @@ from ._merger_checks import (
     check_in_pipeline,
     check_merged,
     check_missing_module,
+    check_rank_path,
     check_scale,
     check_score,
     check_transform_never_merges,
@@ -79,6 +80,7 @@ MERGER_CHECKS: tuple[Check, ...] = (
     check_weights,
     check_scale,
     check_missing_module,
+    check_rank_path,
     check_in_pipeline,
 )
 PRUNER_CHECKS: tuple[Check, ...] = (

@@ -10,10 +10,12 @@ from lorakit.linalg import (
     disjoint_mean,
     drop_randomly,
     elect_sign,
+    keep_above,
     magnitude_threshold,
     magnitude_window,
     rank_probabilities,
 )
+from lorakit.linalg import sparsify as sparsify_module
 
 SEED = st.integers(0, 10**6)
 
@@ -141,3 +143,27 @@ def test_draws_are_numpy_and_torch_alike():
     drop_randomly(normal(5, 5), 0.5, torch.from_numpy(np.random.RandomState(0).random_sample((5, 5))))
     assert torch.equal(before[0], torch.random.get_rng_state())
     assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+
+
+@pytest.mark.parametrize("kind", ["normal", "few values", "sorted", "periodic", "mostly zero"])
+@pytest.mark.parametrize("density", [1e-5, 0.2, 0.5, 0.9999])
+def test_thresholds_of_many_entries_are_exact(kind, density):
+    """They are looked for near what a sample suggests, which these samples do more or less well."""
+    x = torch.randn(300_000, generator=torch.Generator().manual_seed(0))
+    if kind == "few values":
+        x = (x * 2).round()
+    elif kind == "sorted":
+        x = x.sort().values
+    elif kind == "periodic":
+        x[:: len(x) // sparsify_module._SAMPLE | 1] *= 1e-3  # all that the sample sees
+    elif kind == "mostly zero":
+        x[torch.rand(len(x), generator=torch.Generator().manual_seed(1)) < 0.9] = 0
+    keep = int(density * len(x))
+    assert magnitude_threshold(x.reshape(300, -1), density) == x.abs().sort().values[-keep].item()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entries_at_the_threshold_are_kept(dtype):
+    x = torch.tensor([-3.0, 0.1, -0.1, 0.0, 2.0], dtype=dtype)
+    for threshold in (0.0, x[1].item(), 2.0, 3.5, float("inf")):
+        assert torch.equal(keep_above(x, threshold), x * (x.abs() >= threshold))

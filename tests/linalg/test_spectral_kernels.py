@@ -143,6 +143,18 @@ def test_tucker_bases_are_orthonormal_and_only_improve(seed, k):
     assert kept <= float((weights * stack.square().sum(dim=(1, 2))).sum()) * (1 + 1e-12)
 
 
+def test_tucker_stops_where_rounds_add_little():
+    stack, weights = normal(5, 20, 20, seed=3), torch.ones(5, dtype=torch.float64)
+
+    def kept(**options):
+        return float(tucker2(stack, weights, 4, **options)[2].square().sum())
+
+    best = kept(max_iter=2000, tol=0)
+    assert kept() > best * (1 - 1e-4)
+    assert kept(tol=1e-2) == kept(max_iter=max(n for n in range(1, 30) if kept(max_iter=n, tol=0) <= kept(tol=1e-2)))
+    assert kept(tol=1e-2) < kept(max_iter=2000)
+
+
 def test_tucker_finds_common_bases_that_hold_everything():
     u, v = torch.linalg.qr(normal(7, 2)).Q, torch.linalg.qr(normal(9, 2)).Q
     stack = u @ normal(4, 2, 2, seed=1) @ v.T

@@ -391,8 +391,8 @@ for merger in mergers:
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of a process's memory from Linux")
 def test_memory_is_that_of_two_updates_whatever_their_number():
-    """The peak of merging 12 updates of 16 MiB, in updates: two, and tiles of 4 MiB with what is made of them."""
+    """The peak of merging 12 updates of 16 MiB, in updates: at most two, and tiles of 4 MiB and their like."""
     out = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
     peaks = [float(line) for line in out.stdout.split()]
     assert len(peaks) == 3
-    assert all(0.9 < peak < 4.5 for peak in peaks)
+    assert all(0.5 < peak < 4.5 for peak in peaks)

@@ -341,6 +341,7 @@ def test_wudi_weighs_adapters_alike_whatever_their_size():
         (CtMMerger(rule="sum"), "rule"),
         (CtMMerger(density=0.0), "density"),
         (CtMMerger(max_iter=0), "max_iter"),
+        (CtMMerger(tol=-1.0), "tol"),
         (WUDIMerger(ridge=-1.0), "ridge"),
     ],
     ids=str,

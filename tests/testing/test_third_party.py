@@ -134,9 +134,9 @@ class Untidy(MeanMerger):
 
 
 class HidesNaN(MeanMerger):
-    def _merge_module(self, updates, weights, k, rng):
-        updates = [LoraFactors(torch.nan_to_num(u.A), torch.nan_to_num(u.B)) for u in updates]
-        return super()._merge_module(updates, weights, k, rng)
+    def fit(self, X, y=None):
+        clean = [{m: LoraFactors(torch.nan_to_num(f.A), torch.nan_to_num(f.B)) for m, f in x.items()} for x in X]
+        return super().fit([type(x)(modules, name=x.name) for x, modules in zip(X, clean, strict=True)])
 
 
 MISTAKES = {
