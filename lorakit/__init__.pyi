@@ -8,7 +8,7 @@ from .cluster.kmeans import MSUKMeans as MSUKMeans
 from .factors import LoraFactors as LoraFactors
 from .io.load import load_adapter as load_adapter
 from .io.load import load_adapters as load_adapters
-from .io.peft import save_adapter as save_adapter
+from .io.save import save_adapter as save_adapter
 from .merging.average import AverageMerger as AverageMerger
 from .merging.breadcrumbs import BreadcrumbsMerger as BreadcrumbsMerger
 from .merging.concat import ConcatMerger as ConcatMerger

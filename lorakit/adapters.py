@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -77,6 +77,8 @@ class Provenance:
         PEFT's task type.
     fan_in_fan_out : bool, default=False
         Whether the base stores its weights as (in, out), as GPT-2's Conv1D does.
+    metadata : mapping of str to str
+        Free text of the file's header that is kept when it is written again; of a result, what all its sources say.
     sources : tuple of Source
         The adapters it was made from.
     operations : tuple of str
@@ -87,6 +89,7 @@ class Provenance:
     base_model: str | None = None
     task_type: str | None = None
     fan_in_fan_out: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
     sources: tuple[Source, ...] = ()
     operations: tuple[str, ...] = ()
 
@@ -192,6 +195,14 @@ class Adapter(Mapping[str, LoraFactors]):
         """Rank, widths and layout by module, known without reading weights."""
         return self._reader.infos
 
+    def scale(self, module: str) -> float | None:
+        """Return the factor that a module's file gives ``B @ A``, such as ``lora_alpha / r``; None in memory.
+
+        It is folded into the factors already.
+        """
+        asked: Callable[[str], float | None] | None = getattr(self._reader, "scale", None)
+        return None if asked is None else asked(module)
+
     @property
     def ranks(self) -> tuple[int, ...]:
         """The distinct ranks of its modules, ascending."""
@@ -294,6 +305,10 @@ class _ViewReader:
 
     def read(self, module: str) -> LoraFactors:
         return self.reader.read(self.old_names[module])
+
+    def scale(self, module: str) -> float | None:
+        asked: Callable[[str], float | None] | None = getattr(self.reader, "scale", None)
+        return None if asked is None else asked(self.old_names[module])
 
     def only(self, modules: Sequence[str]) -> _ViewReader:
         old_names = {new: self.old_names[new] for new in modules}

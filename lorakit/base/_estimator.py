@@ -97,6 +97,9 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             base_model=next((p.base_model for p in given if p.base_model), None),
             task_type=tasks.pop() if len(tasks) == 1 else None,
             fan_in_fan_out=any(p.fan_in_fan_out for p in given),
+            metadata={
+                key: text for key, text in given[0].metadata.items() if all(p.metadata.get(key) == text for p in given)
+            },
             sources=tuple(source for p in given for source in p.sources),
             operations=(*dict.fromkeys(op for p in given for op in p.operations), _describe(self)),
         )

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-import torch
-
 from .. import Adapter, AdapterSet
-from .._execution import map_modules
 from .._validation import check_adapters, check_equal_ranks
 from ..exceptions import LorakitError
-from ..io._peft_config import read_config
-from ..io.peft import CONFIG
-from ..linalg import gram_matrix
+from ..metrics import cosine_matrix
 from ._measure import source_bytes
 
 _MOST_COSINES = 20  # a larger matrix is read by nobody
@@ -49,27 +44,11 @@ def fit_together(adapters: AdapterSet) -> dict[str, Any]:
         equal_ranks = True
     except LorakitError:
         equal_ranks = False
-    cosines = _cosines(adapters).tolist() if len(adapters) <= _MOST_COSINES else None
+    cosines = cosine_matrix(adapters).tolist() if len(adapters) <= _MOST_COSINES else None
     return {"mergeable": True, "reason": None, "equal_ranks": equal_ranks, "cosines": cosines}
 
 
 def _scaling(adapter: Adapter) -> list[float] | None:
-    """Return the distinct factors alpha / r (or alpha / sqrt(r)) that the files give; None if they are not asked."""
-    weights = adapter.provenance.sources[0].path
-    if adapter.provenance.format != "peft" or weights is None or not (weights.parent / CONFIG).exists():
-        return None
-    config = read_config(weights.parent / CONFIG, None)
-    return sorted({config.scale(module, info.rank) for module, info in adapter.infos.items()})
-
-
-def _cosines(adapters: AdapterSet) -> torch.Tensor:
-    """Return the matrix of cosines between updates, 0 where one of them is zero."""
-    gram = torch.zeros(len(adapters), len(adapters), dtype=torch.float64)
-    for products in map_modules(_products, adapters, n_jobs=None, verbose=0):
-        gram += products
-    norms = gram.diagonal().sqrt()
-    return torch.where(gram != 0, gram / torch.outer(norms, norms), 0.0).clamp(-1, 1)
-
-
-def _products(adapters: AdapterSet, module: str) -> torch.Tensor:
-    return gram_matrix(adapters.factors(module))
+    """Return the distinct factors alpha / r (or alpha / sqrt(r)) that the files give; None if they give none."""
+    scales = {adapter.scale(module) for module in adapter}
+    return sorted(scale for scale in scales if scale is not None) or None

@@ -25,19 +25,19 @@ def source_bytes(adapter: Adapter) -> int:
     return sum(source.path.stat().st_size for source in adapter.provenance.sources if source.path is not None)
 
 
-def weights_bytes(folder: Path) -> int:
-    """Return the size of the weights in a folder that was written."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+def weights_bytes(output: Path) -> int:
+    """Return the size of the weights in a folder or file that was written."""
+    if output.is_file():
+        return output.stat().st_size
+    return sum(file.stat().st_size for file in output.glob("*.safetensors"))
 
 
 def written_bytes(infos: Mapping[str, ModuleInfo], *, layout: str, pad_to: Any, dtype: torch.dtype) -> int:
     """Return about how many bytes of weights a layout makes of these modules."""
-    from ..io._peft_writer import padded_rank
+    from ..io._layout import written_ranks
 
-    widest = max(distinct_ranks(infos))
-    if layout != "compact":
-        infos = {module: info._replace(rank=padded_rank(widest, pad_to)) for module, info in infos.items()}
-    return sum(info.n_parameters for info in infos.values()) * dtype.itemsize
+    ranks = written_ranks(infos, layout, pad_to)
+    return sum(info._replace(rank=ranks[module]).n_parameters for module, info in infos.items()) * dtype.itemsize
 
 
 def nearness(compared: Comparison) -> dict[str, float | None]:

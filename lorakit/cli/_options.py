@@ -26,6 +26,8 @@ adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, requ
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
 
 reading_options = _together(
+    click.option("--format", metavar="FORMAT",
+                 help="Format of the adapters' files: peft.  [default: what their content shows]"),
     click.option("--name", "names", metavar="NAME", multiple=True,
                  help="Name of an adapter; repeat it, one for each in order. Default: the folders' names."),
     click.option("--modules-to-save", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
@@ -55,9 +57,9 @@ method_options = _together(
 )  # fmt: skip
 
 writing_options = _together(
-    click.option("--layout", type=click.Choice(["portable", "compact"]), default="portable", show_default=True,
+    click.option("--layout", type=click.Choice(["portable", "compact"]),
                  help="portable: one rank for all modules, padded with zeros; every reader of PEFT files gets it "
-                      "right. compact: each module at its own rank; for PEFT itself."),
+                      "right. compact: each module at its own rank; for PEFT itself.  [default: portable]"),
     click.option("--pad-to", metavar="N|server", callback=read_number_or_word,
                  help="Rank to pad the portable layout to; server: the next one that vLLM takes as its largest.  "
                       "[default: no more than needed]"),

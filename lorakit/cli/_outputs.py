@@ -1,4 +1,4 @@
-"""Where results go: one folder for each, refused before any work is done."""
+"""Where results go: one folder or file for each, refused before any work is done."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import click
 from ..exceptions import OutputError
 
 
-def check_outputs(folders: Sequence[Path], *, overwrite: bool) -> None:
-    """Refuse folders that may not be replaced, or cannot be made.
+def check_outputs(outputs: Sequence[Path], formats: Sequence[str], *, overwrite: bool) -> None:
+    """Refuse outputs that may not be replaced, or cannot be made.
 
     Raises
     ------
     OutputError
         Naming the first of them.
     """
-    from ..io._atomic import check_output
-    from ..io.peft import CARD, CONFIG, WEIGHTS
+    from ..io import check_output
 
-    for folder in folders:
-        check_output(folder, overwrite=overwrite, own_files=frozenset((WEIGHTS, CONFIG, CARD)))
-        parent = existing_parent(folder)
+    for output, format in zip(outputs, formats, strict=False):  # a merge has one output, and one format
+        check_output(output, format=format, overwrite=overwrite)
+        parent = existing_parent(output)
         if not parent.is_dir():
-            raise OutputError(f"{folder}: cannot be made, as {parent} is a file; give another path")
+            raise OutputError(f"{output}: cannot be made, as {parent} is a file; give another path")
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{folder}: cannot be made, as {parent} cannot be written to; give another path")
+            raise OutputError(f"{output}: cannot be made, as {parent} cannot be written to; give another path")
 
 
 def existing_parent(folder: Path) -> Path:
@@ -36,17 +35,30 @@ def existing_parent(folder: Path) -> Path:
     return next(parent for parent in folder.absolute().parents if parent.exists())
 
 
-def one_folder_each(output: Path, names: Sequence[str]) -> list[Path]:
-    """Return ``output`` for one adapter, a folder in it for each of several.
+def distinct_stems(names: Sequence[str]) -> list[str]:
+    """Return names as parts of paths.
+
+    Raises
+    ------
+    UsageError
+        If two become one, or one becomes nothing.
+    """
+    stems = [name.replace("/", "-").replace(os.sep, "-") for name in names]
+    if len(set(stems)) < len(stems) or any(stem.strip(". ") == "" for stem in stems):
+        raise click.UsageError(f"the names {', '.join(map(repr, names))} make no paths; give others with --name")
+    return stems
+
+
+def one_output_each(output: Path, stems: Sequence[str], formats: Sequence[str]) -> list[Path]:
+    """Return ``output`` for one adapter, a folder or file in it for each of several.
 
     Examples
     --------
-    >>> [folder.as_posix() for folder in one_folder_each(Path("out"), ["law", "runs/last"])]
+    >>> [out.as_posix() for out in one_output_each(Path("out"), ["law", "runs-last"], ["peft", "peft"])]
     ['out/law', 'out/runs-last']
     """
-    if len(names) == 1:
+    from ..io.save import suffix
+
+    if len(stems) == 1:
         return [output]
-    folders = [name.replace("/", "-").replace(os.sep, "-") for name in names]
-    if len(set(folders)) < len(folders) or any(folder.strip(". ") == "" for folder in folders):
-        raise click.UsageError(f"the names {', '.join(map(repr, names))} make no folders; give others with --name")
-    return [output / folder for folder in folders]
+    return [output / f"{stem}{suffix(format)}" for stem, format in zip(stems, formats, strict=True)]

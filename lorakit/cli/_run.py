@@ -13,11 +13,12 @@ import torch
 from .. import load_adapters, results_on_disk, save_adapter
 from .._version import __version__
 from ..io.load import distinct_names
+from ..io.save import chosen_layout
 from ..metrics import compare_adapters, compare_to_each
 from ._errors import parameters_checked
 from ._estimators import make_estimator
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
-from ._outputs import check_outputs, existing_parent, one_folder_each
+from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
 from ._progress import progress_bar
 from ._rehearsal import rehearse
 from ._report import show_json, show_run
@@ -38,7 +39,8 @@ def run(
     names: Sequence[str],
     modules_to_save: Literal["refuse", "drop"],
     assume_alpha: float | None,
-    layout: Literal["portable", "compact"],
+    format: str | None,
+    layout: Literal["portable", "compact"] | None,
     pad_to: Any,
     dtype: str | None,
     overwrite: bool,
@@ -53,14 +55,19 @@ def run(
     started = perf_counter()
     one = kind == "merger"  # all adapters become one; a pruner makes one of each
     named = names or distinct_names([Path(path) for path in paths])
-    folders = [Path(output)] if one else one_folder_each(Path(output), named)
-    check_outputs(folders, overwrite=overwrite)
+    stems = [] if one else distinct_stems(named)
+    adapters = load_adapters(
+        paths, names=named, format=format, modules_to_save=modules_to_save, assume_alpha=assume_alpha
+    )
+    formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged
+    outputs = [Path(output)] if one else one_output_each(Path(output), stems, formats)
+    check_outputs(outputs, formats, overwrite=overwrite)
     estimator = make_estimator(
         kind, method, given={**given, "n_jobs": jobs, "device": device}, params=params, seed=seed
     )
-    adapters = load_adapters(paths, names=named, modules_to_save=modules_to_save, assume_alpha=assume_alpha)
     _check_weights(given.get("weights"), adapters.names)
-    beside = existing_parent(folders[0])  # on a disk that has room for what is to be written
+    layouts = [chosen_layout(kept, layout) for kept in formats[: len(outputs)]]
+    beside = existing_parent(outputs[0])  # on a disk that has room for what is to be written
     with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked(), results_on_disk(beside):
         results = None if dry_run else estimator.fit_transform(adapters)
         made = rehearse(estimator, adapters) if results is None else [result.infos for result in results]
@@ -72,7 +79,8 @@ def run(
         for adapter, path in zip(adapters, paths, strict=True)
     ]
     sizes = [
-        written_bytes(infos, layout=layout, pad_to=pad_to, dtype=kept) for infos, kept in zip(made, dtypes, strict=True)
+        written_bytes(infos, layout=kept, pad_to=pad_to, dtype=stored)
+        for infos, kept, stored in zip(made, layouts, dtypes, strict=True)
     ]
     if results is not None:
         # Measured before it is written: OUT may replace an input, and an interruption until then leaves it as it was.
@@ -82,12 +90,12 @@ def run(
             compared = [compare_adapters(result, adapter) for result, adapter in zip(results, adapters, strict=True)]
         for row, comparison in zip(rows, compared, strict=True):
             row |= nearness(comparison)
-        for result, folder, kept in zip(results, folders, dtypes, strict=True):
-            save_adapter(result, folder, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
-        sizes = [weights_bytes(folder) for folder in folders]
+        for result, target, kept in zip(results, outputs, dtypes, strict=True):
+            save_adapter(result, target, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
+        sizes = [weights_bytes(target) for target in outputs]
     if not one:
-        for row, infos, size, folder in zip(rows, made, sizes, folders, strict=True):
-            row |= {"output": str(folder), "rank_out": distinct_ranks(infos), "bytes_out": size}
+        for row, infos, size, target in zip(rows, made, sizes, outputs, strict=True):
+            row |= {"output": str(target), "rank_out": distinct_ranks(infos), "bytes_out": size}
     report = {
         "lorakit": __version__,
         "command": "merge" if one else "prune",
@@ -96,7 +104,8 @@ def run(
         "parameters": estimator.get_params(deep=False),
         "adapters": rows,
         "output": output,
-        "layout": layout,
+        "format": "/".join(sorted(set(formats))),
+        "layout": "/".join(sorted(set(layouts))),
         "dtype": "/".join(sorted({str(kept).removeprefix("torch.") for kept in dtypes})),
         "modules": len(adapters.module_names),
         "rank_out": sorted({rank for infos in made for rank in distinct_ranks(infos)}),

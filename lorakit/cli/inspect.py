@@ -30,6 +30,7 @@ def inspect(
     ctx: click.Context,
     paths: tuple[str, ...],
     names: tuple[str, ...],
+    format: str | None,
     modules_to_save: Literal["refuse", "drop"],
     assume_alpha: float | None,
     as_json: bool,
@@ -52,7 +53,9 @@ def inspect(
     unreadable = []
     for path, name in zip(paths, names or distinct_names([Path(path) for path in paths]), strict=True):
         try:
-            adapter = load_adapter(path, name=name, modules_to_save=modules_to_save, assume_alpha=assume_alpha)
+            adapter = load_adapter(
+                path, name=name, format=format, modules_to_save=modules_to_save, assume_alpha=assume_alpha
+            )
             for module in adapter:
                 adapter[module]  # raises if it is damaged or not finite
             opened.append(adapter)

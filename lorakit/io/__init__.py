@@ -5,6 +5,6 @@ settled when a file is read, and come back when it is written.
 """
 
 from .load import load_adapter, load_adapters
-from .peft import save_adapter
+from .save import check_output, save_adapter
 
-__all__ = ["load_adapter", "load_adapters", "save_adapter"]
+__all__ = ["check_output", "load_adapter", "load_adapters", "save_adapter"]

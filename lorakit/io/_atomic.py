@@ -1,4 +1,4 @@
-"""Write a directory whole or not at all."""
+"""Write a directory or a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from ..exceptions import OutputError
 
 
-def check_output(path: Path, *, overwrite: bool, own_files: frozenset[str]) -> None:
+def check_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]) -> None:
     """Refuse an output that must not or cannot be replaced, before any work is done.
 
     Parameters
@@ -45,9 +45,27 @@ def check_output(path: Path, *, overwrite: bool, own_files: frozenset[str]) -> N
         )
 
 
+def check_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse an output file that must not be replaced, before any work is done.
+
+    Raises
+    ------
+    OutputError
+        If ``path`` is a symbolic link, no regular file, or one that may not be replaced.
+    """
+    if path.is_symlink():
+        raise OutputError(f"{path}: is a symbolic link, expected a file or nothing; write to {path.resolve()}")
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise OutputError(f"{path}: exists and is not a regular file; give another path")
+    if not overwrite:
+        raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
+
+
 @contextmanager
 def replaced_directory(path: Path) -> Iterator[Path]:
-    """Give a directory to fill; it becomes ``path`` when the block ends without an exception.
+    """Give an empty directory to fill; it becomes ``path`` when the block ends without an exception.
 
     An existing ``path`` stays until then, and comes back if the exchange fails. Whatever happens, KeyboardInterrupt
     included, nothing else is left behind.
@@ -60,23 +78,44 @@ def replaced_directory(path: Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        An empty directory beside it.
+        A directory beside it.
 
     Raises
     ------
     OutputError
         If the system refuses: disk full, no permission.
     """
+    with _scratch(path) as scratch:
+        new = scratch / "new"
+        new.mkdir()  # inside, because mkdtemp gives mode 0700 and mkdir what the umask says
+        yield new
+        for entry in new.iterdir():
+            _sync(entry)
+        _sync_folder(new)
+        _exchange(new, path, scratch / "old")
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Give the path of a file to make; it becomes ``path`` when the block ends without an exception.
+
+    As :func:`replaced_directory`, which it is like in everything else.
+    """
+    with _scratch(path) as scratch:
+        new = scratch / "new"
+        yield new
+        _sync(new)
+        new.replace(path)
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
     made = [folder for folder in path.parents if not folder.exists()]
     scratch: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        new = scratch / "new"
-        new.mkdir()  # inside, because mkdtemp gives mode 0700 and mkdir what the umask says
-        yield new
-        _sync(new)
-        _exchange(new, path, scratch / "old")
+        yield scratch
         _sync_folder(path.parent)
         made = []
     except OSError as error:
@@ -106,11 +145,9 @@ def _exchange(new: Path, path: Path, old: Path) -> None:
         raise
 
 
-def _sync(folder: Path) -> None:
-    for entry in folder.iterdir():
-        with entry.open("rb") as file:
-            os.fsync(file.fileno())
-    _sync_folder(folder)
+def _sync(file: Path) -> None:
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

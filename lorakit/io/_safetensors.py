@@ -21,7 +21,7 @@ from ._checks import FileStamp, foreign_bytes, stamp
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
 _BITS = {"BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
 _BITS |= {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64}
 
@@ -36,7 +36,14 @@ class TensorInfo(NamedTuple):
     shape: tuple[int, ...]
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+class Header(NamedTuple):
+    """What a file says of itself: its tensors, in the order of the header, and free text by key."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
     """Read and check the header.
 
     Parameters
@@ -46,8 +53,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
 
     Returns
     -------
-    dict of str to TensorInfo
-        In the order of the header, without ``__metadata__``.
+    Header
+        Tensors and metadata.
 
     Raises
     ------
@@ -76,7 +83,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise _truncated(path, size, 8 + length)
         file.seek(8)
         raw = file.read(length)
-    entries = _parse(path, raw)
+    entries, metadata = _parse(path, raw)
     end = _check_offsets(path, entries)
     if 8 + length + end > size:
         raise _truncated(path, size, 8 + length + end)
@@ -85,7 +92,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             f"{path}: {size - 8 - length - end} bytes follow the data; have {size} bytes, header says "
             f"{8 + length + end}; copy or download it again"
         )
-    return {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    return Header(tensors, metadata)
 
 
 def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tensor]:
@@ -115,7 +123,7 @@ def _handle(path: Path, opened: FileStamp) -> Any:
 
 
 def write_tensors(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, data: Iterable[Tensor]
+    path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Write a safetensors file, one tensor in memory at a time.
 
@@ -126,29 +134,30 @@ def write_tensors(
     ----------
     path : Path
         The file to make; it must not exist.
-    shapes : mapping of str to tuple of int
-        Name and shape of every tensor, in the order of ``data``.
-    dtype : torch.dtype
-        That of all tensors.
+    tensors : mapping of str to TensorInfo
+        Name, dtype and shape of every tensor, in the order of ``data``.
     data : iterable of Tensor
         The tensors, asked for one by one.
+    metadata : mapping of str to str, optional
+        Free text, written in the order of its keys. ``format`` is always 'pt', which readers look for.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    texts = {"format": "pt"} | dict(metadata or {})
+    header: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
     end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _FLOAT_NAMES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * FLOAT_DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)  # the data starts at a multiple of 8
     with path.open("xb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
-        for (name, shape), tensor in zip(shapes.items(), data, strict=True):
-            if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-                raise RuntimeError(f"{name}: announced {shape} {dtype}, got {tuple(tensor.shape)} {tensor.dtype}")
-            file.write(tensor.contiguous().view(torch.uint8).numpy().data)
+        for (name, info), tensor in zip(tensors.items(), data, strict=True):
+            if tuple(tensor.shape) != info.shape or FLOAT_NAMES[tensor.dtype] != info.dtype:
+                raise RuntimeError(f"{name}: announced {info}, got {tuple(tensor.shape)} {tensor.dtype}")
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _parse(path: Path, raw: bytes) -> dict[str, dict[str, Any]]:
+def _parse(path: Path, raw: bytes) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -164,10 +173,12 @@ def _parse(path: Path, raw: bytes) -> dict[str, dict[str, Any]]:
         raise CorruptFileError(f"{path}: the header is not JSON ({error}); copy or download the file again") from error
     if not isinstance(entries, dict):
         raise CorruptFileError(f"{path}: the header is a JSON {type(entries).__name__}, expected an object")
-    entries.pop("__metadata__", None)
+    metadata = entries.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CorruptFileError(f"{path}: __metadata__ is no object of texts; save the file again")
     for name, entry in entries.items():
         _check_entry(path, name, entry)
-    return entries
+    return entries, metadata
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> None:

@@ -12,16 +12,14 @@ from typing import Literal, NoReturn
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, Source
 from ..exceptions import UnsafeFileError, UnsupportedAdapterError
-from . import peft
 from ._checks import HOW_TO_CONVERT, require_path, stamp
-from ._codec import Codec, ReadOptions
+from ._codec import Location, Opened, ReadOptions, by_name
+from ._formats import CODECS
 
 __all__ = ["load_adapter", "load_adapters"]
 
-# Asked in this order; a new format is one file with a Codec, and one entry here.
-CODECS: tuple[Codec, ...] = (peft.CODEC,)
-
 _EXPECTED = "adapter_model.safetensors and adapter_config.json"
+_ALWAYS_NAMED_SO = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -29,6 +27,7 @@ def load_adapter(
     path: str | os.PathLike[str],
     *,
     name: str | None = None,
+    format: str | None = None,
     modules_to_save: Literal["refuse", "drop"] = "refuse",
     assume_alpha: float | None = None,
 ) -> Adapter:
@@ -42,7 +41,9 @@ def load_adapter(
     path : str or PathLike
         A PEFT directory, or the safetensors file in it.
     name : str, optional
-        Defaults to the directory's name.
+        Defaults to the name of the directory, or of the file without its suffix.
+    format : {'peft'}, optional
+        The format of the files. Defaults to what their content shows.
     modules_to_save : {'refuse', 'drop'}, default='refuse'
         What to do with weights that were trained beside the LoRA factors: whole modules such as a classification head,
         single tokens, a resized embedding. 'drop' leaves them out and warns: the adapter alone then does not do what
@@ -80,22 +81,30 @@ def load_adapter(
     if modules_to_save not in ("refuse", "drop"):
         raise ValueError(f"modules_to_save must be 'refuse' or 'drop', got {modules_to_save!r}")
     location = Path(path)
-    require_path(location)
-    codec = next((codec for codec in CODECS if codec.recognises(location)), None)
-    if codec is None:
-        _raise_unrecognised(location)
-    opened = codec.open(location, ReadOptions(modules_to_save, assume_alpha))
+    opened = open_path(location, ReadOptions(format, modules_to_save, assume_alpha))
     for note in opened.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     named = _parts(location)[-1] if name is None else name
-    provenance = replace(opened.provenance, sources=(Source(named, opened.weights),))
+    provenance = replace(opened.provenance, sources=(Source(named, opened.reader.weights),))
     return Adapter.from_reader(opened.reader, name=named, provenance=provenance)
+
+
+def open_path(path: Path, options: ReadOptions) -> Opened:
+    """Find the format of what is at a path, and open it."""
+    require_path(path)
+    location = Location(path.absolute())  # a worker may have another working directory
+    if options.format is not None:
+        codec = by_name(CODECS, options.format)
+    else:
+        codec = next((codec for codec in CODECS if codec.recognises(location)), None) or _raise_unrecognised(path)
+    return codec.open(location, options)
 
 
 def load_adapters(
     paths: Iterable[str | os.PathLike[str]],
     *,
     names: Sequence[str] | None = None,
+    format: str | None = None,
     modules_to_save: Literal["refuse", "drop"] = "refuse",
     assume_alpha: float | None = None,
 ) -> AdapterSet:
@@ -106,8 +115,10 @@ def load_adapters(
     paths : iterable of str or PathLike
         What :func:`load_adapter` takes.
     names : sequence of str, optional
-        One for each path, all different. Defaults to the directories' names, with as many parent folders as tell them
-        apart.
+        One for each path, all different. Defaults to the names of directories or files, with as many
+        parent folders as tell them apart.
+    format : str, optional
+        As in :func:`load_adapter`, for all of them.
     modules_to_save : {'refuse', 'drop'}, default='refuse'
         As in :func:`load_adapter`.
     assume_alpha : float, optional
@@ -142,13 +153,13 @@ def load_adapters(
     if len(chosen) != len(locations) or len(set(chosen)) != len(chosen):
         raise ValueError(f"names must be {len(locations)} different names, one for each path; got {chosen}")
     return AdapterSet(
-        load_adapter(path, name=name, modules_to_save=modules_to_save, assume_alpha=assume_alpha)
+        load_adapter(path, name=name, format=format, modules_to_save=modules_to_save, assume_alpha=assume_alpha)
         for path, name in zip(locations, chosen, strict=True)
     )
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Name directories by their last part, and by as many parts as needed where several share it.
+    """Name adapters by the last part of their paths, and by as many parts as needed where several share it.
 
     Examples
     --------
@@ -170,7 +181,9 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _parts(path: Path) -> tuple[str, ...]:
-    folder = path.parent if path.is_file() else path
+    folder = path
+    if path.is_file():  # a file that is always named so says nothing, its directory does
+        folder = path.parent if path.name in _ALWAYS_NAMED_SO else path.with_suffix("")
     absolute = folder.resolve() if ".." in folder.parts or not folder.name else folder.absolute()
     return absolute.parts
 

@@ -44,7 +44,7 @@ def test_assume_alpha(lorakit_, lorakit_json, tasks, out):
     (Path(tasks[0]) / "adapter_config.json").unlink()
     assert "pass --assume-alpha if you know" in lorakit_("merge", *tasks, "-o", out, code=2).stderr
     lorakit_("merge", *tasks, "-o", out, "-m", "svd", "--assume-alpha", 4)
-    assert lorakit_json("inspect", tasks[0], "--assume-alpha", 4)["adapters"][0]["scaling"] is None
+    assert lorakit_json("inspect", tasks[0], "--assume-alpha", 4)["adapters"][0]["scaling"] == [1.0]
 
 
 def test_overflow_names_the_option(lorakit_, tmp_path, out):

@@ -9,9 +9,9 @@ from lorakit import load_adapter, save_adapter
 from lorakit.testing import make_adapters
 
 
-def test_existing_output_is_refused_before_any_work(lorakit_, out):
+def test_existing_output_is_refused_before_any_work(lorakit_, tasks, out):
     out.mkdir()
-    result = lorakit_("merge", "no/such/input", "-o", out, "-m", "no such method", code=2)
+    result = lorakit_("merge", *tasks, "-o", out, "-m", "no such method", code=2)
     assert f"{out}: exists; pass --overwrite to replace it" in result.stderr
 
 

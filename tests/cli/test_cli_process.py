@@ -27,8 +27,8 @@ lorakit.merging.lego.reassemble = stall
 INTERRUPT_WRITING = f"""
 import os, signal, sys
 import lorakit.io._atomic
-def interrupt(folder):
-    assert (folder / "adapter_model.safetensors").exists()
+def interrupt(file):
+    assert (file.parent / "adapter_model.safetensors").exists()
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000): pass
 lorakit.io._atomic._sync = interrupt

@@ -208,6 +208,7 @@ def test_truncated_while_open(write_peft):
     adapter = load_adapter(path)
     times = (path / WEIGHTS).stat()
     os.truncate(path / WEIGHTS, times.st_size - 4)
-    adapter._reader._stamps = ((times.st_size - 4, (path / WEIGHTS).stat().st_mtime_ns), adapter._reader._stamps[1])
+    seen = (times.st_size - 4, (path / WEIGHTS).stat().st_mtime_ns)
+    adapter._reader._stamps = ((path / WEIGHTS, seen), *adapter._reader._stamps[1:])
     with pytest.raises(CorruptFileError, match=r"cannot read .*lora_A"):
         adapter["enc.0.q"]

@@ -145,7 +145,7 @@ def test_values_that_do_not_fit(tmp_path):
 
 def test_parameters_are_checked(tmp_path):
     adapter = mixed_adapter()
-    with pytest.raises(ValueError, match="layout must be 'portable' or 'compact', got 'dense'"):
+    with pytest.raises(ValueError, match="layout must be 'portable' or 'compact' for peft, got 'dense'"):
         save_adapter(adapter, tmp_path / "a", layout="dense")
     with pytest.raises(ValueError, match=r"dtype must be one of torch.float64, .*got torch.int8"):
         save_adapter(adapter, tmp_path / "a", dtype=torch.int8)

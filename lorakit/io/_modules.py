@@ -1,0 +1,148 @@
+"""The lazy side of every format: where each module lies in its file, and how its tensors become A and B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..adapters import ModuleInfo
+from ..exceptions import CorruptFileError
+from ..factors import LoraFactors, all_finite, promoted_dtype
+from ._checks import FileStamp, require_unchanged
+from ._safetensors import FLOAT_DTYPES, TensorInfo, read_tensors
+
+if TYPE_CHECKING:
+    from ._codec import ReadOptions
+
+Stamps = tuple[tuple[Path, FileStamp], ...]  # of every file that the adapter was made of, the weights first
+Form = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Stored(NamedTuple):
+    """Where one module lies in the file.
+
+    Parameters
+    ----------
+    keys : tuple of str
+        Names of the tensors that make it.
+    info : ModuleInfo
+        What becomes of them.
+    scale : float
+        The factor on ``B @ A``.
+    form : callable
+        From those tensors, in float32 or better, and ``arguments``, to A (r, d_in) and B (d_out, r). A function at the
+        top of a file, as it travels to workers.
+    arguments : tuple
+        Plain values for ``form``.
+    """
+
+    keys: tuple[str, ...]
+    info: ModuleInfo
+    scale: float
+    form: Form
+    arguments: tuple[Any, ...] = ()
+
+
+def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B as PEFT and kohya store them; kernels of convolutions are flattened."""
+    return a.flatten(1), b.flatten(1)
+
+
+class FileModules:
+    """Some modules of a file that was opened and checked.
+
+    It pickles as what it knows of them: a worker that is sent one module parses neither header nor config again, and a
+    file that has changed is reported when it is read, by module.
+
+    Parameters
+    ----------
+    stamps : Stamps
+        The files, the weights first.
+    stored : mapping of str to Stored
+        Where each module lies.
+    dtype : torch.dtype
+        Dtype in which the adapter is stored.
+    """
+
+    def __init__(self, stamps: Stamps, stored: Mapping[str, Stored], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.infos: Mapping[str, ModuleInfo] = {module: place.info for module, place in stored.items()}
+        self._stamps = stamps
+        self._stored = stored
+
+    @property
+    def weights(self) -> Path:
+        """The file that holds the factors."""
+        return self._stamps[0][0]
+
+    def scale(self, module: str) -> float:
+        """Return the factor on ``B @ A`` as it is stored: ``lora_alpha / r`` or ``lora_alpha / sqrt(r)``."""
+        return self._stored[module].scale
+
+    def read(self, module: str) -> LoraFactors:
+        """Read one module, its scale folded as a square root into both factors, in float32 or float64."""
+        for path, expected in self._stamps:
+            require_unchanged(path, expected)
+        place = self._stored[module]
+        tensors = read_tensors(self.weights, place.keys, self._stamps[0][1])
+        for key, tensor in zip(place.keys, tensors, strict=True):
+            self._check_finite(module, key, tensor)
+        # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
+        dtype = promoted_dtype((torch.float32, *(tensor.dtype for tensor in tensors)))
+        return LoraFactors(*place.form(*(t.to(dtype) for t in tensors), *place.arguments)).scaled(place.scale)
+
+    def only(self, modules: Sequence[str]) -> FileModules:
+        """Return a reader of these modules alone."""
+        return FileModules(self._stamps, {m: self._stored[m] for m in modules}, self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FileModules, (self._stamps, self._stored, self.dtype)
+
+    def _check_finite(self, module: str, key: str, tensor: Tensor) -> None:
+        if not all_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CorruptFileError(
+                f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
+                "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"
+            )
+
+
+class FileReader(FileModules):
+    """All modules of an adapter that was opened; pickles as its path, the options and the stamps of its files.
+
+    Parameters
+    ----------
+    path : Path
+        What the user gave, absolute.
+    options : ReadOptions
+        What the user chose.
+    stamps, stored, dtype
+        As in :class:`FileModules`.
+    """
+
+    def __init__(
+        self, path: Path, options: ReadOptions, stamps: Stamps, stored: Mapping[str, Stored], dtype: torch.dtype
+    ) -> None:
+        super().__init__(stamps, stored, dtype)
+        self.path, self.options = path, options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Paths as texts: joblib.hash tells one object that is met twice from two equal ones, but not for texts.
+        return _reopen, (str(self.path), self.options, tuple((str(path), seen) for path, seen in self._stamps))
+
+
+def stored_dtype(header: Mapping[str, TensorInfo], stored: Mapping[str, Stored]) -> torch.dtype:
+    """Return the smallest dtype that holds all factors as they are stored."""
+    return promoted_dtype(FLOAT_DTYPES[header[key].dtype] for place in stored.values() for key in place.keys)
+
+
+def _reopen(path: str, options: ReadOptions, stamps: tuple[tuple[str, FileStamp], ...]) -> FileReader:
+    from .load import open_path  # the list of formats imports this file
+
+    for file, expected in stamps:  # before anything is parsed: of another file the message would be puzzling
+        require_unchanged(Path(file), expected)
+    return open_path(Path(path), options).reader

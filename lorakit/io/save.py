@@ -1,0 +1,169 @@
+"""Writing adapters: choosing the format, and making the output appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .._execution import one_thread
+from ..adapters import Adapter
+from ..exceptions import OutputError
+from . import _atomic
+from ._codec import Codec, WriteOptions, Writer, by_name
+from ._formats import CODECS
+from ._safetensors import FLOAT_DTYPES
+
+__all__ = ["check_output", "save_adapter"]
+
+
+def save_adapter(
+    adapter: Adapter,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    layout: Literal["portable", "compact"] | None = None,
+    pad_to: int | Literal["server"] | None = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write an adapter, whole or not at all.
+
+    The same adapter always gives the same bytes. One module is in memory at a time.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        Read from files, merged or made in memory.
+    path : str or PathLike
+        What to make: a directory for PEFT, a ``.safetensors`` file for formats of one file. Missing parents are made
+        too.
+    format : {'peft'}, optional
+        Defaults to the adapter's own, ``adapter.provenance.format``: 'peft' for one that was made in memory.
+    layout : {'portable', 'compact'}, optional
+        'portable': all modules padded with zeros to one rank, ``lora_alpha = r``; every reader gets it right.
+        'compact': each module with its own rank, in PEFT by ``rank_pattern`` and ``alpha_pattern``; smaller when ranks
+        differ, exact in PEFT, silently wrong in servers that ignore patterns. Defaults to the format's first:
+        'portable' for PEFT.
+    pad_to : int or 'server', optional
+        In the portable layout, the rank to pad to: a number, or the next one that vLLM takes as its largest rank (1,
+        8, 16, 32, 64, 128, 256, 320, 512). The update stays the same. Defaults to the largest rank of a module.
+    dtype : torch.dtype, optional
+        Of the file: float64, float32, bfloat16 or float16. Defaults to ``adapter.dtype``.
+    overwrite : bool, default=False
+        Replace an adapter that is there. A directory that contains other files is never replaced.
+
+    Returns
+    -------
+    Path
+        What was made.
+
+    Raises
+    ------
+    OutputError
+        If the output exists, is a link or a device, the disk is full, or a value does not fit ``dtype``. What was at
+        ``path`` before is then still there, and nothing else is.
+    ValueError
+        If ``format``, ``layout``, ``pad_to`` or ``dtype`` is not one of those above.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from lorakit import load_adapter, save_adapter
+    >>> from lorakit.testing import make_adapters
+    >>> adapter = make_adapters(n_adapters=1, ranks=(4,), random_state=0)[0]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_adapter(adapter, f"{folder}/merged")
+    ...     load_adapter(path)
+    Adapter('merged', modules=2, rank=4, dtype=float32)
+    """
+    codec = by_name(CODECS, adapter.provenance.format if format is None else format, written=True)
+    writer = _writer(codec)
+    options = WriteOptions(
+        chosen_layout(codec.name, layout), _dtype(adapter.dtype if dtype is None else dtype), _rank(pad_to)
+    )
+    output = Path(path)
+    check_output(output, format=codec.name, overwrite=overwrite)
+    if not adapter:
+        raise OutputError(f"{output}: adapter {adapter.name!r} has no modules; expected at least one")
+    if codec.name != adapter.provenance.format:
+        raise OutputError(
+            f"{output}: adapter {adapter.name!r} names its modules as {adapter.provenance.format} files do, and is to "
+            f"be written as {codec.name}"
+        )
+    replaced = _atomic.replaced_directory if writer.files else _atomic.replaced_file
+    # one thread: what is done to a module is too small to be worth the start of several
+    with replaced(output.resolve()) as new, one_thread():
+        writer.write(adapter, new, options)
+    return output
+
+
+def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrite: bool = False) -> None:
+    """Refuse an output that :func:`save_adapter` would refuse, before any work is done.
+
+    Parameters
+    ----------
+    path : str or PathLike
+        What is to be made.
+    format : str, default='peft'
+        As in :func:`save_adapter`.
+    overwrite : bool, default=False
+        Whether an adapter that is there may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If the output may not be replaced, or cannot be made there.
+
+    Examples
+    --------
+    >>> from lorakit.io import check_output
+    >>> check_output("merged")
+    """
+    output = Path(path)
+    writer = _writer(by_name(CODECS, format, written=True))
+    if writer.files:
+        if output.suffix == ".safetensors" and not output.is_dir():
+            raise OutputError(
+                f"{output}: is the name of a file, and {format} is a directory; give the directory's name"
+            )
+        _atomic.check_directory(output, overwrite=overwrite, own_files=frozenset(writer.files))
+    else:
+        if output.suffix != ".safetensors":
+            raise OutputError(
+                f"{output}: has no .safetensors at its end, and {format} is one such file; give the file's name, or "
+                "another format"
+            )
+        _atomic.check_file(output, overwrite=overwrite)
+
+
+def _writer(codec: Codec) -> Writer:
+    assert codec.writer is not None  # by_name(..., written=True) gives no others
+    return codec.writer
+
+
+def chosen_layout(format: str, layout: str | None) -> str:
+    """Return the layout, or the format's first if there is none."""
+    layouts = _writer(by_name(CODECS, format, written=True)).layouts
+    if layout is not None and layout not in layouts:
+        raise ValueError(f"layout must be {' or '.join(map(repr, layouts))} for {format}, got {layout!r}")
+    return layouts[0] if layout is None else layout
+
+
+def suffix(format: str) -> str:
+    """Return what the name of an output must end in: nothing for a directory."""
+    return "" if _writer(by_name(CODECS, format, written=True)).files else ".safetensors"
+
+
+def _dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype not in FLOAT_DTYPES.values():
+        raise ValueError(f"dtype must be one of {', '.join(map(str, FLOAT_DTYPES.values()))}, got {dtype!r}")
+    return dtype
+
+
+def _rank(pad_to: int | Literal["server"] | None) -> int | Literal["server"] | None:
+    if pad_to is not None and pad_to != "server" and (not isinstance(pad_to, int) or pad_to < 1):
+        raise ValueError(f"pad_to must be a rank of 1 or more, or 'server', got {pad_to!r}")
+    return pad_to
