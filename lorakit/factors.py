@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
+from math import isfinite
 from typing import Any, cast
 
 import numpy as np
@@ -114,7 +115,7 @@ def promoted_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 def all_finite(x: Tensor) -> bool:
     """Whether no value is NaN or infinite; many times faster than looking at each."""
     # One that is not finite makes the sum so. The converse fails where large values overflow.
-    return bool(torch.isfinite(x.sum())) or bool(torch.isfinite(x).all())
+    return isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 def _as_tensor(x: object) -> Tensor:

@@ -35,6 +35,10 @@ class Frame(Protocol):
         """Return ``Q @ coordinates``: (p, k) to (d, k), in the dtype of the columns."""
         ...
 
+    def expand_rows(self, coordinates: Tensor) -> Tensor:
+        """Return ``coordinates @ Q.T``: (k, p) to (k, d), rows one after the other in memory."""
+        ...
+
 
 def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
     """Find an orthonormal frame of the columns of T matrices.
@@ -73,9 +77,9 @@ class Compressed(NamedTuple):
     def expand(self, update: Update) -> tuple[Tensor, Tensor]:
         """Bring an update, (k, q) and (p, k), back to the module's widths, (k, d_in) and (d_out, k); signs fixed."""
         a, b = update
-        a, b = self.inputs.expand(a.mT).mT.contiguous(), self.outputs.expand(b)
+        a, b = self.inputs.expand_rows(a), self.outputs.expand(b)
         sign = fix_signs(a)
-        return a * sign[:, None], b * sign
+        return a.mul_(sign[:, None]), b.mul_(sign)
 
 
 def compress(updates: Sequence[Update]) -> Compressed:
@@ -104,6 +108,9 @@ class _QRFrame(NamedTuple):
     def expand(self, coordinates: Tensor) -> Tensor:
         return (self.q @ coordinates.double()).to(self.dtype)
 
+    def expand_rows(self, coordinates: Tensor) -> Tensor:
+        return (coordinates.double() @ self.q.mT).to(self.dtype)
+
 
 class _GramFrame(NamedTuple):
     blocks: list[Tensor]
@@ -112,12 +119,23 @@ class _GramFrame(NamedTuple):
     double: bool  # whether the columns are to be combined in float64
 
     def expand(self, coordinates: Tensor) -> Tensor:
-        dtype = torch.float64 if self.double else self.columns[0].dtype
-        mixes = torch.split((self.inverse @ coordinates.double()).to(dtype), [c.shape[1] for c in self.columns])
-        out = torch.zeros(self.columns[0].shape[0], coordinates.shape[1], dtype=dtype, device=coordinates.device)
+        mixes = self._mixes(coordinates)
+        out = mixes[0].new_zeros(self.columns[0].shape[0], coordinates.shape[1])
         for c, mix in zip(self.columns, mixes, strict=True):
-            out.addmm_(c.to(dtype), mix)
+            out.addmm_(c.to(mix.dtype), mix)
         return out.to(self.columns[0].dtype)
+
+    def expand_rows(self, coordinates: Tensor) -> Tensor:
+        mixes = self._mixes(coordinates.mT)
+        out = mixes[0].new_zeros(coordinates.shape[0], self.columns[0].shape[0])
+        for c, mix in zip(self.columns, mixes, strict=True):
+            out.addmm_(mix.mT, c.mT.to(mix.dtype))
+        return out.to(self.columns[0].dtype)
+
+    def _mixes(self, coordinates: Tensor) -> tuple[Tensor, ...]:
+        """Return how the columns of each matrix are to be combined."""
+        dtype = torch.float64 if self.double else self.columns[0].dtype
+        return (self.inverse @ coordinates.double()).to(dtype).split([c.shape[1] for c in self.columns])
 
 
 def _gram_frame(columns: Sequence[Tensor]) -> _GramFrame | None:

@@ -41,7 +41,7 @@ def svd_of_sum(
     pairs = [(a, b) for a, b in updates]
     outputs, inputs, core = _core(pairs, weights)
     u, s, vh = torch.linalg.svd(core, full_matrices=False)
-    return outputs.expand(u[:, :k]), s.to(pairs[0][0].dtype), inputs.expand(vh[:k].mT).mT.contiguous()
+    return outputs.expand(u[:, :k]), s.to(pairs[0][0].dtype), inputs.expand_rows(vh[:k])
 
 
 def singular_values_of_sum(updates: Sequence[Update], weights: Sequence[float]) -> Tensor:
@@ -114,9 +114,8 @@ def split_svd(u: Tensor, s: Tensor, vh: Tensor, k: int) -> tuple[Tensor, Tensor]
     """
     root = s[:k].sqrt()
     a = root[:, None] * vh[:k]
-    b = u[:, :k] * root
     sign = fix_signs(a)
-    return a * sign[:, None], b * sign
+    return a.mul_(sign[:, None]), u[:, :k] * (root * sign)
 
 
 def truncate(update: Update, k: int) -> tuple[Tensor, Tensor]:
