@@ -48,9 +48,13 @@ _ALIGN: dict[str | None, Callable[[LoraFactors], tuple[Tensor, Tensor]]] = {
 }
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     # by the extremes: many times faster than a norm of order infinity
-    "inf": lambda rows: torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)),
+    "inf": lambda rows: _largest(*torch.aminmax(rows, dim=1)),
     "l2": lambda rows: torch.linalg.vector_norm(rows, dim=1),
 }
+
+
+def _largest(lowest: Tensor, highest: Tensor) -> Tensor:
+    return torch.maximum(highest, -lowest)
 
 
 class Reassembled(NamedTuple):
@@ -130,6 +134,7 @@ class _Placed(NamedTuple):
     """A pool as points to cluster: all there is to know of it before the number of clusters."""
 
     pooled: _Pooled
+    units: Tensor  # (m, d), the distinct units themselves
     points: Floats  # (m, q), whose Euclidean distances are the metric's
     counts: Floats  # (m,), weights of mean 1 over the units
     order: Ints  # (m,), a canonical order of the points
@@ -143,7 +148,8 @@ def _place_units(units: Tensor, weights: Floats, metric: Metric) -> _Placed:
     distinct = distinct_rows(host * flips[:, None].astype(host.dtype) if signed else host, weights)
     flips = flips[distinct.chosen]
     # Distances in an orthonormal frame of the units are those of the units, which are long
-    (block,) = frame_of([_taken(units, distinct.chosen).mT]).blocks
+    chosen = _taken(units, distinct.chosen)
+    (block,) = frame_of([chosen.mT]).blocks
     rows = np.ascontiguousarray(block.mT.cpu().numpy()) * flips[:, None]
     points = coordinates(rows, metric)
     # Starts are drawn by position: what the metric does not see may not place a unit
@@ -152,13 +158,13 @@ def _place_units(units: Tensor, weights: Floats, metric: Metric) -> _Placed:
         order = argsort_rows(host[distinct.chosen] * cosine_scales(rows))
     counts = distinct.totals * (len(host) / weights.sum())  # to a clusterer that counts, one of mean weight is one
     width = points.shape[1] if signed else host.shape[1]
-    return _Placed(_Pooled(distinct, flips, rows, signed), points, counts, order, width)
+    return _Placed(_Pooled(distinct, flips, rows, signed), chosen, points, counts, order, width)
 
 
 def _pose(
     placed: _Placed, k: int | None, *, clusterer: ClusterMixin | None, n_init: int, rng: np.random.RandomState
 ) -> PosedUnits:
-    pooled, points, counts, order, width = placed
+    pooled, _, points, counts, order, width = placed
     posed = pose_points(points, counts, order, k, clusterer, n_init=n_init, width=width, rng=rng)
     return PosedUnits(pooled, posed)
 
@@ -182,15 +188,23 @@ def _taken(units: Tensor, positions: Ints) -> Tensor:
     return units.index_select(0, torch.from_numpy(positions).to(units.device))
 
 
-def _centroids(rows: Tensor, sizes: Tensor | None, found: FoundUnits, norm: Norm | None) -> Tensor:
-    """Weighted means of the distinct units, (m, d), of every cluster, each given its members' mean norm: (k, d)."""
+def _centroids(
+    rows: Tensor, sizes: Tensor | None, found: FoundUnits, norm: Norm | None, scale: Callable[[int], float]
+) -> Tensor:
+    """Weighted means of the distinct units, (m, d), of every cluster, each given its members' mean norm: (k, d).
+
+    ``scale`` gives the factor on k units' update.
+    """
     shares = np.zeros((found.labels.max() + 1, len(rows)))  # row c: each unit's share of cluster c
     shares[found.labels, np.arange(len(rows))] = found.distinct.totals
     shares /= shares.sum(axis=1, keepdims=True)
     centroids = torch.from_numpy(shares * found.signs).to(rows) @ rows
+    root = scale(len(centroids)) ** 0.5  # a unit's halves share the factor
     if norm is not None and sizes is not None:
         before, after = torch.from_numpy(shares).to(rows) @ sizes, _NORMS[norm](centroids)
-        centroids *= torch.where(after > 0, before / torch.where(after > 0, after, 1), 0)[:, None]
+        centroids *= torch.where(after > 0, root * before / torch.where(after > 0, after, 1), 0)[:, None]
+    elif root != 1:
+        centroids *= root
     return centroids
 
 
@@ -295,20 +309,24 @@ def reassemble(
     pool = _pool(updates, weights, align)
     if pool is None:
         return [Reassembled(updates[0].scaled(0), nobody, owners, 0.0, 0)] * len(ks)
+    rows = None
     if found is None:
         placed = _place_units(pool.units, pool.weights, metric)
         numbers = [pool.number(k) if clusterer is None else k for k in ks]
         posed = [_pose(placed, k, clusterer=clusterer, n_init=n_init, rng=deepcopy(rng)) for k in numbers]
-        found = solve_units(posed, engine, max_iter=max_iter)
+        found, rows = solve_units(posed, engine, max_iter=max_iter), placed.units
     # In the order of the distinct units, whatever that of the pool: sums depend on the order of their terms
-    rows = _taken(pool.units, found[0].distinct.chosen)
+    rows = _taken(pool.units, found[0].distinct.chosen) if rows is None else rows
     sizes = None if norm is None else _NORMS[norm](rows)
+
+    def scale(k: int) -> float:
+        return (pool.mean_rank / k) ** 0.5 if output_scale == "sqrt" else 1.0
+
     made = []
     for clusters in found:
-        factors = LoraFactors(*split_msus(_centroids(rows, sizes, clusters, norm), pool.d_in))
-        if output_scale is not None:
-            size = (pool.mean_rank / factors.rank) ** 0.5 if output_scale == "sqrt" else output_scale
-            factors = factors.scaled(size)
+        factors = LoraFactors(*split_msus(_centroids(rows, sizes, clusters, norm, scale), pool.d_in))
+        if output_scale is not None and output_scale != "sqrt":
+            factors = factors.scaled(output_scale)
         labels = nobody.copy()
         labels[np.array(pool.active)[owners]] = clusters.labels[clusters.distinct.inverse]
         made.append(Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter))

@@ -135,7 +135,7 @@ class _GramFrame(NamedTuple):
     def _mixes(self, coordinates: Tensor) -> tuple[Tensor, ...]:
         """Return how the columns of each matrix are to be combined."""
         dtype = torch.float64 if self.double else self.columns[0].dtype
-        return (self.inverse @ coordinates.double()).to(dtype).split([c.shape[1] for c in self.columns])
+        return torch.split((self.inverse @ coordinates.double()).to(dtype), [c.shape[1] for c in self.columns])
 
 
 def _gram_frame(columns: Sequence[Tensor]) -> _GramFrame | None:
