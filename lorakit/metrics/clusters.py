@@ -1,0 +1,262 @@
+"""What LoRA-LEGO's clusters are made of: whose units they hold, and what averaging does to their norms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.utils.validation import check_is_fitted
+
+from .._execution import one_thread, read_module
+from .._validation import check_adapters, check_weights
+from ..adapter_set import AdapterSet
+from ..adapters import Adapter
+from ..cluster._coordinates import aligned_signs, canonical_signs
+from ..cluster._rows import distinct_rows
+from ..factors import LoraFactors
+from ..linalg import align_svd, balance_msus, frame_of, pool_msus
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterComposition:
+    """How many units of each task every cluster holds.
+
+    Parameters
+    ----------
+    tasks : tuple of str
+        The tasks, or the adapters where no tasks were given.
+    counts : dict of str to ndarray of shape (n_clusters, n_tasks)
+        By module; row c is cluster c, which is MSU c of the merged adapter.
+    adjusted_mutual_information : dict of str to float
+        By module: 1 where clusters and tasks are the same partition of the units, about 0 where clusters are no more
+        of one task than chance would have it, whatever their sizes. NaN where no unit takes part.
+    """
+
+    tasks: tuple[str, ...]
+    counts: dict[str, NDArray[np.int_]]
+    adjusted_mutual_information: dict[str, float]
+
+    @property
+    def purity(self) -> dict[str, float]:
+        """By module, the share of units that are of their cluster's most frequent task; 1 for clusters of one unit."""
+        return {module: float(n.max(axis=1).sum() / n.sum()) for module, n in self.counts.items() if n.sum()}
+
+    @property
+    def entropy(self) -> dict[str, float]:
+        """By module, the entropy of the tasks in a cluster, mean over units, in units of the logarithm of n_tasks.
+
+        0 where every cluster is of one task, 1 where every one holds as much of each.
+        """
+        return {module: _entropy(n) for module, n in self.counts.items() if n.sum()}
+
+    @property
+    def mixed(self) -> dict[str, float]:
+        """By module, the share of units in clusters that hold more than one task."""
+        return {
+            module: float(n[(n > 0).sum(axis=1) > 1].sum() / n.sum()) for module, n in self.counts.items() if n.sum()
+        }
+
+
+def _entropy(counts: NDArray[np.int_]) -> float:
+    if counts.shape[1] == 1:
+        return 0.0
+    sizes = counts.sum(axis=1, keepdims=True)
+    shares = counts / np.maximum(sizes, 1)
+    logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
+    return float(-(sizes * shares * logs).sum() / sizes.sum() / np.log(counts.shape[1])) + 0.0  # no -0.0
+
+
+def cluster_composition(
+    merger: Any, adapters: AdapterSet | Iterable[Adapter], *, tasks: Mapping[str, str] | None = None
+) -> ClusterComposition:
+    """Count the units of each adapter, or task, in the clusters of a fitted :class:`~lorakit.LegoMerger`.
+
+    Parameters
+    ----------
+    merger : LegoMerger
+        Fitted on ``adapters``.
+    adapters : AdapterSet or list of Adapter
+        Their names are used, and their ranks to check that they are the ones; no weight is read.
+    tasks : mapping of adapter name to task, default=None
+        For several adapters of one task; names that it lacks are tasks of their own. None: each adapter is one.
+
+    Returns
+    -------
+    ClusterComposition
+
+    Raises
+    ------
+    NotFittedError
+        If ``merger`` is not fitted.
+    TypeError
+        If it does not cluster units.
+    ValueError
+        If it was fitted on other adapters.
+
+    Examples
+    --------
+    >>> from lorakit import LegoMerger
+    >>> from lorakit.metrics import cluster_composition
+    >>> from lorakit.testing import make_adapters
+    >>> adapters = make_adapters(ranks=(4, 8), n_modules=1, random_state=0)
+    >>> merger = LegoMerger(k=4, random_state=0).fit(adapters)
+    >>> found = cluster_composition(merger, adapters)
+    >>> found.counts["layer.0"].sum(axis=0)
+    array([4, 8])
+    >>> 0.5 < found.purity["layer.0"] <= 1
+    True
+    """
+    X = _checked(merger, adapters)
+    of_task = [(tasks or {}).get(name, name) for name in X.names]
+    names = tuple(dict.fromkeys(of_task))
+    numbers = np.array([names.index(task) for task in of_task])
+    counts, information = {}, {}
+    for module, labels in merger.labels_.items():
+        kept = labels >= 0
+        clusters, of = labels[kept], numbers[merger.owners_[module][kept]]
+        found = np.zeros((merger.merged_.infos[module].rank, len(names)), dtype=int)
+        np.add.at(found, (clusters, of), 1)
+        counts[module] = found
+        information[module] = float(adjusted_mutual_info_score(of, clusters)) if kept.any() else float("nan")
+    return ClusterComposition(names, counts, information)
+
+
+@dataclass(frozen=True, eq=False)
+class NormDecay:
+    """Norms of the clusters' means beside those of their members, by module.
+
+    Parameters
+    ----------
+    members : dict of str to ndarray of shape (n_clusters,)
+        Mean norm of the units of each cluster.
+    centroids : dict of str to ndarray of shape (n_clusters,)
+        Norm of their mean, before any reweighting: at most the former.
+    sizes : dict of str to ndarray of shape (n_clusters,)
+        How many units each cluster holds.
+    """
+
+    members: dict[str, NDArray[np.float64]]
+    centroids: dict[str, NDArray[np.float64]]
+    sizes: dict[str, NDArray[np.int_]]
+
+    @property
+    def ratio(self) -> dict[str, NDArray[np.float64]]:
+        """Centroid's norm over its members', by module; 1 in a cluster of one unit, and of zeros."""
+        return {
+            module: np.divide(self.centroids[module], members, out=np.ones_like(members), where=members > 0)
+            for module, members in self.members.items()
+        }
+
+
+def norm_decay(
+    merger: Any, adapters: AdapterSet | Iterable[Adapter], *, norm: Literal["l2", "inf"] = "l2"
+) -> NormDecay:
+    """Compare the norm of every centroid with the mean norm of its members: what averaging takes from it.
+
+    Parameter reweighting (``norm`` of :class:`~lorakit.LegoMerger`) gives centroids this norm back. The units are those
+    that the merger clustered: aligned as it aligned them, turned the same way where its metric ignores signs, and
+    averaged with its weights.
+
+    Parameters
+    ----------
+    merger : LegoMerger
+        Fitted on ``adapters``, with any parameters.
+    adapters : AdapterSet or list of Adapter
+        What it was fitted on.
+    norm : {'l2', 'inf'}, default='l2'
+        The norm of a unit: Euclidean, for which a centroid is never longer than its members on average, or maximum.
+
+    Returns
+    -------
+    NormDecay
+
+    Raises
+    ------
+    NotFittedError
+        If ``merger`` is not fitted.
+    TypeError
+        If it does not cluster units.
+    ValueError
+        If it was fitted on other adapters, or ``norm`` is another one.
+
+    Examples
+    --------
+    >>> from lorakit import LegoMerger
+    >>> from lorakit.metrics import norm_decay
+    >>> from lorakit.testing import make_adapters
+    >>> adapters = make_adapters(ranks=(4, 4), n_modules=1, random_state=0)
+    >>> merger = LegoMerger(k=3, random_state=0).fit(adapters)
+    >>> found = norm_decay(merger, adapters)
+    >>> found.sizes["layer.0"], found.ratio["layer.0"].round(2)
+    (array([4, 3, 1]), array([0.47, 0.68, 1.  ]))
+    """
+    if norm not in ("l2", "inf"):
+        raise ValueError(f"norm must be 'l2' or 'inf', got {norm!r}")
+    X = _checked(merger, adapters)
+    weights = check_weights(merger.weights, X.names, signed=False)
+    members, centroids, sizes = {}, {}, {}
+    order = 2 if norm == "l2" else np.inf
+    with one_thread():
+        for module, labels in merger.labels_.items():
+            kept = labels >= 0
+            clusters, of = labels[kept], weights[merger.owners_[module][kept]]
+            if not kept.any():  # only adapters of weight 0 have the module
+                members[module] = centroids[module] = np.empty(0)
+                sizes[module] = np.empty(0, dtype=int)
+                continue
+            updates = read_module(X.only(module), module, None)
+            units = _clustered_units(merger, [u for u, w in zip(updates, weights, strict=True) if w], of, clusters)
+            shares = np.zeros((clusters.max() + 1, len(units)))
+            shares[clusters, np.arange(len(units))] = of
+            shares /= shares.sum(axis=1, keepdims=True)
+            members[module] = shares @ np.linalg.norm(units, ord=order, axis=1)
+            centroids[module] = np.linalg.norm(shares @ units, ord=order, axis=1)
+            sizes[module] = np.bincount(clusters)
+    return NormDecay(members, centroids, sizes)
+
+
+_ALIGN: dict[str | None, Any] = {None: tuple, "balance": balance_msus, "svd": align_svd}
+
+
+def _clustered_units(
+    merger: Any, updates: Sequence[LoraFactors], weights: NDArray[np.float64], clusters: NDArray[np.intp]
+) -> NDArray[np.float64]:
+    """Return the units as they were averaged: aligned, and turned the same way, in float64."""
+    pooled = pool_msus([_ALIGN[merger.align](update) for update in updates if update.rank])
+    host = pooled.numpy()
+    if merger.metric != "sign_invariant":
+        return host.astype(np.float64)
+    flips = canonical_signs(host)
+    distinct = distinct_rows(host * flips[:, None].astype(host.dtype), weights)
+    chosen = distinct.chosen
+    (block,) = frame_of([pooled[torch.from_numpy(chosen)].mT]).blocks
+    rows = np.ascontiguousarray(block.mT.numpy()) * flips[chosen][:, None]
+    turns = aligned_signs(rows, distinct.totals, clusters[chosen])
+    units: NDArray[np.float64] = host.astype(np.float64) * (flips * turns[distinct.inverse])[:, None]
+    return units
+
+
+def _checked(merger: Any, adapters: AdapterSet | Iterable[Adapter]) -> AdapterSet:
+    """Return the adapters as a set, if they are those that the merger clustered."""
+    check_is_fitted(merger)
+    if not hasattr(merger, "labels_") or not hasattr(merger, "owners_"):
+        raise TypeError(
+            f"{type(merger).__name__} has no clusters of units; expected a fitted LegoMerger, or of a pipeline its "
+            "last step with the adapters that the other steps made, pipeline[:-1].transform(adapters)"
+        )
+    X = check_adapters(adapters)
+    for module, owners in merger.owners_.items():
+        infos = X.infos(module)
+        ranks = [0 if info is None else info.rank for info in infos]
+        if not np.array_equal(owners, np.repeat(np.arange(len(X)), ranks)):
+            seen = np.bincount(owners, minlength=merger.n_adapters_in_).tolist()
+            raise ValueError(
+                f"the merger was fitted on other adapters: module {module!r} had ranks {seen}, and has {ranks} in "
+                f"{list(X.names)}; pass those that it was fitted on, in their order"
+            )
+    return X

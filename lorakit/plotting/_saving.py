@@ -1,0 +1,74 @@
+"""Pictures in files: the same picture, the same bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..exceptions import OutputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# What would say when the file was made
+_NO_DATES: dict[str, dict[str, Any]] = {
+    ".png": {},
+    ".svg": {"Date": None},
+    ".pdf": {"CreationDate": None},
+}
+SUFFIXES = tuple(_NO_DATES)
+
+
+def check_picture(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that may not be replaced or is of no known kind, before any work is done.
+
+    Raises
+    ------
+    OutputError
+        If the name does not end in .png, .svg or .pdf, its folder is missing, or it exists.
+    """
+    if path.suffix.lower() not in _NO_DATES:
+        raise OutputError(f"{path}: ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a directory, expected a file to write; give another path")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
+    if not path.absolute().parent.is_dir():
+        raise OutputError(f"{path}: there is no folder {path.parent}; make it, or give another path")
+    if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: {path.absolute().parent} cannot be written to; give another path")
+
+
+def save_picture(figure: Figure, path: Path, *, overwrite: bool, dpi: float = 150) -> None:
+    """Write a figure whole or not at all, in the kind that the name ends in.
+
+    Parameters
+    ----------
+    figure : Figure
+        What to write.
+    path : Path
+        It ends in .png, .svg or .pdf.
+    overwrite : bool
+        Whether a file that is there may be replaced.
+    dpi : float, default=150
+        Dots an inch, of a PNG.
+
+    Raises
+    ------
+    OutputError
+        As by :func:`check_picture`, or if the system refuses.
+    """
+    import matplotlib as mpl
+
+    check_picture(path, overwrite=overwrite)
+    kind = path.suffix.lower()
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with mpl.rc_context({"svg.hashsalt": "lorakit"}):  # else ids are random
+            figure.savefig(scratch, format=kind[1:], dpi=dpi, metadata=_NO_DATES[kind])
+        scratch.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error}; give another path") from error
+    finally:
+        scratch.unlink(missing_ok=True)
