@@ -6,6 +6,9 @@ from .adapters import Adapter as Adapter
 from .applying import applied as applied
 from .cluster.kmeans import MSUKMeans as MSUKMeans
 from .factors import LoraFactors as LoraFactors
+from .io.convert import convert_adapter as convert_adapter
+from .io.live import from_peft as from_peft
+from .io.live import to_peft as to_peft
 from .io.load import load_adapter as load_adapter
 from .io.load import load_adapters as load_adapters
 from .io.save import save_adapter as save_adapter

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._base_models import differing_bases
 from .adapter_set import AdapterSet
 from .adapters import Adapter
 from .exceptions import IncompatibleAdaptersError
@@ -40,12 +41,11 @@ def check_adapters(X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
     for module in X.module_names:
         _check_module(X, module)
     _check_overlap(X)
-    bases = {adapter.provenance.base_model: adapter.name for adapter in X if adapter.provenance.base_model}
-    if len(bases) > 1:
+    bases = differing_bases(X)
+    if bases is not None:
         warnings.warn(
-            "the adapters name different base models: "
-            + ", ".join(f"{base!r} ({name!r})" for base, name in bases.items())
-            + "; merging is meaningful only if these are the same weights under other names",
+            f"the adapters name different base models: {bases}; merging is meaningful only if these are the same "
+            "weights under other names",
             UserWarning,
             stacklevel=3,
         )
@@ -58,7 +58,7 @@ def _check_families(X: AdapterSet) -> None:
         raise IncompatibleAdaptersError(
             "adapters of different file families name their modules differently: "
             + ", ".join(f"{name!r} is {family}" for family, name in families.items())
-            + "; convert them to one family first"
+            + "; bring them to one first, by `lorakit convert` or lorakit.convert_adapter"
         )
 
 
@@ -68,10 +68,7 @@ def _check_module(X: AdapterSet, module: str) -> None:
         if (info := adapter.infos.get(module)) is not None:
             known.setdefault((info.d_out, info.d_in, info.layout), adapter.name)
     if len(known) > 1:
-        seen = "; ".join(
-            f"{d_out} x {d_in} ({' '.join(map(str, (layout.kind, *layout.kernel)))}) in {name!r}"
-            for (d_out, d_in, layout), name in known.items()
-        )
+        seen = "; ".join(f"{d_out} x {d_in} ({layout}) in {name!r}" for (d_out, d_in, layout), name in known.items())
         raise IncompatibleAdaptersError(
             f"module {module!r} differs between adapters: {seen}; they were trained on different base models, "
             "or one of them on other kinds of layers"

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 
 from .factors import LoraFactors, dtype_name, promoted_dtype
+from .provenance import Beside, Made, Provenance, Source, Step
 
-__all__ = ["Adapter", "Layout", "LoraFactors", "ModuleInfo", "ModuleReader", "Provenance", "Source"]
+__all__ = [
+    "Adapter",
+    "Beside",
+    "Layout",
+    "LoraFactors",
+    "Made",
+    "ModuleInfo",
+    "ModuleReader",
+    "Provenance",
+    "Source",
+    "Step",
+]
 
 
 @dataclass(frozen=True)
@@ -21,14 +32,28 @@ class Layout:
 
     Parameters
     ----------
-    kind : {'linear', 'embedding', 'conv'}, default='linear'
+    kind : {'linear', 'embedding', 'conv', 'expert'}, default='linear'
         'embedding': the weight changes by ``(B @ A).T``. 'conv': A is the flattened kernel, (r, in * prod(kernel)).
+        'expert': one matrix of a parameter that holds those of several experts; the last part of the module's name is
+        its number.
     kernel : tuple of int, default=()
         Kernel shape of a convolution, empty otherwise.
+    experts : int, default=0
+        How many experts the parameter holds, 0 for the other kinds.
+    parameters : tuple of str, default=()
+        Sorted names of all parameters that are adapted where this one is. Which of them it is follows from the name of
+        the module, and from their order in the base model.
     """
 
-    kind: Literal["linear", "embedding", "conv"] = "linear"
+    kind: Literal["linear", "embedding", "conv", "expert"] = "linear"
     kernel: tuple[int, ...] = ()
+    experts: int = 0
+    parameters: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.kind == "expert":
+            return f"expert, one of {self.experts} of {' and '.join(self.parameters)}"
+        return " ".join(map(str, (self.kind, *self.kernel)))
 
 
 class ModuleInfo(NamedTuple):
@@ -53,45 +78,6 @@ class ModuleInfo(NamedTuple):
     def n_parameters(self) -> int:
         """Numbers stored, ``r * (d_in + d_out)``."""
         return self.rank * (self.d_in + self.d_out)
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where an adapter came from. ``path`` is None for one made in memory."""
-
-    name: str
-    path: Path | None = None
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """What an adapter's files say about it, and what was done to it since.
-
-    Parameters
-    ----------
-    format : str, default='peft'
-        The family of files it came from; adapters of different families name their modules differently.
-    base_model : str or None
-        The base model's name, as the files give it.
-    task_type : str or None
-        PEFT's task type.
-    fan_in_fan_out : bool, default=False
-        Whether the base stores its weights as (in, out), as GPT-2's Conv1D does.
-    metadata : mapping of str to str
-        Free text of the file's header that is kept when it is written again; of a result, what all its sources say.
-    sources : tuple of Source
-        The adapters it was made from.
-    operations : tuple of str
-        What was done to them, in order, as estimator reprs.
-    """
-
-    format: str = "peft"
-    base_model: str | None = None
-    task_type: str | None = None
-    fan_in_fan_out: bool = False
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    sources: tuple[Source, ...] = ()
-    operations: tuple[str, ...] = ()
 
 
 class ModuleReader(Protocol):
@@ -223,6 +209,8 @@ class Adapter(Mapping[str, LoraFactors]):
 
     def rename_modules(self, rename: Callable[[str], str]) -> Adapter:
         """Return the same adapter with every module name passed through ``rename``.
+
+        Weights that it carries beside its factors keep their names.
 
         Parameters
         ----------

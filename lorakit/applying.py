@@ -155,6 +155,12 @@ def _describe(info: ModuleInfo) -> str:
 
 
 def _check_names(adapter: Adapter, modules: dict[str, nn.Module], prefix: str) -> None:
+    expert = next((name for name, info in adapter.infos.items() if info.layout.kind == "expert"), None)
+    if expert is not None:
+        raise UnsupportedAdapterError(
+            f"{adapter.name}: module {expert!r} is one of several experts in a parameter, no module that is "
+            "called, so an output hook cannot reach it; put the adapter into the model with lorakit.to_peft"
+        )
     missing = [name for name in adapter if prefix + name not in modules]
     if not missing:
         return

@@ -39,11 +39,14 @@ PUBLIC = {
     "WeightSearch",
     "applied",
     "collect_grams",
+    "convert_adapter",
+    "from_peft",
     "load_adapter",
     "load_adapters",
     "rank_path",
     "results_on_disk",
     "save_adapter",
+    "to_peft",
 }
 
 

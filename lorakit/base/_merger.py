@@ -19,7 +19,7 @@ from .._ranks import Rank, choose_ranks, needs_spectra
 from .._sklearn import Interval, StrOptions, fit_context
 from .._validation import check_adapters, check_equal_ranks, check_rank, check_weights
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter, ModuleInfo
+from ..adapters import Adapter, Made, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
 from ..linalg import frobenius_norm, residual_norm
@@ -203,7 +203,8 @@ class BaseMerger(AdapterEstimator):
         layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
         for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, learned_before)  # other parameters may learn other things
-        self.merged_ = merge.results.adapter(name=self.method, layouts=layouts, provenance=self._provenance(X))
+        provenance = self._provenance(X, Made(self._step(X)))
+        self.merged_ = merge.results.adapter(name=self.method, layouts=layouts, provenance=provenance)
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
         for key, by_module in merge.learned.items():

@@ -25,6 +25,8 @@ class BasePruner(BaseTransformer):
     and :meth:`transform` prunes what it is given. Modules that are at or below rank ``k`` already stay as they are.
     """
 
+    _joint = False
+
     @abstractmethod
     def _prune_module(self, update: LoraFactors, k: int, rng: np.random.RandomState) -> LoraFactors:
         """Prune one module of one adapter.

@@ -6,13 +6,13 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import closing
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from .._execution import iter_modules, read_module, to_output
 from .._sklearn import fit_context
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter
+from ..adapters import Adapter, Made
 from ..factors import LoraFactors
 from ..results import Results
 from ._estimator import AdapterEstimator
@@ -24,6 +24,8 @@ class BaseTransformer(AdapterEstimator):
     A subclass implements :meth:`_change_module`. It is stateless: :meth:`fit` only checks, and :meth:`transform`
     changes what it is given, so that pipelines compose it with mergers.
     """
+
+    _joint: ClassVar[bool] = True  # whether what becomes of an adapter depends on those it is passed with
 
     def _check(self, X: AdapterSet) -> None:
         """Refuse adapters or parameters that cannot be worked with, before any work is done."""
@@ -96,11 +98,12 @@ class BaseTransformer(AdapterEstimator):
                 for adapter, results, update in zip(X, made, updates, strict=True):
                     if module in adapter:
                         results.put(module, update)
+        origins = self._made(X)
         return AdapterSet(
             results.adapter(
                 name=adapter.name,
                 layouts={module: info.layout for module, info in adapter.infos.items()},
-                provenance=self._provenance(X[i : i + 1]),
+                provenance=self._provenance(X[i : i + 1], origins[i]),
             )
             for i, (adapter, results) in enumerate(zip(X, made, strict=True))
         )
@@ -108,6 +111,13 @@ class BaseTransformer(AdapterEstimator):
     def _transform_module(self, X: AdapterSet, module: str, *, prepared: Any, seed: int) -> list[LoraFactors]:
         changed = self._change_module(read_module(X, module, self.device), module, prepared, seed)
         return [to_output(update, adapter.dtype, module) for update, adapter in zip(changed, X, strict=True)]
+
+    def _made(self, X: AdapterSet) -> list[Made]:
+        """Return for each adapter what is to be remembered of how it was made."""
+        if self._joint:
+            step = self._step(X)
+            return [Made(step, i) for i in range(len(X))]
+        return [Made(self._step(X[i : i + 1])) for i in range(len(X))]
 
     def __sklearn_is_fitted__(self) -> bool:
         return True  # stateless

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from ..exceptions import OutputError
+from ._rename import exchange, move
+from ._scratch import GONE, NEW, OLD, put_back, scratch_beside
+
+_ATTEMPTS = 1000  # each is lost only to another writer that finished at that moment
 
 
 def check_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]) -> None:
@@ -29,20 +34,13 @@ def check_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]) -
     OutputError
         If ``path`` is a symbolic link, no directory, or a directory that may not be replaced.
     """
-    if path.is_symlink():
-        raise OutputError(f"{path}: is a symbolic link, expected a directory or nothing; write to {path.resolve()}")
-    if not path.exists():
+    if not _is_there(path, "a directory"):
         return
     if not path.is_dir():
         raise OutputError(f"{path}: exists and is not a directory; an adapter is a directory, give another path")
     if not overwrite:
         raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
-    others = sorted(entry.name for entry in path.iterdir() if entry.name not in own_files or entry.is_dir())
-    if others:
-        raise OutputError(
-            f"{path}: also contains {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, which would be "
-            f"deleted (expected only {', '.join(sorted(own_files))}); move them, or give another path"
-        )
+    _refuse_others(path, path, own_files)
 
 
 def check_file(path: Path, *, overwrite: bool) -> None:
@@ -53,9 +51,7 @@ def check_file(path: Path, *, overwrite: bool) -> None:
     OutputError
         If ``path`` is a symbolic link, no regular file, or one that may not be replaced.
     """
-    if path.is_symlink():
-        raise OutputError(f"{path}: is a symbolic link, expected a file or nothing; write to {path.resolve()}")
-    if not path.exists():
+    if not _is_there(path, "a file"):
         return
     if not path.is_file():
         raise OutputError(f"{path}: exists and is not a regular file; give another path")
@@ -64,16 +60,18 @@ def check_file(path: Path, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def replaced_directory(path: Path) -> Iterator[Path]:
+def replaced_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]) -> Iterator[Path]:
     """Give an empty directory to fill; it becomes ``path`` when the block ends without an exception.
 
-    An existing ``path`` stays until then, and comes back if the exchange fails. Whatever happens, KeyboardInterrupt
-    included, nothing else is left behind.
+    An existing ``path`` stays until then. Nothing else is left behind, whatever happens; if the process is killed, the
+    next writer of the same output removes what it left.
 
     Parameters
     ----------
     path : Path
         Absolute path of the directory to make or to replace.
+    overwrite, own_files
+        As in :func:`check_directory`, which is asked again when the directory is about to be replaced.
 
     Yields
     ------
@@ -83,40 +81,39 @@ def replaced_directory(path: Path) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        If the system refuses: disk full, no permission.
+        If the system refuses (disk full, no permission), or there is by then a ``path`` that may not be replaced.
     """
     with _scratch(path) as scratch:
-        new = scratch / "new"
-        new.mkdir()  # inside, because mkdtemp gives mode 0700 and mkdir what the umask says
+        new, old = scratch / NEW, scratch / OLD
+        new.mkdir()  # the scratch directory is for its owner alone; this one has what the umask says
         yield new
         for entry in new.iterdir():
-            _sync(entry)
+            _settle(entry)
         _sync_folder(new)
-        _exchange(new, path, scratch / "old")
+        _put(new, path, partial(_replace_directory, new, path, old, overwrite, own_files))
 
 
 @contextmanager
-def replaced_file(path: Path) -> Iterator[Path]:
+def replaced_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Give the path of a file to make; it becomes ``path`` when the block ends without an exception.
 
     As :func:`replaced_directory`, which it is like in everything else.
     """
     with _scratch(path) as scratch:
-        new = scratch / "new"
+        new = scratch / NEW
         yield new
-        _sync(new)
-        new.replace(path)
+        _settle(new)
+        _put(new, path, partial(_replace_file, new, path, overwrite))
 
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
     made = [folder for folder in path.parents if not folder.exists()]
-    scratch: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        yield scratch
-        _sync_folder(path.parent)
+        with scratch_beside(path) as scratch:
+            yield scratch
+            _sync_folder(path.parent)
         made = []
     except OSError as error:
         if error.errno is None:  # not from the system: an input that is read while the output is written
@@ -126,26 +123,89 @@ def _scratch(path: Path) -> Iterator[Path]:
             "can be written to"
         ) from error
     finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
         for folder in made:  # the innermost first
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _exchange(new: Path, path: Path, old: Path) -> None:
-    rename: Callable[[Path, Path], None] = os.rename
+def _is_there(path: Path, expected: str) -> bool:
+    """Whether something is at a path; refuse what is only a name for something else."""
+    if "\0" in str(path):
+        raise OutputError(f"{str(path)!r}: cannot be made: holds a null character; give another path")
+    put_back(path)
     try:
-        if path.exists():
-            rename(path, old)
-        rename(new, path)
-    except BaseException:
-        if old.exists() and not path.exists():
-            rename(old, path)
-        raise
+        if path.is_symlink():
+            raise OutputError(
+                f"{path}: is a symbolic link, expected {expected} or nothing; write to {os.path.realpath(path)}"
+            )
+        return path.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise OutputError(f"{path}: cannot be made: {error.strerror}; give another path") from error
 
 
-def _sync(file: Path) -> None:
+def _refuse_others(path: Path, folder: Path, own_files: frozenset[str]) -> None:
+    """Refuse to delete a folder with other files than an adapter's; it is, or was until now, at ``path``."""
+    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in own_files or entry.is_dir())
+    if others:
+        raise OutputError(
+            f"{path}: also contains {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, which would be "
+            f"deleted (expected only {', '.join(sorted(own_files))}); move them, or give another path"
+        )
+
+
+def _put(new: Path, path: Path, replace: Callable[[], bool]) -> None:
+    """Rename ``new`` to ``path``; call ``replace`` if that is taken, which says whether it is done."""
+    for _ in range(_ATTEMPTS):
+        try:
+            move(new, path)
+            return
+        except FileExistsError:
+            if replace():
+                return
+    raise OutputError(f"{path}: other processes write it without end; stop them, or give another path")
+
+
+def _replace_directory(new: Path, path: Path, old: Path, overwrite: bool, own_files: frozenset[str]) -> bool:
+    check_directory(path, overwrite=overwrite, own_files=own_files)
+    if exchange(new, path):
+        try:
+            _refuse_others(path, new, own_files)  # somebody put a file there since the check
+        except OutputError:
+            exchange(new, path)
+            raise
+        return True
+    # From here on, whatever is raised, the old one is put back when the scratch directory is cleared.
+    try:
+        path.rename(old)
+        _refuse_others(path, old, own_files)
+    except FileNotFoundError:  # another writer took it away, or a reader put it back
+        return False
+    try:
+        move(new, path)
+    except FileExistsError:  # another writer's, whole and newer: what was replaced here is needed no more
+        gone = old.with_name(GONE)
+        with suppress(FileNotFoundError):
+            old.rename(gone)  # in one step, so that it is never put back with files missing
+        shutil.rmtree(gone, ignore_errors=True)
+        return False
+    return True
+
+
+def _replace_file(new: Path, path: Path, overwrite: bool) -> bool:
+    check_file(path, overwrite=overwrite)
+    if not overwrite:  # what was there has gone again
+        return False
+    new.replace(path)
+    return True
+
+
+def _settle(file: Path) -> None:
+    """Bring a file to the disk, with a time of its own: the system's clock for files ticks slowly.
+
+    Readers tell two versions of a file by size and time, and two that are written within one tick would look the same.
+    """
+    now = time.time_ns()
+    os.utime(file, ns=(now, now))
     with file.open("rb") as stream:
         os.fsync(stream.fileno())
 

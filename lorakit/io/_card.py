@@ -2,52 +2,71 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-from .._version import __version__
-from ..adapters import Adapter, Source
+from ..adapters import Adapter
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
-def model_card(adapter: Adapter, *, layout: str, rank: int, dtype: torch.dtype) -> str:
+def model_card(adapter: Adapter, record: Mapping[str, Any], *, rank: int) -> str:
     """Return the text of README.md: Hugging Face's front matter, sources, operations, versions.
 
-    It has no dates and no paths, so that the same inputs give the same bytes on every machine.
+    It says for people what ``record``, of :func:`~lorakit.io._provenance.make_record`, says for programs. It has no
+    dates and no paths, so that the same inputs give the same bytes on every machine.
     """
-    known = adapter.provenance
+    base = adapter.provenance.base_model
     front = ["library_name: peft", "tags:", "- lora", "- lorakit"]
-    if known.base_model and _HUB_ID.fullmatch(known.base_model):  # the hub refuses a card with a local path
-        front.insert(0, f"base_model: {json.dumps(known.base_model)}")
-    sources = [f"| {_cell(source.name)} | {_digest(source)} |" for source in known.sources]
+    if base and _HUB_ID.fullmatch(base):  # the hub refuses a card with a local path
+        front.insert(0, f"base_model: {json.dumps(base)}")
+    sources = [f"| {_cell(_origin(source))} | {_digest(source)} |" for source in record["sources"]]
     table = ["| adapter | sha256 of its weights |", "|---|---|", *sources] if sources else ["None known."]
-    operations = [f"{i}. `{_line(text)}`" for i, text in enumerate(known.operations, start=1)] or ["None."]
+    done = dict.fromkeys(operation["estimator"] for operation in record["operations"])
+    operations = [f"{i}. `{_line(text)}`" for i, text in enumerate(done, start=1)] or ["None."]
+    earlier = f", and {', '.join(record['rounded_to'])} before that" if record["rounded_to"] else ""
     lines = [
         *("---", *front, "---", ""),
         *(f"# {_line(adapter.name)}", ""),
-        f"A LoRA adapter written by lorakit: {len(adapter)} modules, rank {rank}, {str(dtype).removeprefix('torch.')}, "
-        f"{layout} layout.",
+        f"A LoRA adapter written by lorakit: {len(adapter)} modules, rank {rank}, {record['dtype']}{earlier}, "
+        f"{record['layout']} layout.",
         *("", "## Sources", "", *table),
+        *_beside(adapter),
         *("", "## Operations", "", *operations),
-        *("", "## Versions", "", f"lorakit {__version__}, torch {torch.__version__}"),
+        *("", "## Versions", "", f"lorakit {record['version']}, torch {torch.__version__}"),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _digest(source: Source) -> str:
-    if source.path is None:
+def _beside(adapter: Adapter) -> list[str]:
+    """Say which weights stand beside the factors, and whose they are."""
+    known = adapter.provenance
+    if known.beside is None:
+        return []
+    owner = next((source.name for source in known.sources if source.path == known.beside.path), "one of them")
+    names = ", ".join(f"`{_line(name)}`" for name in sorted(known.beside.names))
+    return [
+        *("", "## Weights beside the factors", ""),
+        f"Taken as they are from {_line(owner)}, not merged: {names}.",
+    ]
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    return f"{source['name']} ({source['hub']})" if source.get("hub") else str(source["name"])
+
+
+def _digest(source: Mapping[str, Any]) -> str:
+    if source.get("in_memory"):
         return "made in memory"
-    if not source.path.is_file():
-        return "file no longer there"
-    with source.path.open("rb") as file:
-        return f"`{hashlib.file_digest(file, 'sha256').hexdigest()}`"
+    return f"`{_line(source['sha256'])}`" if source["sha256"] else "file no longer there"
 
 
 def _line(text: str) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
     return " ".join(text.split()).replace("`", "'")  # reprs of estimators wrap over lines
 
 

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..exceptions import CorruptFileError, LorakitError, UnsafeFileError
+from ._scratch import put_back
 
 FileStamp = tuple[int, int]  # size and mtime_ns
 
@@ -19,6 +20,8 @@ HOW_TO_CONVERT = (
 
 def require_path(path: Path) -> None:
     """Raise FileNotFoundError, naming what is nearby, unless ``path`` exists."""
+    for output in (path, path.parent):  # of a writer that was killed while it replaced them
+        put_back(output)
     if path.exists():
         return
     folder = path.parent

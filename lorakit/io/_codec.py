@@ -12,6 +12,7 @@ import torch
 
 from ..adapters import Adapter, Provenance
 from ._modules import FileReader
+from ._pickled import is_pickled, read_pickled_header
 from ._safetensors import Header, read_header
 
 
@@ -23,15 +24,18 @@ class ReadOptions:
     ----------
     format : str or None
         Name of the codec to use; None finds it by content.
-    modules_to_save : {'refuse', 'drop'}
+    modules_to_save : {'refuse', 'drop', 'first'}
         What to do with weights that are stored beside the LoRA factors.
     assume_alpha : float or None
         ``lora_alpha`` for files that do not give it.
+    allow_pickle : bool
+        Whether weights may be a pickle.
     """
 
     format: str | None = None
-    modules_to_save: Literal["refuse", "drop"] = "refuse"
+    modules_to_save: Literal["refuse", "drop", "first"] = "refuse"
     assume_alpha: float | None = None
+    allow_pickle: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +65,12 @@ class Location:
     ----------
     path : Path
         A directory or a file, absolute.
+    allow_pickle : bool, default=False
+        Whether a pickle counts as weights.
     """
 
     path: Path
+    allow_pickle: bool = False
     _headers: dict[Path, Header] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
@@ -72,15 +79,21 @@ class Location:
         return tuple(sorted(entry.name for entry in self.path.iterdir())) if self.path.is_dir() else ()
 
     def weights(self, *names: str) -> Path | None:
-        """Return the safetensors file: the path itself, or the first of these names that the directory has."""
+        """Return the file with the weights: the path itself, or the first of these names that the directory has.
+
+        A pickle is returned where pickles are allowed and there is no safetensors file; :meth:`header` reads both.
+        """
         if not self.path.is_dir():
-            return self.path if self.path.suffix == ".safetensors" else None
-        return next((self.path / name for name in names if name in self.entries), None)
+            known = self.path.suffix == ".safetensors" or (self.allow_pickle and is_pickled(self.path))
+            return self.path if known else None
+        pickles = [f"{Path(name).stem}.bin" for name in names] if self.allow_pickle else []
+        return next((self.path / name for name in (*names, *pickles) if name in self.entries), None)
 
     def header(self, weights: Path) -> Header:
         """Return the checked header of a file."""
         if weights not in self._headers:
-            self._headers[weights] = read_header(weights)
+            pickled = self.allow_pickle and is_pickled(weights)
+            self._headers[weights] = read_pickled_header(weights) if pickled else read_header(weights)
         return self._headers[weights]
 
 
@@ -99,17 +112,21 @@ class Writer(NamedTuple):
     ----------
     write : callable
         Makes a file or fills an empty directory at a path.
-    sizes : callable
-        From the modules' ranks by name and the options to the rank that each is written with.
     layouts : tuple of str
         Those that it can write, the default first.
     files : tuple of str
         Names of all files in the directory that it writes; empty for a format of one file.
+    beside : bool
+        Whether it can hold weights beside the factors: PEFT's alone can.
+    experts : bool
+        Whether it can hold those of one layer in one tensor.
     """
 
     write: Callable[[Adapter, Path, WriteOptions], None]
     layouts: tuple[str, ...]
     files: tuple[str, ...] = ()
+    beside: bool = False
+    experts: bool = False
 
 
 class Codec(NamedTuple):

@@ -13,7 +13,8 @@ from ..adapters import ModuleInfo
 from ..exceptions import CorruptFileError
 from ..factors import LoraFactors, all_finite, promoted_dtype
 from ._checks import FileStamp, require_unchanged
-from ._safetensors import FLOAT_DTYPES, TensorInfo, read_tensors
+from ._safetensors import FLOAT_DTYPES, TensorInfo
+from ._tensors import read_expert, read_whole
 
 if TYPE_CHECKING:
     from ._codec import ReadOptions
@@ -38,6 +39,8 @@ class Stored(NamedTuple):
         top of a file, as it travels to workers.
     arguments : tuple
         Plain values for ``form``.
+    expert : (int, int) or None
+        Which of how many experts it is, if the tensors hold those of all: see :func:`~lorakit.io._tensors.read_expert`.
     """
 
     keys: tuple[str, ...]
@@ -45,6 +48,7 @@ class Stored(NamedTuple):
     scale: float
     form: Form
     arguments: tuple[Any, ...] = ()
+    expert: tuple[int, int] | None = None
 
 
 def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,6 +83,11 @@ class FileModules:
         """The file that holds the factors."""
         return self._stamps[0][0]
 
+    @property
+    def config(self) -> Path | None:
+        """The file beside it that was read too, if there is one."""
+        return self._stamps[1][0] if len(self._stamps) > 1 else None
+
     def scale(self, module: str) -> float:
         """Return the factor on ``B @ A`` as it is stored: ``lora_alpha / r`` or ``lora_alpha / sqrt(r)``."""
         return self._stored[module].scale
@@ -88,12 +97,20 @@ class FileModules:
         for path, expected in self._stamps:
             require_unchanged(path, expected)
         place = self._stored[module]
-        tensors = read_tensors(self.weights, place.keys, self._stamps[0][1])
+        opened = self._stamps[0][1]
+        if place.expert is None:
+            tensors = read_whole(self.weights, place.keys, opened)
+        else:
+            tensors = read_expert(self.weights, place.keys, *place.expert, opened)
         for key, tensor in zip(place.keys, tensors, strict=True):
             self._check_finite(module, key, tensor)
         # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
         dtype = promoted_dtype((torch.float32, *(tensor.dtype for tensor in tensors)))
-        return LoraFactors(*place.form(*(t.to(dtype) for t in tensors), *place.arguments)).scaled(place.scale)
+        a, b = place.form(*(t.to(dtype) for t in tensors), *place.arguments)
+        if any(t.dtype == dtype for t in tensors):  # not widened: they may be the file's own, mapped into memory
+            return LoraFactors(a, b).scaled(place.scale)
+        root = abs(place.scale) ** 0.5  # else in place, as a copy costs more than the product
+        return LoraFactors(a.mul_(root), b.mul_(root if place.scale >= 0 else -root))
 
     def only(self, modules: Sequence[str]) -> FileModules:
         """Return a reader of these modules alone."""

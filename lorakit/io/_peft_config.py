@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
-from ._checks import stamp
+from ._json import MAX_NUMBER, is_number, read_json_object, shown
+from ._patterns import first_match
 
-_Value = TypeVar("_Value")
 _Default = TypeVar("_Default")
 
 _TRAIN_PLAIN = "train without it, or merge it into its base model with PEFT's merge_and_unload"
@@ -28,12 +26,12 @@ _REFUSED = (
     ("monteclora_config", "MonteCLoRA samples its weights", _TRAIN_PLAIN),
     ("lora_bias", "a bias is trained beside B", "train with lora_bias=False"),
     ("layer_replication", "layers of the base model are repeated", "train on the base model as it is"),
-    ("target_parameters", "adapters of bare parameters (mixture-of-experts) are not supported yet", _TRAIN_PLAIN),
 )
+_BESIDE = ("modules_to_save", "trainable_token_indices")
 _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _READ = """
 alpha_pattern base_model_name_or_path bias fan_in_fan_out init_lora_weights lora_alpha modules_to_save peft_type r
-rank_pattern task_type trainable_token_indices use_rslora
+rank_pattern target_parameters task_type trainable_token_indices use_rslora
 """
 # They choose where or how to train, or how to run; none changes what the stored factors mean.
 _HARMLESS = """
@@ -64,8 +62,10 @@ class PeftConfig:
         As given.
     fan_in_fan_out : bool
         Whether the base stores its weights as (in, out).
-    kept_beside : tuple of str
-        What was trained and stored beside the factors.
+    beside : mapping of str to list or dict
+        The fields that say what was trained and stored beside the factors.
+    target_parameters : tuple of str
+        Ends of the names of parameters that are adapted without a module of their own, sorted.
     unknown : tuple of str
         Fields that are set and that this version does not know.
     """
@@ -79,17 +79,29 @@ class PeftConfig:
     base_model: str | None = None
     task_type: str | None = None
     fan_in_fan_out: bool = False
-    kept_beside: tuple[str, ...] = ()
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    target_parameters: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+
+    @property
+    def kept_beside(self) -> tuple[str, ...]:
+        """What was trained and stored beside the factors, for messages."""
+        return tuple(f"{key}={shown(value)}" if key == "modules_to_save" else key for key, value in self.beside.items())
 
     def scale(self, module: str, rank: int) -> float:
         """Return the factor on ``B @ A`` at a module whose tensors have this rank."""
-        alpha = _matched(self.alpha_pattern, module, self.alpha)
+        alpha = self._matched("alpha_pattern", module, self.alpha)
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def rank(self, module: str) -> int | None:
         """Return the rank that the config gives a module, if it gives one."""
-        return _matched(self.rank_pattern, module, self.r)
+        return self._matched("rank_pattern", module, self.r)
+
+    def _matched(self, name: str, module: str, default: _Default) -> Any | _Default:
+        pattern = getattr(self, name)
+        # PEFT's rule: the first key in file order wins.
+        key = first_match(f"{self.path}: {name}", tuple(pattern), module) if pattern else None
+        return default if key is None else pattern[key]
 
 
 def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
@@ -121,13 +133,19 @@ def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
             f"{path}: is missing, and the scale of the update (lora_alpha / r) with it; copy it from where the adapter "
             "came from, or pass assume_alpha= if you know lora_alpha (the rank itself if no scaling was used)"
         )
-    fields = _read_json(path)
+    fields = read_json_object(path)
+    return config_of(path, fields, assume_alpha)
+
+
+def config_of(path: Path, fields: Mapping[str, Any], assume_alpha: float | None) -> PeftConfig:
+    """Check the fields of a config, wherever they were found; as :func:`read_config` in everything else."""
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":
         raise UnsupportedAdapterError(
-            f"{path}: peft_type is {peft_type!r}, expected 'LORA'; other kinds of adapters cannot be merged as factors"
+            f"{path}: peft_type is {shown(peft_type)}, expected 'LORA'; other kinds of adapters cannot be merged as "
+            "factors"
         )
-    _refuse_variants(path, fields)
+    refuse_variants(path, fields)
     if fields.get("lora_alpha") is None and assume_alpha is None:
         raise UnsupportedAdapterError(
             f"{path}: has no lora_alpha (PEFT would silently take 8); add the value used in training, "
@@ -135,20 +153,22 @@ def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
         )
     number = _Fields(path, fields)
     patterns = {"rank_pattern": number.pattern("rank_pattern"), "alpha_pattern": number.pattern("alpha_pattern")}
-    beside = [f"modules_to_save={fields['modules_to_save']}"] if fields.get("modules_to_save") else []
-    if fields.get("trainable_token_indices"):
-        beside.append("trainable_token_indices")
     return PeftConfig(
         path,
         r=None if fields.get("r") is None else number.rank("r", fields["r"]),
         alpha=number.real("lora_alpha", fields["lora_alpha"] if fields.get("lora_alpha") is not None else assume_alpha),
         use_rslora=bool(fields.get("use_rslora")),
-        rank_pattern={key: number.rank(f"rank_pattern[{key!r}]", r) for key, r in patterns["rank_pattern"].items()},
-        alpha_pattern={key: number.real(f"alpha_pattern[{key!r}]", a) for key, a in patterns["alpha_pattern"].items()},
+        rank_pattern={
+            key: number.rank(f"rank_pattern[{shown(key)}]", r) for key, r in patterns["rank_pattern"].items()
+        },
+        alpha_pattern={
+            key: number.real(f"alpha_pattern[{shown(key)}]", a) for key, a in patterns["alpha_pattern"].items()
+        },
         base_model=_text(fields.get("base_model_name_or_path")),
         task_type=_text(fields.get("task_type")),
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
-        kept_beside=tuple(beside),
+        beside={name: number.beside(name) for name in _BESIDE if fields.get(name)},
+        target_parameters=tuple(sorted(set(number.texts("target_parameters")))),
         unknown=tuple(sorted(key for key, value in fields.items() if value and key not in _KNOWN)),
     )
 
@@ -168,55 +188,49 @@ class _Fields:
         return int(real)
 
     def real(self, field: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            self.wrong(field, value, "a number")
+        if not is_number(value):
+            self.wrong(field, value, f"a number of at most {MAX_NUMBER:.0e}")
         return float(value)
 
     def pattern(self, field: str) -> dict[str, Any]:
         found = self.fields.get(field) or {}
         if not isinstance(found, dict):
             self.wrong(field, found, "an object of regular expressions and numbers")
-        for key in found:
-            try:
-                re.compile(key)
-            except re.error as error:
-                self.wrong(field, key, f"regular expressions ({error})")
+        first_match(f"{self.path}: {field}", tuple(found), "")  # refuses what is no regular expression
         return found
 
+    def texts(self, field: str) -> list[str]:
+        found = self.fields.get(field) or []
+        if not _all(found, str):
+            self.wrong(field, found, "a list of texts")
+        return list(found)
+
+    def beside(self, field: str) -> list[str] | list[int] | dict[str, list[int]]:
+        if field == "modules_to_save":
+            return self.texts(field)
+        found = self.fields[field]
+        by_module = found if isinstance(found, dict) else {"": found}
+        if not _all(list(by_module), str) or not all(_all(indices, int) for indices in by_module.values()):
+            self.wrong(field, found, "a list of token numbers, or one for each module")
+        return {name: list(indices) for name, indices in found.items()} if isinstance(found, dict) else list(found)
+
     def wrong(self, field: str, value: Any, expected: str) -> NoReturn:
-        raise CorruptFileError(f"{self.path}: {field} is {value!r}, expected {expected}; correct the file")
+        raise CorruptFileError(f"{self.path}: {field} is {shown(value)}, expected {expected}; correct the file")
 
 
-def _matched(pattern: Mapping[str, _Value], module: str, default: _Default) -> _Value | _Default:
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):  # PEFT's rule to the letter: the first key in file order wins
-            return value
-    return default
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, (list, tuple, set)) and all(type(value) is kind for value in values)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    stamp(path)  # refuses what is not a regular file before it is opened
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise CorruptFileError(
-            f"{path}: is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; copy or download it again"
-        ) from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise CorruptFileError(f"{path}: is not JSON: {error}; copy or download it again") from error
-    if not isinstance(fields, dict):
-        raise CorruptFileError(f"{path}: is a JSON {type(fields).__name__}, expected an object of settings")
-    return fields
-
-
-def _refuse_variants(path: Path, fields: Mapping[str, Any]) -> None:
+def refuse_variants(path: Path | str, fields: Mapping[str, Any]) -> None:
+    """Raise UnsupportedAdapterError if the fields of a config say that ``B @ A`` is not the update."""
     for name, meaning, remedy in _REFUSED:
         if fields.get(name):
             raise UnsupportedAdapterError(f"{path}: {name} is set: {meaning}, so B @ A is not the update; {remedy}")
     if fields.get("bias") not in (None, "none"):
         raise UnsupportedAdapterError(
-            f"{path}: bias is {fields['bias']!r}, expected 'none': biases of the base model were trained too, and a "
-            "LoRA adapter cannot hold them; train with bias='none'"
+            f"{path}: bias is {shown(fields['bias'])}, expected 'none': biases of the base model were trained too, and "
+            "a LoRA adapter cannot hold them; train with bias='none'"
         )
     init = fields.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
@@ -226,10 +240,11 @@ def _refuse_variants(path: Path, fields: Mapping[str, Any]) -> None:
             else "convert it with PEFT: model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
         raise UnsupportedAdapterError(
-            f"{path}: init_lora_weights is {init!r}: the base model was changed at the start of training, "
+            f"{path}: init_lora_weights is {shown(init)}: the base model was changed at the start of training, "
             f"so B @ A is not the update of the published base; {remedy}"
         )
 
 
 def _text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
+    # What cannot be printed is no model's name, and would reach terminals.
+    return value if isinstance(value, str) and value.isprintable() and value else None

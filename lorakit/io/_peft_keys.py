@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from ..adapters import Layout, ModuleInfo
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
+from ._refused import refuse_markers
 from ._safetensors import FLOAT_DTYPES, TensorInfo
 
 PREFIX = "base_model.model."
@@ -18,10 +19,6 @@ _KEY = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<slot>[AB])(?:\.(?P<name>[^.]+))?\.weight"
     r"|embedding_(?P<embedding_slot>[AB])(?:\.(?P<embedding_name>[^.]+))?)"
 )
-_VARIANTS = {
-    "lora_magnitude_vector": "DoRA, which also rescales the base weights",
-    "lora_B.bias": "lora_bias, a bias trained beside B",
-}
 
 
 class Pair(NamedTuple):
@@ -71,12 +68,13 @@ def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
     """
     matches = {key: found for key in header if (found := _match(key)) is not None}
     beside = tuple(key for key in header if key not in matches)
-    for key in beside:
-        if ".lora_" in key:
-            kind = next((text for end, text in _VARIANTS.items() if end in key), "a kind of LoRA not known here")
-            raise UnsupportedAdapterError(
-                f"{path}: {key!r} belongs to {kind}; expected lora_A and lora_B only, so train a plain LoRA instead"
-            )
+    of_lora = [key for key in beside if ".lora_" in key]
+    refuse_markers(path, of_lora if matches else beside)
+    if of_lora:
+        raise UnsupportedAdapterError(
+            f"{path}: {of_lora[0]!r} belongs to a kind of LoRA not known here; expected lora_A and lora_B only, so "
+            "train a plain LoRA instead"
+        )
     if not matches:
         raise UnsupportedAdapterError(
             f"{path}: holds no LoRA factors: its first keys are {list(header)[:3]}, expected names like "
@@ -111,11 +109,11 @@ def _check_one_adapter(path: Path, matches: Mapping[str, _Match]) -> None:
         raise UnsupportedAdapterError(
             f"{path}: {bare!r} lacks the prefix {PREFIX!r} that other keys have; expected all or none, so rename it"
         )
-    nested = next((found.module for found in matches.values() if "base_layer" in found.module.split(".")), None)
-    if nested is not None:
+    inside = next((found.module for found in matches.values() if ".base_layer." in found.module), None)
+    if inside is not None:
         raise UnsupportedAdapterError(
-            f"{path}: module {nested!r} adapts a bare parameter (target_parameters, mixture-of-experts), which is not "
-            "supported yet; merge it into its base model with PEFT's merge_and_unload"
+            f"{path}: module {inside!r} lies inside another adapted one, as in nn.MultiheadAttention, which is not "
+            "supported; train without it, or merge it into its base model with PEFT's merge_and_unload"
         )
 
 
@@ -139,10 +137,11 @@ def _pair(path: Path, module: str, keys: Mapping[str, str], header: Mapping[str,
             )
         if 0 in tensor.shape:
             raise CorruptFileError(f"{where}: {key!r} is empty, shape {tensor.shape}; save or download the file again")
-    return Pair(key_a, key_b, _info(where, a.shape, b.shape, embedding))
+    return Pair(key_a, key_b, info_of(where, a.shape, b.shape, embedding))
 
 
-def _info(where: str, a: Sequence[int], b: Sequence[int], embedding: bool) -> ModuleInfo:
+def info_of(where: str, a: Sequence[int], b: Sequence[int], embedding: bool) -> ModuleInfo:
+    """Return what two tensors of these shapes add up to; raise, naming ``where``, if they do not fit."""
     kernel = tuple(a[2:])
     pointwise = (1,) * len(kernel)
     shapes = f"A {tuple(a)} and B {tuple(b)}"

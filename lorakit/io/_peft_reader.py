@@ -9,7 +9,9 @@ from ..exceptions import CorruptFileError, UnsupportedAdapterError
 from ._checks import stamp
 from ._codec import Location, ReadOptions
 from ._modules import FileReader, Stamps, Stored, plain, stored_dtype
+from ._peft_beside import FileBeside, carried
 from ._peft_config import PeftConfig, read_config
+from ._peft_experts import count_targets, find_stacks
 from ._peft_keys import Pairs, match_keys
 
 
@@ -19,6 +21,8 @@ class Read(NamedTuple):
     reader: FileReader
     config: PeftConfig
     dropped: tuple[str, ...]  # what the options leave out
+    beside: FileBeside | None  # what they carry along
+    target_parameters: dict[str, int]
 
 
 def read_peft(location: Location, weights: Path, options: ReadOptions) -> Read:
@@ -36,25 +40,39 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Read:
     header = location.header(weights).tensors
     config = read_config(config_path, options.assume_alpha)
     pairs = match_keys(weights, header)
-    dropped = _dropped(weights, config, pairs, options)
+    found = _beside(weights, config, pairs, options)
+    first = bool(found) and options.modules_to_save == "first"
+    kept = {key: header[key] for key in pairs.beside}
+    beside = carried(weights, stamps[0][1], kept, config.beside) if first else None
+    stacks = find_stacks(weights, config, pairs.modules)
+    stored: dict[str, Stored] = {}
     for module, pair in pairs.modules.items():
-        _check_rank(weights, config, module, pair.info.rank)
-    stored = {
-        module: Stored((pair.key_a, pair.key_b), pair.info, config.scale(module, pair.info.rank), plain)
-        for module, pair in pairs.modules.items()
-    }
+        keys = (pair.key_a, pair.key_b)
+        if module in stacks:
+            stack = stacks[module]
+            info = stack.info(pair.info)
+            for index in range(stack.experts):
+                stored[f"{module}.{index}"] = Stored(keys, info, stack.scale, plain, expert=(index, stack.experts))
+        else:
+            _check_rank(weights, config, module, pair.info.rank)
+            stored[module] = Stored(keys, pair.info, config.scale(module, pair.info.rank), plain)
+    if len(stored) != sum(stacks[m].experts if m in stacks else 1 for m in pairs.modules):
+        raise UnsupportedAdapterError(
+            f"{weights}: an expert and another module have one name; expected experts to be stacked or apart, not both"
+        )
     reader = FileReader(location.path, options, stamps, stored, stored_dtype(header, stored))
-    return Read(reader, config, dropped)
+    return Read(reader, config, () if first else found, beside, count_targets(config, stacks))
 
 
-def _dropped(path: Path, config: PeftConfig, pairs: Pairs, options: ReadOptions) -> tuple[str, ...]:
+def _beside(path: Path, config: PeftConfig, pairs: Pairs, options: ReadOptions) -> tuple[str, ...]:
     beside = (*config.kept_beside, *pairs.beside)
     if beside and options.modules_to_save == "refuse":
         more = f" and {len(beside) - 3} more" if len(beside) > 3 else ""
         raise UnsupportedAdapterError(
             f"{path}: was trained with weights beside the LoRA factors: {', '.join(beside[:3])}{more}; expected "
             "factors only, as whole weights cannot be merged with them (a base layer's own weights are there because "
-            "PEFT saves embeddings unless save_embedding_layers=False); pass modules_to_save='drop' to leave them out"
+            "PEFT saves embeddings unless save_embedding_layers=False); pass modules_to_save='drop' to leave them out, "
+            "or modules_to_save='first' to carry those of the first adapter along"
         )
     return beside
 

@@ -5,20 +5,62 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..adapters import Adapter, ModuleInfo
 from ._layout import padded_halves, plain_shapes
+from ._peft_experts import WrittenStack, gather_stacks, written_targets
 from ._peft_keys import PREFIX
 from ._safetensors import FLOAT_NAMES, TensorInfo
 
 
-def config_text(adapter: Adapter, ranks: dict[str, int]) -> str:
+class Plan(NamedTuple):
+    """What a file will hold, known before any weight is read.
+
+    Parameters
+    ----------
+    ranks : dict of str to int
+        Rank of each module that is written by itself.
+    stacks : dict of str to WrittenStack
+        Experts, which are written together.
+    rank : int
+        Of every stack, and of the modules that no pattern names.
+    """
+
+    ranks: dict[str, int]
+    stacks: dict[str, WrittenStack]
+    rank: int
+
+
+def make_plan(adapter: Adapter, ranks: dict[str, int]) -> Plan:
+    """Return what the file will hold, from the rank that each module should have.
+
+    All stacks get one rank, the largest of an expert: PEFT has one rank for all experts of a parameter, and a pattern
+    for parameters would need their names, which are not known where several are adapted.
+
+    Raises
+    ------
+    OutputError
+        If the experts cannot be stacked.
+    """
+    stacks = gather_stacks(adapter.name, adapter.infos)
+    inside = {module for stack in stacks.values() for module in stack.modules}
+    single = {module: rank for module, rank in ranks.items() if module not in inside}
+    rank = max((ranks[module] for module in (inside - {None} or ranks)), default=1)  # type: ignore[index]
+    return Plan(single, stacks, rank)
+
+
+def config_text(adapter: Adapter, plan: Plan) -> str:
     """Return ``adapter_config.json``: a whitelist, so that nothing of the inputs' training setup leaks into it."""
-    r = max(ranks.values())
+    return json.dumps(config_fields(adapter, plan), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def config_fields(adapter: Adapter, plan: Plan) -> dict[str, Any]:
+    """Return the fields of the config."""
+    r, ranks = plan.rank, plan.ranks
     pattern = {_pattern_key(module, ranks): rank for module, rank in sorted(ranks.items()) if rank != r}
     known = adapter.provenance
     fields: dict[str, Any] = {
@@ -33,35 +75,66 @@ def config_text(adapter: Adapter, ranks: dict[str, int]) -> str:
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": r,
-        "rank_pattern": pattern,
+        "rank_pattern": dict(pattern),
         "target_modules": _targets(ranks),
         "task_type": known.task_type,
         "use_dora": False,
         "use_rslora": False,
     }
-    return json.dumps(fields, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    if plan.stacks:
+        fields["target_parameters"] = written_targets(known.target_parameters, plan.stacks)
+    return fields | dict(known.beside.settings if known.beside is not None else {})
 
 
-def tensor_infos(adapter: Adapter, ranks: dict[str, int], dtype: torch.dtype) -> dict[str, TensorInfo]:
-    """Return name, dtype and shape of every tensor of the file, sorted by name, known without reading weights."""
+def tensor_infos(adapter: Adapter, plan: Plan, dtype: torch.dtype) -> dict[str, TensorInfo]:
+    """Return name, dtype and shape of every tensor of the file, in its order, known without reading weights."""
     infos: dict[str, TensorInfo] = {}
-    for module in _in_file_order(adapter):
-        info = adapter.infos[module]
-        shapes = (TensorInfo(FLOAT_NAMES[dtype], shape) for shape in plain_shapes(info, ranks[module]))
-        infos.update(zip(_keys(module, info), shapes, strict=True))
+    for name in _in_file_order(adapter, plan):
+        if name in plan.stacks:
+            info, rank = plan.stacks[name].info, plan.rank * plan.stacks[name].info.layout.experts
+        else:
+            info, rank = adapter.infos[name], plan.ranks[name]
+        shapes = (TensorInfo(FLOAT_NAMES[dtype], shape) for shape in plain_shapes(info, rank))
+        infos.update(zip(_keys(name, info), shapes, strict=True))
+    beside = adapter.provenance.beside
+    for name in sorted(beside.names) if beside is not None else ():
+        stored, shape = beside.info(name)  # type: ignore[union-attr]
+        infos[PREFIX + name] = TensorInfo(FLOAT_NAMES[stored], shape)
     return infos
 
 
-def tensors(adapter: Adapter, ranks: dict[str, int], dtype: torch.dtype) -> Iterator[Tensor]:
-    """Read, pad, cast and check the tensors, in the order of :func:`tensor_infos`, one module in memory at a time."""
-    for module in _in_file_order(adapter):
-        halves = padded_halves(adapter, module, ranks[module], dtype)
-        for half, shape in zip(halves, plain_shapes(adapter.infos[module], ranks[module]), strict=True):
+def tensors(adapter: Adapter, plan: Plan, dtype: torch.dtype) -> Iterator[Tensor]:
+    """Read, pad, cast and check the tensors, in the order of :func:`tensor_infos`.
+
+    One module is in memory at a time; of experts all those of one parameter. Weights beside the factors stay as they
+    are stored.
+    """
+    for name in _in_file_order(adapter, plan):
+        if name in plan.stacks:
+            yield from stacked_halves(adapter, plan.stacks[name], plan.rank, dtype)
+            continue
+        rank = plan.ranks[name]
+        halves = padded_halves(adapter, name, rank, dtype)
+        for half, shape in zip(halves, plain_shapes(adapter.infos[name], rank), strict=True):
             yield half.reshape(shape)
+    beside = adapter.provenance.beside
+    for name in sorted(beside.names) if beside is not None else ():
+        yield beside.read(name)  # type: ignore[union-attr]
 
 
-def _in_file_order(adapter: Adapter) -> list[str]:
-    return sorted(adapter, key=lambda module: _keys(module, adapter.infos[module])[0])
+def stacked_halves(adapter: Adapter, stack: WrittenStack, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return A (experts * rank, d_in) and B (d_out, rank * experts) of all experts of a parameter."""
+    experts, info = len(stack.modules), stack.info
+    a, b = torch.zeros(experts, rank, info.d_in, dtype=dtype), torch.zeros(info.d_out, rank, experts, dtype=dtype)
+    for index, module in enumerate(stack.modules):
+        if module is not None:
+            a[index], b[:, :, index] = padded_halves(adapter, module, rank, dtype)
+    return a.flatten(0, 1), b.flatten(1)
+
+
+def _in_file_order(adapter: Adapter, plan: Plan) -> list[str]:
+    infos = {**{name: adapter.infos[name] for name in plan.ranks}, **{n: s.info for n, s in plan.stacks.items()}}
+    return sorted(infos, key=lambda name: _keys(name, infos[name])[0])
 
 
 def _keys(module: str, info: ModuleInfo) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +18,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..exceptions import CorruptFileError
-from ._checks import FileStamp, foreign_bytes, stamp
+from ._checks import FileStamp, foreign_bytes, require_unchanged, stamp
+from ._json import parse_json, shown
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_MAX_TENSORS, _MAX_NAME, _MAX_AXES = 1_000_000, 1_000, 64  # far above what any model has; torch has no more axes
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
 _BITS = {"BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
 _BITS |= {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64}
+
+_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,19}")  # also those that are to come
 
 # pread, because a memory-mapped file that is truncated by someone else kills the process with SIGBUS
 _BACKEND = {"backend": "pread"} if "backend" in (getattr(safe_open, "__text_signature__", None) or "") else {}
@@ -110,9 +115,25 @@ def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Te
     """
     try:
         file = _handle(path, opened)
-        return [file.get_tensor(name) for name in names]
+        tensors = [file.get_tensor(name) for name in names]
+        require_unchanged(path, opened)  # it may have been replaced between the check before and the opening
+        return tensors
     except (SafetensorError, OSError) as error:
+        require_unchanged(path, opened)
         raise CorruptFileError(f"{path}: cannot read {names[0]!r}: {error}; copy or download it again") from error
+
+
+def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> Tensor:
+    """Read one of ``of`` equal parts of a tensor's rows, and nothing else of it; else as :func:`read_tensors`."""
+    try:
+        part = _handle(path, opened).get_slice(name)
+        rows = part.get_shape()[0] // of
+        tensor: Tensor = part[index * rows : (index + 1) * rows]
+        require_unchanged(path, opened)
+    except (SafetensorError, OSError) as error:
+        require_unchanged(path, opened)
+        raise CorruptFileError(f"{path}: cannot read {name!r}: {error}; copy or download it again") from error
+    return tensor
 
 
 # safetensors parses the whole header when it opens a file, which takes longer than reading a module of it. Files, not
@@ -158,43 +179,48 @@ def write_tensors(
 
 
 def _parse(path: Path, raw: bytes) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i]))
-            raise CorruptFileError(f"{path}: the header names {twice!r} twice; expected each key once, save it again")
-        return found
-
     try:
-        entries = json.loads(raw, object_pairs_hook=unique)
-    except CorruptFileError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise CorruptFileError(f"{path}: the header is not JSON ({error}); copy or download the file again") from error
+        entries = parse_json(raw)
+    except ValueError as error:
+        raise CorruptFileError(
+            f"{path}: the header is not JSON as expected ({error}); copy or download the file again"
+        ) from error
     if not isinstance(entries, dict):
         raise CorruptFileError(f"{path}: the header is a JSON {type(entries).__name__}, expected an object")
-    metadata = entries.pop("__metadata__", None) or {}
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
         raise CorruptFileError(f"{path}: __metadata__ is no object of texts; save the file again")
+    if len(entries) > _MAX_TENSORS:
+        raise CorruptFileError(f"{path}: names {len(entries)} tensors, expected {_MAX_TENSORS} at most; save it again")
     for name, entry in entries.items():
         _check_entry(path, name, entry)
     return entries, metadata
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> None:
+    if len(name) > _MAX_NAME:
+        raise CorruptFileError(
+            f"{path}: {name[:60]!r}... is a name of {len(name)} characters, expected {_MAX_NAME} at most; save it again"
+        )
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
-    shape, offsets, dtype = fields.get("shape", ()), fields.get("data_offsets", ()), fields.get("dtype")
-    whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and isinstance(dtype, str)
-    if not whole or not all(type(n) is int and n >= 0 for n in (*shape, *offsets)):
-        raise CorruptFileError(f"{path}: {name!r}: the header says {entry}; expected dtype, shape and two data_offsets")
-    bits = _BITS.get(
-        fields["dtype"]
-    )  # of the dtypes that we do not know, the caller refuses the ones that it would read
+    shape, offsets, dtype = fields.get("shape", ()), fields.get("data_offsets", ()), fields.get("dtype", "")
+    whole = isinstance(shape, list) and isinstance(offsets, list) and isinstance(dtype, str) and _DTYPE.fullmatch(dtype)
+    if not whole or len(shape) > _MAX_AXES or len(offsets) != 2 or not all(map(_is_size, (*shape, *offsets))):
+        raise CorruptFileError(
+            f"{path}: {name!r}: the header says {shown(entry)}; expected dtype, shape and two data_offsets, save the "
+            "file again"
+        )
+    bits = _BITS.get(dtype)  # of the dtypes that we do not know, the caller refuses the ones that it would read
     if bits is not None and (offsets[1] - offsets[0]) * 8 != math.prod(shape) * bits:
         raise CorruptFileError(
             f"{path}: {name!r}: {offsets[1] - offsets[0]} bytes of data for shape {tuple(shape)} of {dtype}; "
             "copy or download the file again"
         )
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number < 2**63
 
 
 def _check_offsets(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> int:

@@ -9,18 +9,36 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NoReturn
 
+from .._base_models import differing_bases
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, Source
-from ..exceptions import UnsafeFileError, UnsupportedAdapterError
+from ..exceptions import (
+    CorruptFileError,
+    IncompatibleAdaptersError,
+    LorakitError,
+    UnsafeFileError,
+    UnsupportedAdapterError,
+)
 from ._checks import HOW_TO_CONVERT, require_path, stamp
 from ._codec import Location, Opened, ReadOptions, by_name
 from ._formats import CODECS
+from ._names_kohya import two_spellings
+from ._pickled import SUFFIXES
+from ._refused import refuse_markers
+from ._scratch import put_back
+from .hub import fetch, hub_id
 
 __all__ = ["load_adapter", "load_adapters"]
 
 _EXPECTED = "adapter_model.safetensors and adapter_config.json"
-_ALWAYS_NAMED_SO = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_OR_ALLOW = "or pass allow_pickle=True, and it is read without running anything in it"
+_TRIES = 10
+_ALWAYS_NAMED_SO = (
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "adapters.safetensors",
+    "pytorch_lora_weights.safetensors",
+)
 
 
 def load_adapter(
@@ -28,8 +46,9 @@ def load_adapter(
     *,
     name: str | None = None,
     format: str | None = None,
-    modules_to_save: Literal["refuse", "drop"] = "refuse",
+    modules_to_save: Literal["refuse", "drop", "first"] = "refuse",
     assume_alpha: float | None = None,
+    allow_pickle: bool = False,
 ) -> Adapter:
     """Open a LoRA adapter.
 
@@ -39,17 +58,23 @@ def load_adapter(
     Parameters
     ----------
     path : str or PathLike
-        A PEFT directory, or the safetensors file in it.
+        A PEFT directory, or the safetensors file in it. A text that is no such path may name an adapter on the Hugging
+        Face Hub, ``org/name`` or ``hf://org/name[@revision][/folder]``, if huggingface_hub is installed (``pip install
+        'lorakit[hub]'``); its config and weights are then fetched, or found in the cache.
     name : str, optional
         Defaults to the name of the directory, or of the file without its suffix.
-    format : {'peft'}, optional
+    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}, optional
         The format of the files. Defaults to what their content shows.
-    modules_to_save : {'refuse', 'drop'}, default='refuse'
+    modules_to_save : {'refuse', 'drop', 'first'}, default='refuse'
         What to do with weights that were trained beside the LoRA factors: whole modules such as a classification head,
-        single tokens, a resized embedding. 'drop' leaves them out and warns: the adapter alone then does not do what
-        was trained.
+        single tokens, a resized embedding. 'drop' leaves them out: the adapter alone then does not do what was
+        trained. 'first' carries them along, and they are written with what is made of the adapter: a merge takes those
+        of the first of its adapters that has some, and does not merge them. Both warn.
     assume_alpha : float, optional
         ``lora_alpha`` where the files do not give it. Ignored where they do.
+    allow_pickle : bool, default=False
+        Read weights that are a pickle, such as ``adapter_model.bin``, where there is no safetensors file. Nothing in it
+        is run: what is no tensor is refused. Needs torch 2.10 or later.
 
     Returns
     -------
@@ -59,7 +84,7 @@ def load_adapter(
     Raises
     ------
     FileNotFoundError
-        If ``path`` does not exist.
+        If ``path`` does not exist, here or on the Hub, or the Hub cannot be reached.
     CorruptFileError
         If a file is damaged or contradicts itself.
     UnsafeFileError
@@ -78,25 +103,48 @@ def load_adapter(
     ...     adapter["layer.0"]
     LoraFactors(rank=4, d_in=24, d_out=16, dtype=float32)
     """
-    if modules_to_save not in ("refuse", "drop"):
-        raise ValueError(f"modules_to_save must be 'refuse' or 'drop', got {modules_to_save!r}")
-    location = Path(path)
-    opened = open_path(location, ReadOptions(format, modules_to_save, assume_alpha))
+    if modules_to_save not in ("refuse", "drop", "first"):
+        raise ValueError(f"modules_to_save must be 'refuse', 'drop' or 'first', got {modules_to_save!r}")
+    location, hub = _fetched(path, allow_pickle)
+    opened = open_path(location, ReadOptions(format, modules_to_save, assume_alpha, allow_pickle))
     for note in opened.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
-    named = _parts(location)[-1] if name is None else name
-    provenance = replace(opened.provenance, sources=(Source(named, opened.reader.weights),))
+    named = _parts(spoken_path(path))[-1] if name is None else name
+    provenance = replace(opened.provenance, sources=(Source(named, opened.reader.weights, opened.reader.config, hub),))
     return Adapter.from_reader(opened.reader, name=named, provenance=provenance)
 
 
 def open_path(path: Path, options: ReadOptions) -> Opened:
-    """Find the format of what is at a path, and open it."""
-    require_path(path)
-    location = Location(path.absolute())  # a worker may have another working directory
+    """Find the format of what is at a path, and open it; again if another process replaced it in between."""
+    for _ in range(_TRIES):
+        require_path(path)
+        before = _identity(path)
+        try:
+            opened = _open_once(path, options)
+        except (LorakitError, OSError):
+            if _identity(path) == before:
+                raise
+        else:
+            if _identity(path) == before:
+                return opened
+    raise CorruptFileError(f"{path}: is replaced again and again; wait until whoever writes it is done")
+
+
+def _identity(path: Path) -> object:
+    """Return what tells whether a path still names the same: a file is part of the directory that it is in."""
+    try:
+        seen = path.stat()
+        return seen.st_ino, seen.st_mtime_ns, path.parent.stat().st_ino
+    except OSError:
+        return object()  # gone, so not the same
+
+
+def _open_once(path: Path, options: ReadOptions) -> Opened:
+    location = Location(path.absolute(), options.allow_pickle)  # a worker may have another working directory
     if options.format is not None:
         codec = by_name(CODECS, options.format)
     else:
-        codec = next((codec for codec in CODECS if codec.recognises(location)), None) or _raise_unrecognised(path)
+        codec = next((codec for codec in CODECS if codec.recognises(location)), None) or _raise_unrecognised(location)
     return codec.open(location, options)
 
 
@@ -105,8 +153,10 @@ def load_adapters(
     *,
     names: Sequence[str] | None = None,
     format: str | None = None,
-    modules_to_save: Literal["refuse", "drop"] = "refuse",
+    modules_to_save: Literal["refuse", "drop", "first"] = "refuse",
     assume_alpha: float | None = None,
+    allow_pickle: bool = False,
+    same_base: Literal["warn", "strict"] = "warn",
 ) -> AdapterSet:
     """Open several LoRA adapters as one set, the ``X`` of every estimator.
 
@@ -119,10 +169,16 @@ def load_adapters(
         parent folders as tell them apart.
     format : str, optional
         As in :func:`load_adapter`, for all of them.
-    modules_to_save : {'refuse', 'drop'}, default='refuse'
+    modules_to_save : {'refuse', 'drop', 'first'}, default='refuse'
         As in :func:`load_adapter`.
     assume_alpha : float, optional
         As in :func:`load_adapter`.
+    allow_pickle : bool, default=False
+        As in :func:`load_adapter`.
+    same_base : {'warn', 'strict'}, default='warn'
+        What to do if they name different base models. 'warn' leaves it to the estimators, which warn when they merge;
+        'strict' refuses them here. A name and that of its quantized copy (``-bnb-4bit``) count as the same, as do one
+        on the Hub and a local path that ends in it.
 
     Returns
     -------
@@ -133,6 +189,8 @@ def load_adapters(
     ------
     FileNotFoundError, LorakitError
         As :func:`load_adapter` does.
+    IncompatibleAdaptersError
+        With ``same_base='strict'``, if they name different base models.
     ValueError
         If ``names`` are not as many as ``paths``, or not all different.
 
@@ -148,14 +206,44 @@ def load_adapters(
     """
     if isinstance(paths, (str, os.PathLike)):
         paths = (paths,)
-    locations = [Path(path) for path in paths]
-    chosen = distinct_names(locations) if names is None else list(names)
-    if len(chosen) != len(locations) or len(set(chosen)) != len(chosen):
-        raise ValueError(f"names must be {len(locations)} different names, one for each path; got {chosen}")
-    return AdapterSet(
-        load_adapter(path, name=name, format=format, modules_to_save=modules_to_save, assume_alpha=assume_alpha)
-        for path, name in zip(locations, chosen, strict=True)
+    given = list(paths)
+    chosen = distinct_names([spoken_path(path) for path in given]) if names is None else list(names)
+    if len(chosen) != len(given) or len(set(chosen)) != len(chosen):
+        raise ValueError(f"names must be {len(given)} different names, one for each path; got {chosen}")
+    if same_base not in ("warn", "strict"):
+        raise ValueError(f"same_base must be 'warn' or 'strict', got {same_base!r}")
+    adapters = AdapterSet(
+        load_adapter(
+            path,
+            name=name,
+            format=format,
+            modules_to_save=modules_to_save,
+            assume_alpha=assume_alpha,
+            allow_pickle=allow_pickle,
+        )
+        for path, name in zip(given, chosen, strict=True)
     )
+    bases = differing_bases(adapters) if same_base == "strict" else None
+    if bases is not None:
+        raise IncompatibleAdaptersError(
+            f"the adapters name different base models: {bases}; expected one, so leave out those of another, or pass "
+            "same_base='warn' if these are the same weights under other names"
+        )
+    if adapters and all(adapter.provenance.format == "kohya" for adapter in adapters):
+        _warn_of_spellings(adapters)
+    return adapters
+
+
+def _warn_of_spellings(adapters: AdapterSet) -> None:
+    found = two_spellings(adapters.module_names)
+    if found is not None:
+        one, other = (f"{name!r} ({next(a.name for a in adapters if name in a)!r})" for name in found)
+        warnings.warn(
+            f"{one} and {other} are one module under two names of kohya's family, which a merge would keep apart; "
+            "bring them to one name: [convert_adapter(adapter, 'diffusers') for adapter in adapters]",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -180,6 +268,30 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return [f"{name}-{count + 1}" if count else name for name, count in zip(names, counts, strict=True)]
 
 
+def _fetched(given: str | os.PathLike[str], allow_pickle: bool) -> tuple[Path, str | None]:
+    """Return the local path, and the origin on the Hub if it was taken from there."""
+    local, wanted = Path(given), hub_id(given)
+    put_back(local)
+    if wanted is None or (not wanted.certain and (local.exists() or local.is_symlink())):
+        return local, None
+    try:
+        return fetch(wanted, allow_pickle=allow_pickle)
+    except (FileNotFoundError, ConnectionError, ImportError) as error:
+        if wanted.certain:
+            raise
+        try:
+            require_path(local)
+        except FileNotFoundError as missing:
+            raise FileNotFoundError(f"{missing}. Nor is it on the Hugging Face Hub: {error}") from error
+        raise
+
+
+def spoken_path(given: str | os.PathLike[str]) -> Path:
+    """Return the path that an adapter is named by: that of its files may be one of the Hub's cache."""
+    wanted = hub_id(given)
+    return Path(given) if wanted is None else wanted.named
+
+
 def _parts(path: Path) -> tuple[str, ...]:
     folder = path
     if path.is_file():  # a file that is always named so says nothing, its directory does
@@ -188,18 +300,27 @@ def _parts(path: Path) -> tuple[str, ...]:
     return absolute.parts
 
 
-def _raise_unrecognised(path: Path) -> NoReturn:
+def _raise_unrecognised(location: Location) -> NoReturn:
+    path = location.path
     if not path.is_dir():
         stamp(path)
-        if path.suffix in _PICKLES:
-            raise UnsafeFileError(f"{path}: weights are a pickle; {HOW_TO_CONVERT}")
+        if path.suffix in SUFFIXES and not location.allow_pickle:
+            raise UnsafeFileError(f"{path}: weights are a pickle; {HOW_TO_CONVERT}; {_OR_ALLOW}")
+        weights = location.weights()
+        if weights is not None:
+            keys = list(location.header(weights).tensors)
+            refuse_markers(path, keys)
+            raise UnsupportedAdapterError(
+                f"{path}: holds no LoRA factors of a known format ({', '.join(codec.name for codec in CODECS)}): its "
+                f"first keys are {keys[:3]}; is it another kind of adapter, or a whole model?"
+            )
         raise UnsupportedAdapterError(
-            f"{path}: is no adapter; expected a directory with {_EXPECTED}, or the safetensors file in it"
+            f"{path}: is no adapter; expected a directory with {_EXPECTED}, or a safetensors file"
         )
     present = sorted(entry.name for entry in path.iterdir())
-    pickled = [file for file in present if file == "adapter_model.bin"]
+    pickled = [file for file in present if file in ("adapter_model.bin", "pytorch_lora_weights.bin")]
     if pickled:
-        raise UnsafeFileError(f"{path}: its weights, {pickled[0]}, are a pickle; {HOW_TO_CONVERT}")
+        raise UnsafeFileError(f"{path}: its weights, {pickled[0]}, are a pickle; {HOW_TO_CONVERT}; {_OR_ALLOW}")
     candidates = [file for file in present if file.endswith(".safetensors")]
     if candidates:
         raise UnsupportedAdapterError(

@@ -10,7 +10,8 @@ from ._codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
 from ._layout import written_ranks
 from ._peft_keys import PREFIX
 from ._peft_reader import read_peft
-from ._peft_writer import config_text, tensor_infos, tensors
+from ._peft_writer import config_text, make_plan, tensor_infos, tensors
+from ._provenance import header_metadata, make_record
 from ._safetensors import write_tensors
 
 __all__ = ["CODEC"]
@@ -22,17 +23,26 @@ def _recognises(location: Location) -> bool:
     weights = location.weights(WEIGHTS)
     if weights is None:
         return False
-    if weights.name == WEIGHTS or (weights.parent / CONFIG).exists():
+    if weights.stem == Path(WEIGHTS).stem:
         return True
-    return any(key.startswith(PREFIX) for key in location.header(weights).tensors)
+    keys = location.header(weights).tensors
+    if any(key.startswith(PREFIX) for key in keys):
+        return True
+    # mlx-lm calls its config the same; bare keys of LoRA beside one are a model's that was not wrapped
+    return (weights.parent / CONFIG).exists() and any(".lora_A" in key or ".lora_embedding_A" in key for key in keys)
 
 
 def _open(location: Location, options: ReadOptions) -> Opened:
     weights = location.weights(WEIGHTS) or location.path
-    reader, config, dropped = read_peft(location, weights, options)
+    reader, config, dropped, beside, target_parameters = read_peft(location, weights, options)
     notes = []
     if dropped:
         notes.append(f"{weights}: left out, because of modules_to_save='drop': {', '.join(dropped)}")
+    if beside is not None:
+        notes.append(
+            f"{weights}: carried along, because of modules_to_save='first': {', '.join(beside.names)}; a merge takes "
+            "them from the first of its adapters that has some and does not merge them"
+        )
     if config.unknown:
         notes.append(
             f"{config.path}: sets {', '.join(config.unknown)}, which this version of lorakit does not know; if that "
@@ -43,17 +53,21 @@ def _open(location: Location, options: ReadOptions) -> Opened:
         base_model=config.base_model,
         task_type=config.task_type,
         fan_in_fan_out=config.fan_in_fan_out,
+        beside=beside,
+        target_parameters=target_parameters,
     )
     return Opened(reader, provenance, tuple(notes))
 
 
 def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
-    infos = tensor_infos(adapter, ranks, options.dtype)
-    write_tensors(folder / WEIGHTS, infos, tensors(adapter, ranks, options.dtype))
-    (folder / CONFIG).write_text(config_text(adapter, ranks), encoding="utf-8", newline="\n")
-    card = model_card(adapter, layout=options.layout, rank=max(ranks.values()), dtype=options.dtype)
+    plan = make_plan(adapter, ranks)
+    infos = tensor_infos(adapter, plan, options.dtype)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    write_tensors(folder / WEIGHTS, infos, tensors(adapter, plan, options.dtype), header_metadata(record))
+    (folder / CONFIG).write_text(config_text(adapter, plan), encoding="utf-8", newline="\n")
+    card = model_card(adapter, record, rank=max(ranks.values()))
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 
-CODEC = Codec("peft", _recognises, _open, Writer(_write, ("portable", "compact"), (WEIGHTS, CONFIG, CARD)))
+CODEC = Codec("peft", _recognises, _open, Writer(_write, ("portable", "compact"), (WEIGHTS, CONFIG, CARD), True, True))

@@ -15,6 +15,7 @@ from . import _atomic
 from ._codec import Codec, WriteOptions, Writer, by_name
 from ._formats import CODECS
 from ._safetensors import FLOAT_DTYPES
+from .convert import convert_adapter
 
 __all__ = ["check_output", "save_adapter"]
 
@@ -40,13 +41,14 @@ def save_adapter(
     path : str or PathLike
         What to make: a directory for PEFT, a ``.safetensors`` file for formats of one file. Missing parents are made
         too.
-    format : {'peft'}, optional
-        Defaults to the adapter's own, ``adapter.provenance.format``: 'peft' for one that was made in memory.
+    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}, optional
+        Defaults to the adapter's own, ``adapter.provenance.format``: 'peft' for one that was made in memory. For
+        another one its modules are renamed as :func:`~lorakit.convert_adapter` does.
     layout : {'portable', 'compact'}, optional
         'portable': all modules padded with zeros to one rank, ``lora_alpha = r``; every reader gets it right.
         'compact': each module with its own rank, in PEFT by ``rank_pattern`` and ``alpha_pattern``; smaller when ranks
         differ, exact in PEFT, silently wrong in servers that ignore patterns. Defaults to the format's first:
-        'portable' for PEFT.
+        'portable' for PEFT, 'compact' for kohya, whose readers take each module's rank from its tensors.
     pad_to : int or 'server', optional
         In the portable layout, the rank to pad to: a number, or the next one that vLLM takes as its largest rank (1,
         8, 16, 32, 64, 128, 256, 320, 512). The update stays the same. Defaults to the largest rank of a module.
@@ -88,14 +90,15 @@ def save_adapter(
     check_output(output, format=codec.name, overwrite=overwrite)
     if not adapter:
         raise OutputError(f"{output}: adapter {adapter.name!r} has no modules; expected at least one")
-    if codec.name != adapter.provenance.format:
-        raise OutputError(
-            f"{output}: adapter {adapter.name!r} names its modules as {adapter.provenance.format} files do, and is to "
-            f"be written as {codec.name}"
-        )
-    replaced = _atomic.replaced_directory if writer.files else _atomic.replaced_file
+    _check_holds(output, codec, adapter)
+    adapter = convert_adapter(adapter, codec.name)
+    target = Path(os.path.realpath(output))
+    if writer.files:
+        replaced = _atomic.replaced_directory(target, overwrite=overwrite, own_files=frozenset(writer.files))
+    else:
+        replaced = _atomic.replaced_file(target, overwrite=overwrite)
     # one thread: what is done to a module is too small to be worth the start of several
-    with replaced(output.resolve()) as new, one_thread():
+    with replaced as new, one_thread():
         writer.write(adapter, new, options)
     return output
 
@@ -137,6 +140,23 @@ def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrit
                 "another format"
             )
         _atomic.check_file(output, overwrite=overwrite)
+
+
+def _check_holds(output: Path, codec: Codec, adapter: Adapter) -> None:
+    """Raise OutputError if the adapter has something that the format has no place for."""
+    writer = _writer(codec)
+    expert = next((module for module, info in adapter.infos.items() if info.layout.kind == "expert"), None)
+    beside = adapter.provenance.beside
+    if expert is not None and not writer.experts:
+        raise OutputError(
+            f"{output}: module {expert!r} is an expert of a parameter that holds several, which a {codec.name} file "
+            "cannot say; write it as peft, or leave the experts out with Adapter.select"
+        )
+    if beside is not None and not writer.beside:
+        raise OutputError(
+            f"{output}: the adapter carries {', '.join(beside.names[:3])} beside its factors, which a {codec.name} "
+            "file has no place for; write it as peft, or read the inputs with modules_to_save='drop'"
+        )
 
 
 def _writer(codec: Codec) -> Writer:

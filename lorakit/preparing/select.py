@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from fnmatch import translate
 from typing import Any, ClassVar
 
 from .._sklearn import StrOptions
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter
+from ..adapters import Adapter, Step
 from ..base import BaseTransformer
 from ..factors import LoraFactors
 
@@ -53,6 +54,7 @@ class ModuleSelector(BaseTransformer):
     """
 
     method = "select"
+    _joint = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "include": [str, list, tuple, callable, None],
@@ -86,12 +88,17 @@ class ModuleSelector(BaseTransformer):
         X = check_adapters(X)
         self._validate_params()
         kept = self._kept(X)
-        # where a function lies in memory says nothing, and would make two runs differ
-        operation = re.sub(r" at 0x[0-9a-fA-F]+", "", self._provenance(X).operations[-1])
         return AdapterSet(
-            adapter.select(kept).with_provenance(operations=(*adapter.provenance.operations, operation))
-            for adapter in X
+            adapter.select(kept).with_provenance(
+                operations=(*adapter.provenance.operations, made.step.operation), made=made
+            )
+            for adapter, made in zip(X, self._made(X), strict=True)
         )
+
+    def _step(self, X: AdapterSet) -> Step:
+        step = super()._step(X)
+        # where a function lies in memory says nothing, and would make two runs differ
+        return replace(step, operation=re.sub(r" at 0x[0-9a-fA-F]+", "", step.operation))
 
     def _check(self, X: AdapterSet) -> None:
         self._kept(X)

@@ -1,9 +1,8 @@
-"""Every bad input gives its typed error, and the message names the file, what was seen and what to do."""
+"""More bad inputs than the numbered ones of test_bad_inputs.py: each gets its typed error, and the message says what to do."""
 
 # ruff: noqa: E501 (the tables read better with one case on a line)
 import json
 import os
-import re
 from functools import partial
 
 import pytest
@@ -35,39 +34,16 @@ def put(data):
     return lambda path: (path / WEIGHTS).write_bytes(data)
 
 
-def twice(text):
-    """Name one tensor two times, on the same bytes: safetensors itself accepts that."""
-    entry = re.search(rf'"{re.escape(P)}\.lora_A\.weight":\{{[^}}]*\}}', text)[0]
-    return text.replace(entry, f"{entry},{entry}")
-
-
 FILES = {
-    "empty": (put(b""), CorruptFileError, r"0 bytes.*again"),
     "tiny": (put(b"abc"), CorruptFileError, r"3 bytes.*again"),
-    "truncated": (lambda p: os.truncate(p / WEIGHTS, (p / WEIGHTS).stat().st_size - 4), CorruptFileError, r"have \d+ bytes, header says \d+.*again"),
-    "header cut": (lambda p: os.truncate(p / WEIGHTS, 60), CorruptFileError, r"truncated: have 60 bytes"),
-    "trailing": (lambda p: put((p / WEIGHTS).read_bytes() + b"xy")(p), CorruptFileError, r"2 bytes follow the data"),
-    "lfs": (put(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"), CorruptFileError, r"git lfs pull"),
-    "html": (put(b"\n<!DOCTYPE html><html>Sign in</html>"), CorruptFileError, r"HTML page.*download"),
-    "pickle": (put(b"\x80\x04\x95" + b"x" * 90), UnsafeFileError, r"pickle.*Convert"),
-    "zip": (put(b"PK\x03\x04" + b"x" * 90), UnsafeFileError, r"pickle.*save_file"),
-    "long header": (put((2 * 10**8).to_bytes(8, "little") + b"{" + b" " * 90), CorruptFileError, r"limit is 100000000"),
     "header not JSON": (put((9).to_bytes(8, "little") + b"{nonsense"), CorruptFileError, r"not JSON.*again"),
     "header a list": (put((2).to_bytes(8, "little") + b"[]"), CorruptFileError, r"expected an object"),
-    "duplicate key": (lambda p: rewrite_header(p, twice), CorruptFileError, r"lora_A.weight' twice"),
     "wrong shape": (lambda p: rewrite_header(p, lambda t: t.replace("[2,5]", "[2,6]")), CorruptFileError, r"40 bytes of data for shape \(2, 6\)"),
     "bad entry": (lambda p: rewrite_header(p, lambda t: t.replace("[2,5]", "[2,-5]")), CorruptFileError, r"expected dtype, shape"),
     "hole": (lambda p: rewrite_header(p, lambda t: t.replace("[40,64]", "[44,68]")), CorruptFileError, r"overlap or hole"),
     "complex": (lambda p: rewrite_header(p, lambda t: t.replace('"F32","shape":[2,5]', '"C64","shape":[1,5]')), UnsupportedAdapterError, r"module 'enc.0.q'.*stored as C64, expected"),
-    "fifo": (lambda p: ((p / WEIGHTS).unlink(), os.mkfifo(p / WEIGHTS)), UnsafeFileError, r"not a regular file \(a FIFO\)"),
-    "config fifo": (lambda p: ((p / CONFIG).unlink(), os.mkfifo(p / CONFIG)), UnsafeFileError, r"not a regular file"),
-    "config not JSON": (lambda p: (p / CONFIG).write_text('{"r": 1,\n "x" 2}'), CorruptFileError, r"line 2, column 6"),
     "config a list": (lambda p: (p / CONFIG).write_text("[]"), CorruptFileError, r"expected an object"),
     "config not text": (lambda p: (p / CONFIG).write_bytes(b"\xff\xfe{}"), CorruptFileError, r"not JSON"),
-    "config missing": (lambda p: (p / CONFIG).unlink(), UnsupportedAdapterError, r"lora_alpha / r.*assume_alpha="),
-    "no weights": (lambda p: (p / WEIGHTS).unlink(), UnsupportedAdapterError, r"expected adapter_model.safetensors and adapter_config.json"),
-    "several": (lambda p: [(p / WEIGHTS).rename(p / "a.safetensors"), (p / "b.safetensors").touch()], UnsupportedAdapterError, r"a.safetensors, b.safetensors; pick one"),
-    "bin": (lambda p: (p / WEIGHTS).rename(p / "adapter_model.bin"), UnsafeFileError, r"adapter_model.bin, are a pickle.*save_file"),
 }  # fmt: skip
 
 
@@ -95,7 +71,7 @@ FIELDS = [
     ({"rank_pattern": {"q": 3}}, CorruptFileError, "module 'enc.0.q' has rank 2, adapter_config.json says 3"),
     ({"rank_pattern": {"q": 0}}, UnsupportedAdapterError, r"rank_pattern\['q'\] is 0"),
     ({"rank_pattern": [1]}, CorruptFileError, "rank_pattern is"),
-    ({"alpha_pattern": {"(": 1}}, CorruptFileError, "regular expressions"),
+    ({"alpha_pattern": {"(": 1}}, CorruptFileError, "no regular expression"),
     ({"use_dora": True}, UnsupportedAdapterError, "use_dora is set: DoRA.*merge_and_unload"),
     ({"kasa_config": {"beta": 1}}, UnsupportedAdapterError, "KaSA.*merge_and_unload"),
     ({"use_bdlora": {"nblocks": 2}}, UnsupportedAdapterError, "BD-LoRA"),
@@ -106,7 +82,9 @@ FIELDS = [
     ({"lora_bias": True}, UnsupportedAdapterError, "lora_bias=False"),
     ({"bias": "all"}, UnsupportedAdapterError, "bias is 'all', expected 'none'.*train with"),
     ({"layer_replication": [[0, 2]]}, UnsupportedAdapterError, "repeated"),
-    ({"target_parameters": ["mlp.experts.w"]}, UnsupportedAdapterError, "not supported yet"),
+    ({"target_parameters": "mlp.experts.w"}, CorruptFileError, "expected a list of texts"),
+    ({"modules_to_save": [1]}, CorruptFileError, "expected a list of texts"),
+    ({"trainable_token_indices": ["x"]}, CorruptFileError, "expected a list of token numbers"),
     ({"modules_to_save": ["score"]}, UnsupportedAdapterError, r"modules_to_save=\['score'\].*'drop'"),
     ({"trainable_token_indices": [3]}, UnsupportedAdapterError, "trainable_token_indices.*'drop'"),
     *(

@@ -177,7 +177,7 @@ def test_weights_beside_are_dropped_only_when_asked(write_peft, field):
         adapter = load_adapter(path, modules_to_save="drop")
     assert list(adapter) == ["enc.0.q"]
     pickle.loads(pickle.dumps(adapter))  # no second warning, which would be an error here
-    with pytest.raises(ValueError, match="'refuse' or 'drop'"):
+    with pytest.raises(ValueError, match="'refuse', 'drop' or 'first'"):
         load_adapter(path, modules_to_save="keep")
 
 

@@ -1,0 +1,193 @@
+"""The modules of diffusion pipelines that LoRA is trained on, by the names that diffusers and transformers give them.
+
+``#`` stands for a number. These lists are what un-flattening a kohya name goes by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+
+def under(prefixes: Iterable[str], names: Sequence[str]) -> tuple[str, ...]:
+    """Return every name under every prefix, joined by a dot."""
+    return tuple(f"{prefix}.{name}" for prefix in prefixes for name in names)
+
+
+_QKV_OUT = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+# Inside one attentions.# of a UNet, and inside one resnets.#
+ATTENTION = (
+    "proj_in",
+    "proj_out",
+    *under(["transformer_blocks.#"], (*under(["attn1", "attn2"], _QKV_OUT), *FEED_FORWARD)),
+)
+RESNET = ("conv1", "conv2", "conv_shortcut", "time_emb_proj")
+
+# Of Stable Diffusion 1, 2 and XL
+UNET = (
+    "conv_in",
+    "conv_out",
+    *under(["time_embedding"], ("linear_1", "linear_2", "cond_proj")),
+    *under(["add_embedding"], ("linear_1", "linear_2")),
+    *under(["down_blocks.#.attentions.#", "up_blocks.#.attentions.#", "mid_block.attentions.#"], ATTENTION),
+    *under(["down_blocks.#.resnets.#", "up_blocks.#.resnets.#", "mid_block.resnets.#"], RESNET),
+    "down_blocks.#.downsamplers.#.conv",
+    "up_blocks.#.upsamplers.#.conv",
+)
+
+_CLIP_LAYER = (
+    *under(["self_attn"], ("q_proj", "k_proj", "v_proj", "out_proj")),
+    *under(["mlp"], ("fc1", "fc2")),
+)
+CLIP = (*under(["text_model.encoder.layers.#"], _CLIP_LAYER), "text_projection")
+# transformers has dropped the level text_model from CLIPTextModel, not from CLIPTextModelWithProjection
+CLIP_WITHOUT_TEXT_MODEL = under(["encoder.layers.#"], _CLIP_LAYER)
+
+T5 = (
+    *under(["encoder.block.#.layer.0.SelfAttention"], ("q", "k", "v", "o")),
+    *under(["encoder.block.#.layer.1.DenseReluDense"], ("wi", "wi_0", "wi_1", "wo")),
+)
+
+# Of Stable Diffusion 3 and FLUX.1
+TRANSFORMER = (
+    *under(
+        ["transformer_blocks.#"],
+        (
+            *under(["attn"], (*_QKV_OUT, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")),
+            *under(["attn2"], _QKV_OUT),
+            *FEED_FORWARD,
+            "ff_context.net.0.proj",
+            "ff_context.net.2",
+            "norm1.linear",
+            "norm1_context.linear",
+        ),
+    ),
+    *under(
+        ["single_transformer_blocks.#"],
+        ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear"),
+    ),
+    *under(
+        [f"time_text_embed.{name}" for name in ("timestep_embedder", "guidance_embedder", "text_embedder")],
+        ("linear_1", "linear_2"),
+    ),
+    "x_embedder",
+    "context_embedder",
+    "pos_embed.proj",
+    "norm_out.linear",
+    "proj_out",
+)
+
+# Both sides have the same modules here, under the names of the first implementations and of diffusers
+FLUX_TO_DIFFUSERS = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "final_layer.linear": "proj_out",
+    **{
+        f"{old}.{layer}": f"time_text_embed.{new}.linear_{number}"
+        for old, new in (
+            ("time_in", "timestep_embedder"),
+            ("guidance_in", "guidance_embedder"),
+            ("vector_in", "text_embedder"),
+        )
+        for number, layer in ((1, "in_layer"), (2, "out_layer"))
+    },
+    "double_blocks.#.img_attn.proj": "transformer_blocks.#.attn.to_out.0",
+    "double_blocks.#.txt_attn.proj": "transformer_blocks.#.attn.to_add_out",
+    "double_blocks.#.img_mlp.0": "transformer_blocks.#.ff.net.0.proj",
+    "double_blocks.#.img_mlp.2": "transformer_blocks.#.ff.net.2",
+    "double_blocks.#.txt_mlp.0": "transformer_blocks.#.ff_context.net.0.proj",
+    "double_blocks.#.txt_mlp.2": "transformer_blocks.#.ff_context.net.2",
+    "double_blocks.#.img_mod.lin": "transformer_blocks.#.norm1.linear",
+    "double_blocks.#.txt_mod.lin": "transformer_blocks.#.norm1_context.linear",
+    "single_blocks.#.linear2": "single_transformer_blocks.#.proj_out",
+    "single_blocks.#.modulation.lin": "single_transformer_blocks.#.norm.linear",
+}
+SD3_TO_DIFFUSERS = {
+    "x_embedder.proj": "pos_embed.proj",
+    "context_embedder": "context_embedder",
+    "final_layer.linear": "proj_out",
+    **{
+        f"{old}.mlp.{place}": f"time_text_embed.{new}.linear_{number}"
+        for old, new in (("t_embedder", "timestep_embedder"), ("y_embedder", "text_embedder"))
+        for number, place in ((1, 0), (2, 2))
+    },
+    "joint_blocks.#.x_block.attn.proj": "transformer_blocks.#.attn.to_out.0",
+    "joint_blocks.#.x_block.attn2.proj": "transformer_blocks.#.attn2.to_out.0",
+    "joint_blocks.#.x_block.mlp.fc1": "transformer_blocks.#.ff.net.0.proj",
+    "joint_blocks.#.x_block.mlp.fc2": "transformer_blocks.#.ff.net.2",
+    "joint_blocks.#.x_block.adaLN_modulation.1": "transformer_blocks.#.norm1.linear",
+    "joint_blocks.#.context_block.attn.proj": "transformer_blocks.#.attn.to_add_out",
+    "joint_blocks.#.context_block.mlp.fc1": "transformer_blocks.#.ff_context.net.0.proj",
+    "joint_blocks.#.context_block.mlp.fc2": "transformer_blocks.#.ff_context.net.2",
+}
+
+# One module on this side, several or another matrix in diffusers
+FLUX_ALONE = (
+    "double_blocks.#.img_attn.qkv",
+    "double_blocks.#.txt_attn.qkv",
+    "single_blocks.#.linear1",
+    "final_layer.adaLN_modulation.1",
+)
+SD3_ALONE = (
+    *under(
+        ["joint_blocks.#.x_block", "joint_blocks.#.context_block"],
+        ("attn.qkv", "attn2.qkv"),
+    ),
+    "joint_blocks.#.context_block.adaLN_modulation.1",
+    "final_layer.adaLN_modulation.1",
+)
+WAN = under(
+    ["blocks.#"],
+    (
+        *under(["self_attn", "cross_attn"], ("q", "k", "v", "o")),
+        "cross_attn.k_img",
+        "cross_attn.v_img",
+        "ffn.0",
+        "ffn.2",
+    ),
+)
+
+
+def sgm_to_diffusers() -> dict[str, str]:
+    """Return SDXL's UNet under the names of its first implementation (sgm), and of diffusers.
+
+    sgm counts residual blocks, attentions and resamplers in one row: two layers a block, three blocks a side. The
+    refiner, which has four, is not described.
+    """
+    attention = {name: name for name in ATTENTION}
+    resnet = {
+        "in_layers.2": "conv1",
+        "out_layers.3": "conv2",
+        "skip_connection": "conv_shortcut",
+        "emb_layers.1": "time_emb_proj",
+    }
+    places = {  # (sgm, diffusers, the names inside)
+        ("middle_block.0", "mid_block.resnets.0", "resnet"),
+        ("middle_block.1", "mid_block.attentions.0", "attention"),
+        ("middle_block.2", "mid_block.resnets.1", "resnet"),
+    }
+    for row in range(9):
+        block, layer = divmod(row, 3)
+        places.add((f"output_blocks.{row}.0", f"up_blocks.{block}.resnets.{layer}", "resnet"))
+        places.add((f"output_blocks.{row}.1", f"up_blocks.{block}.attentions.{layer}", "attention"))
+        if layer < 2:  # row 0 on this side is conv_in, each third one a downsampler
+            places.add((f"input_blocks.{row + 1}.0", f"down_blocks.{block}.resnets.{layer}", "resnet"))
+            places.add((f"input_blocks.{row + 1}.1", f"down_blocks.{block}.attentions.{layer}", "attention"))
+    insides = {"resnet": resnet, "attention": attention}
+    return {
+        "input_blocks.0.0": "conv_in",
+        "out.2": "conv_out",
+        "time_embed.0": "time_embedding.linear_1",
+        "time_embed.2": "time_embedding.linear_2",
+        "label_emb.0.0": "add_embedding.linear_1",
+        "label_emb.0.2": "add_embedding.linear_2",
+        "input_blocks.3.0.op": "down_blocks.0.downsamplers.0.conv",
+        "input_blocks.6.0.op": "down_blocks.1.downsamplers.0.conv",
+        "output_blocks.2.2.conv": "up_blocks.0.upsamplers.0.conv",
+        "output_blocks.5.2.conv": "up_blocks.1.upsamplers.0.conv",
+        **{
+            f"{old}.{inner}": f"{new}.{theirs}"
+            for old, new, kind in sorted(places)
+            for inner, theirs in insides[kind].items()
+        },
+    }

@@ -1,0 +1,163 @@
+"""The hidden directory beside an output in which it is made; what dead writers leave in theirs is put right.
+
+A writer holds a lock on a file in its directory, which the system releases when the process ends, however it ends. So
+whoever can take the lock knows that the writer is dead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+NEW, OLD, GONE = "new", "old", "gone"  # what is made, what it replaces, what was replaced by somebody else
+_LOCK = "lock"
+_PATIENCE = 100  # times a hundredth of a second
+
+
+@contextmanager
+def scratch_beside(path: Path) -> Iterator[Path]:
+    """Make a scratch directory beside an output; it is gone at the end of the block.
+
+    Those of dead writers of the same output are removed first.
+
+    Parameters
+    ----------
+    path : Path
+        Absolute path of the output.
+    """
+    for left in _left_beside(path):
+        _clear_if_dead(left, path)
+    folder, lock = _make(path)
+    try:
+        yield folder
+    finally:
+        try:
+            _clear(folder, path)
+        except BaseException:  # interrupted
+            _clear(folder, path)
+            raise
+        finally:
+            os.close(lock)
+
+
+def put_back(path: Path) -> None:
+    """Put back an output whose writer died after it had moved the old one away and before the new one was in place.
+
+    Only a system that cannot exchange two directories in one step has such a moment. A living writer is waited for.
+
+    Parameters
+    ----------
+    path : Path
+        The output; nothing is done if it exists.
+    """
+    for _ in range(_PATIENCE):
+        left = [] if os.path.lexists(path) else [folder for folder in _left_beside(path) if _half_done(folder)]
+        if not left:
+            return
+        for folder in left:
+            _clear_if_dead(folder, path)
+        time.sleep(0.01)
+    # No locks here, or a writer that was stopped: two renames do not take so long, and it bears this if it goes on.
+    for folder in left:
+        with suppress(OSError):
+            (folder / OLD).rename(path)
+
+
+def _make(path: Path) -> tuple[Path, int]:
+    """Make a scratch directory and lock it; return the open lock too."""
+    while True:
+        folder = path.parent / f".{_stem(path)}.{secrets.token_hex(4)}.lorakit"
+        try:
+            folder.mkdir(mode=0o700)
+            lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            if _take(lock) is not False and (folder / _LOCK).exists():
+                return folder, lock
+            os.close(lock)  # another writer looked here before it was locked, and took it for a dead one's
+        except FileExistsError:
+            continue
+        except FileNotFoundError:  # the same, before the lock was made
+            if not path.parent.exists():
+                raise
+        except BaseException:
+            _clear(folder, path)
+            raise
+
+
+def _take(lock: int) -> bool | None:
+    """Lock a file: whether that worked, or None on systems and file systems without locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _clear_if_dead(folder: Path, path: Path) -> None:
+    try:
+        lock = os.open(folder / _LOCK, os.O_RDWR)
+    except FileNotFoundError:
+        with suppress(OSError):  # empty: its writer was killed before it made the lock, or will make another directory
+            folder.rmdir()
+        return
+    except OSError:  # another user's
+        return
+    try:
+        if _take(lock):
+            _clear(folder, path)
+    finally:
+        os.close(lock)
+
+
+def _clear(folder: Path, path: Path) -> None:
+    """Remove a scratch directory; if the output is half done, put the old one back first."""
+    if _half_done(folder) and not os.path.lexists(path):
+        try:
+            (folder / OLD).rename(path)
+        except OSError:
+            if not os.path.lexists(path):  # keep it for the next try
+                return
+    # In this order: what is removed half must not look as if it could be put back, and what has no lock is empty.
+    for entry in (folder / NEW, folder / OLD, folder / GONE):
+        if entry.is_dir():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    (folder / _LOCK).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _half_done(folder: Path) -> bool:
+    """Whether the old output was moved here and the new one is here still."""
+    return os.path.lexists(folder / OLD) and os.path.lexists(folder / NEW)
+
+
+def _left_beside(path: Path) -> list[Path]:
+    """Return the scratch directories of an output, whoever made them."""
+    name = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{8}}\.lorakit")
+    try:
+        return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+    except OSError:
+        return []
+
+
+def _stem(path: Path) -> str:
+    """Return the output's name, or a short stand-in where that leaves no room for more."""
+    raw = os.fsencode(path.name)
+    return path.name if len(raw) <= 200 else hashlib.sha256(raw).hexdigest()

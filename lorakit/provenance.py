@@ -1,0 +1,133 @@
+"""Where an adapter came from, what was done to it, and what its files say besides its factors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+__all__ = ["Beside", "Made", "Provenance", "Source", "Step"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where an adapter came from.
+
+    Parameters
+    ----------
+    name : str
+        What it was called when it was read.
+    path : Path or None
+        The file with its weights; None for one made in memory.
+    config : Path or None
+        The file beside it that says how they scale, if there is one.
+    hub : str or None
+        ``hf://org/name@commit``, if the files were taken from the Hugging Face Hub.
+    """
+
+    name: str
+    path: Path | None = None
+    config: Path | None = None
+    hub: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """One run of an estimator, as it must be known to run it again.
+
+    Parameters
+    ----------
+    operation : str
+        Its class with every parameter that bears on the result, as in ``Provenance.operations``.
+    inputs : tuple of (str, Source, Made or None)
+        Name and origin of each adapter that it was given; None for one whose origin is not known.
+    """
+
+    operation: str
+    inputs: tuple[tuple[str, Source | Made | None], ...] = field(repr=False)
+
+
+class Made(NamedTuple):
+    """One of the adapters that a step made: the first, the second, ..."""
+
+    step: Step
+    output: int = 0
+
+
+class Beside(Protocol):
+    """Whole weights that an adapter's files hold beside the factors. Must pickle by path, not by content."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, as PEFT stores them but without ``base_model.model.``."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """The file that holds them; None if they are in memory."""
+        ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What PEFT's config says of them: ``modules_to_save``, ``trainable_token_indices``."""
+        ...
+
+    def info(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """Return the dtype and shape of one tensor without reading it."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read one tensor, as it is stored."""
+        ...
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What an adapter's files say about it, and what was done to it since.
+
+    Parameters
+    ----------
+    format : str, default='peft'
+        The family of files it came from; adapters of different families name their modules differently.
+    base_model : str or None
+        The base model's name, as the files give it.
+    task_type : str or None
+        PEFT's task type.
+    fan_in_fan_out : bool, default=False
+        Whether the base stores its weights as (in, out), as GPT-2's Conv1D does.
+    metadata : mapping of str to str
+        Free text of the file's header that is kept when it is written again; of a result, what all its sources say.
+    sources : tuple of Source
+        The adapters it was made from.
+    operations : tuple of str
+        What was done to them, in order, as estimator reprs.
+    made : Made or None
+        The same in full: the last step, what went into it, and so on back to the sources.
+    beside : Beside or None
+        Weights that its files hold beside the factors and that are to be written again; of a result, those of the
+        first of its sources that has some. They are carried, never merged.
+    target_parameters : mapping of str to int
+        What PEFT calls so: ends of the names of adapted parameters, and how many modules each was found in.
+    """
+
+    format: str = "peft"
+    base_model: str | None = None
+    task_type: str | None = None
+    fan_in_fan_out: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    sources: tuple[Source, ...] = ()
+    operations: tuple[str, ...] = ()
+    # not compared: operations and sources say it in short
+    made: Made | None = field(default=None, repr=False, compare=False)
+    beside: Beside | None = None
+    target_parameters: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def origin(self) -> Source | Made | None:
+        """What the adapter is: a source as it is, or one that a step made; None if that is not known."""
+        if self.made is not None:
+            return self.made
+        return self.sources[0] if len(self.sources) == 1 and not self.operations else None
