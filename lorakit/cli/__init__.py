@@ -9,27 +9,41 @@ import click
 
 from .._version import __version__
 from ._errors import Commands, debug_option
+from .convert import convert
+from .diff import diff
 from .inspect import inspect
 from .merge import merge
 from .methods import methods
+from .plot import plot
 from .prune import prune
+from .verify import verify
 
 __all__ = ["main"]
 
 
 @click.group(
     cls=Commands,
-    commands=[merge, prune, inspect, methods],
+    commands=[merge, prune, inspect, convert, diff, verify, methods, plot],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
   lorakit inspect law/ medicine/ finance/
   lorakit merge law/ medicine/ finance/ -o merged/ -k 16
   lorakit prune merged/ -o small/ -k 4
+  lorakit convert merged/ -o merged-half/ --dtype bfloat16
+  lorakit diff merged/ merged-half/
+  lorakit verify merged/ --sources law/ medicine/ finance/
 
-Exit codes: 0 done; 2 wrong usage, unreadable input or refused output; 130 interrupted; 1 a bug in lorakit.""",
+\b
+Exit codes:
+  0    done; of diff: the same; of verify: yes
+  1    of diff: different; of verify: no
+  2    wrong usage, unreadable input or refused output
+  3    of verify: cannot tell
+  70   a bug in lorakit
+  130  interrupted""",
 )
 @click.version_option(__version__, prog_name="lorakit", message="%(prog)s %(version)s")
 @debug_option
 def main() -> None:
-    """Merge and prune LoRA adapters. The base model is not needed."""
+    """Merge, prune, convert and compare LoRA adapters. The base model is not needed."""

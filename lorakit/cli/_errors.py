@@ -16,14 +16,18 @@ from typing import Any, NoReturn, cast
 
 import click
 
-_USER, _BUG, _INTERRUPTED, _BROKEN_PIPE = 2, 1, 130, 141
+# 1 is an answer: no, of diff and verify. 70 is what sysexits.h has for an error in the program itself.
+_USER, _BUG, _INTERRUPTED, _BROKEN_PIPE = 2, 70, 130, 141
 _DEBUG = "lorakit.debug"  # in click's meta, which a command shares with its group
 
 # The library speaks of its arguments; here they are options.
 _AS_OPTIONS = (
     (r"\boverwrite=True\b", "--overwrite"),
-    (r"\bmodules_to_save='drop'", "--modules-to-save drop"),
+    (r"\bmodules_to_save='(drop|first)'", r"--modules-to-save \1"),
+    (r"\ballow_pickle=True\b", "--allow-pickle"),
     (r"\bassume_alpha=(?!\w)", "--assume-alpha"),
+    (r"\bpass same_base='warn'", "leave out --strict"),
+    (r"as in convert_adapter\(adapter, \.\.\., component='(\w+)'\)", r"as in lorakit convert --component \1"),
     (r"\bdtype=torch\.(\w+) or torch\.(\w+)", r"--dtype \1 or \2"),
 )
 

@@ -1,4 +1,4 @@
-"""Options that merge and prune share."""
+"""Options that commands share."""
 
 from __future__ import annotations
 
@@ -27,14 +27,21 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 
 reading_options = _together(
     click.option("--format", metavar="FORMAT",
-                 help="Format of the adapters' files: peft.  [default: what their content shows]"),
+                 help="Format of the adapters' files: peft, kohya, diffusers, comfyui or mlx.  "
+                      "[default: what their content shows]"),
     click.option("--name", "names", metavar="NAME", multiple=True,
                  help="Name of an adapter; repeat it, one for each in order. Default: the folders' names."),
-    click.option("--modules-to-save", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
-                 help="Weights trained beside the LoRA factors, such as a new head: refuse the adapter, or leave them "
-                      "out of the result."),
+    click.option("--modules-to-save", type=click.Choice(["refuse", "drop", "first"]), default="refuse",
+                 show_default=True,
+                 help="Weights trained beside the LoRA factors, such as a new head: refuse the adapter, leave them out "
+                      "of the result, or put those of the first adapter that has some into it, unmerged."),
     click.option("--assume-alpha", type=float, metavar="FLOAT", help="lora_alpha where an adapter's files lack it."),
+    click.option("--allow-pickle", is_flag=True,
+                 help="Read weights that are a pickle, such as adapter_model.bin; nothing in it is run."),
 )  # fmt: skip
+
+strict_option = click.option("--strict", is_flag=True,
+                             help="Refuse adapters that name different base models, instead of warning.")  # fmt: skip
 
 output_option = click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT", help="Folder to make.")
 
@@ -56,7 +63,7 @@ method_options = _together(
     click.option("--device", metavar="DEVICE", help="Device to compute on, as torch names it.  [default: cpu]"),
 )  # fmt: skip
 
-writing_options = _together(
+file_options = _together(
     click.option("--layout", type=click.Choice(["portable", "compact"]),
                  help="portable: one rank for all modules, padded with zeros; every reader of PEFT files gets it "
                       "right. compact: each module at its own rank; for PEFT itself.  [default: portable]"),
@@ -66,6 +73,10 @@ writing_options = _together(
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
                  help="Of the file.  [default: that of the inputs]"),
     click.option("--overwrite", is_flag=True, help="Replace an adapter that is there; never a folder of other files."),
+)  # fmt: skip
+
+writing_options = _together(
+    file_options,
     click.option("-n", "--dry-run", is_flag=True,
                  help="Read and check everything, try the method on one module of each shape, say what would be "
                       "done; write nothing."),

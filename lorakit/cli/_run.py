@@ -12,7 +12,7 @@ import torch
 
 from .. import load_adapters, results_on_disk, save_adapter
 from .._version import __version__
-from ..io.load import distinct_names
+from ..io.load import distinct_names, spoken_path
 from ..io.save import chosen_layout
 from ..metrics import compare_adapters, compare_to_each
 from ._errors import parameters_checked
@@ -37,8 +37,9 @@ def run(
     jobs: int | None,
     device: str | None,
     names: Sequence[str],
-    modules_to_save: Literal["refuse", "drop"],
+    modules_to_save: Literal["refuse", "drop", "first"],
     assume_alpha: float | None,
+    allow_pickle: bool,
     format: str | None,
     layout: Literal["portable", "compact"] | None,
     pad_to: Any,
@@ -47,6 +48,7 @@ def run(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    strict: bool = False,
 ) -> None:
     """Run one estimator on adapters and write what it makes, or say what it would make.
 
@@ -54,10 +56,16 @@ def run(
     """
     started = perf_counter()
     one = kind == "merger"  # all adapters become one; a pruner makes one of each
-    named = names or distinct_names([Path(path) for path in paths])
+    named = names or distinct_names([spoken_path(path) for path in paths])
     stems = [] if one else distinct_stems(named)
     adapters = load_adapters(
-        paths, names=named, format=format, modules_to_save=modules_to_save, assume_alpha=assume_alpha
+        paths,
+        names=named,
+        format=format,
+        modules_to_save=modules_to_save,
+        assume_alpha=assume_alpha,
+        allow_pickle=allow_pickle,
+        same_base="strict" if strict else "warn",
     )
     formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged
     outputs = [Path(output)] if one else one_output_each(Path(output), stems, formats)

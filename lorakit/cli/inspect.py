@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     epilog="""\b
 Examples:
   lorakit inspect law/
-  lorakit inspect law/ medicine/ finance/ --json"""
+  lorakit inspect law/ medicine/ finance/ --json
+  lorakit inspect merged/ --servers"""
 )
 @adapters_argument
+@click.option("--servers", is_flag=True, help="Say which programs can load the files as they are.")
 @reading_options
 @json_option
 @debug_option
@@ -29,10 +31,12 @@ Examples:
 def inspect(
     ctx: click.Context,
     paths: tuple[str, ...],
+    servers: bool,
     names: tuple[str, ...],
     format: str | None,
-    modules_to_save: Literal["refuse", "drop"],
+    modules_to_save: Literal["refuse", "drop", "first"],
     assume_alpha: float | None,
+    allow_pickle: bool,
     as_json: bool,
 ) -> None:
     """Say what LoRA adapters hold, and whether they can be merged with one another.
@@ -40,10 +44,15 @@ def inspect(
     Every weight is read and checked. Of several adapters that can be merged, the cosines between their updates are
     shown: near 0 they hardly interfere, near 1 they do the same, below 0 they work against each other.
 
+    With --servers, what vLLM, SGLang, TGI, LoRAX, llama.cpp, PEFT, diffusers and MLX do with each: yes, they load it;
+    no; or wrong, they load it and hold other updates without a word. None of them is run: these are rules, read in the
+    source of the version shown. What depends on the base model cannot be known.
+
     The exit code is 0 if each adapter can be read, whether or not they fit together.
     """
     from .. import AdapterSet, load_adapter
-    from ..io.load import distinct_names
+    from ..io.load import distinct_names, spoken_path
+    from ..io.servers import check_servers
     from ._inspection import describe, fit_together
     from ._report import show_json
 
@@ -51,10 +60,15 @@ def inspect(
         raise click.UsageError(f"--name must be given {len(paths)} times, once for each adapter, and differ")
     opened: list[Adapter] = []
     unreadable = []
-    for path, name in zip(paths, names or distinct_names([Path(path) for path in paths]), strict=True):
+    for path, name in zip(paths, names or distinct_names([spoken_path(path) for path in paths]), strict=True):
         try:
             adapter = load_adapter(
-                path, name=name, format=format, modules_to_save=modules_to_save, assume_alpha=assume_alpha
+                path,
+                name=name,
+                format=format,
+                modules_to_save=modules_to_save,
+                assume_alpha=assume_alpha,
+                allow_pickle=allow_pickle,
             )
             for module in adapter:
                 adapter[module]  # raises if it is damaged or not finite
@@ -64,6 +78,8 @@ def inspect(
             unreadable.append({"path": path, "error": message(error)})
     adapters = AdapterSet(opened)
     report: dict[str, Any] = {"adapters": [describe(adapter) for adapter in adapters], "unreadable": unreadable}
+    for row, adapter in zip(report["adapters"], adapters, strict=True) if servers else ():
+        row["servers"] = [asdict(check) for check in check_servers(adapter)]
     if len(adapters) > 1:
         report |= fit_together(adapters)
     if as_json:
@@ -96,6 +112,10 @@ def _show(report: Mapping[str, Any]) -> None:
         ],
         left=4,
     )
+    for row in rows:
+        if "servers" in row:
+            click.echo(f"\n{row['name']}, rank {ranks_text([int(rank) for rank in row['ranks']])}:\n")
+            _show_servers(row["servers"])
     if "mergeable" not in report:
         return
     if not report["mergeable"]:
@@ -109,3 +129,15 @@ def _show(report: Mapping[str, Any]) -> None:
         names = [row["name"] for row in rows]
         cells = [(name, *map(number_text, cosines)) for name, cosines in zip(names, report["cosines"], strict=True)]
         show_table(("", *names), cells, left=1)
+
+
+def _show_servers(checks: Sequence[Mapping[str, Any]]) -> None:
+    from ._report import show_table
+
+    cells = [(check["server"], check["version"], check["loads"], check["setting"] or "-") for check in checks]
+    show_table(("server", "as of", "loads it", "with"), cells, left=4)
+    click.echo()
+    for check in checks:
+        for line in [*check["reasons"], *(f"note: {note}" for note in check["notes"])]:
+            click.echo(f"{check['server']}: {line}")
+    click.echo("Rules read in the source of these versions; what depends on the served model cannot be known here.")

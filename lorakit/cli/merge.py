@@ -12,6 +12,7 @@ from ._options import (
     output_option,
     rank_option,
     reading_options,
+    strict_option,
     writing_options,
 )
 from ._values import read_number_or_word, read_weights
@@ -47,6 +48,7 @@ Examples:
 )
 @method_options
 @reading_options
+@strict_option
 @writing_options
 def merge(*, method: str, k: Any, weights: Any, scale: Any, **shared: Any) -> None:
     """Merge LoRA adapters into one, of any rank.

@@ -79,7 +79,7 @@ def test_an_error_in_a_module_names_it(lorakit_, tasks, out, monkeypatch):
 @pytest.mark.parametrize("error", [RuntimeError("a\nbug"), TypeError("a bug"), KeyError("a bug")])
 def test_a_bug_asks_for_a_report(lorakit_, tasks, out, monkeypatch, error):
     monkeypatch.setattr(lorakit.merging.lego, "reassemble", failing(error))
-    result = lorakit_("merge", *tasks, "-o", out, code=1)
+    result = lorakit_("merge", *tasks, "-o", out, code=70)
     assert result.stderr.startswith(f"lorakit: error: {type(error).__name__}: ")
     assert "in module 'layer.0'" in result.stderr
     assert "Please report it" in result.stderr

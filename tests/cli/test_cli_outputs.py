@@ -93,7 +93,7 @@ def test_dry_run_of_merge_foretells(lorakit_json, tmp_path, method, layout, cont
     assert planned["dry_run"] is True
     for key in ("rank_out", "modules", "dtype", "parameters", "bytes_in"):
         assert planned[key] == done[key]
-    assert 0 < done["bytes_out"] - planned["bytes_out"] < 1500  # the header is not counted
+    assert 0 < done["bytes_out"] - planned["bytes_out"] < 3000  # the header, which has the record, is not counted
 
 
 def test_dry_run_of_prune_foretells(lorakit_json, tasks, tmp_path, out, contents):

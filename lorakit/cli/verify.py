@@ -1,0 +1,241 @@
+"""``lorakit verify``: whether an adapter is what its own record says was made of given sources."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ._errors import debug_option
+from ._options import json_option, reading_options
+
+if TYPE_CHECKING:
+    from .. import Adapter
+
+YES, NO, CANNOT_TELL = 0, 1, 3
+_VERDICTS = {YES: "yes", NO: "no", CANNOT_TELL: "cannot tell"}
+
+
+class _Sources(click.Command):
+    """A command whose ``--sources`` takes everything up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spelled: list[str] = []
+        taking = first = False
+        for arg in args:
+            if arg == "--sources":
+                taking = first = True
+            elif taking and not arg.startswith("-"):
+                spelled += ["--sources", arg]
+                first = False
+            else:
+                if first:
+                    break
+                taking = False
+                spelled.append(arg)
+        if first:
+            raise click.UsageError("--sources needs the adapters that the result was made of", ctx)
+        return super().parse_args(ctx, spelled)
+
+
+@click.command(
+    cls=_Sources,
+    epilog="""\b
+Examples:
+  lorakit verify merged/ --sources law/ medicine/ finance/
+
+Exit codes: 0 yes; 1 no; 2 wrong usage or unreadable input; 3 cannot tell.""",
+)
+@click.argument("merged", metavar="RESULT")
+@click.option(
+    "--sources", required=True, multiple=True, metavar="ADAPTER...", help="What it was made of, in any order."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(min=0),
+    metavar="FLOAT",
+    help="Relative error up to which a module counts as the same.  [default: what rounding to the dtypes of the files "
+    "can do to it]",
+)
+@click.option("-j", "--jobs", type=int, metavar="N", help="Modules at a time, -1 for one per core.  [default: 1]")
+@click.option("--device", metavar="DEVICE", help="Device to compute on, as torch names it.  [default: cpu]")
+@reading_options
+@json_option
+@debug_option
+@click.pass_context
+def verify(
+    ctx: click.Context,
+    merged: str,
+    sources: tuple[str, ...],
+    tolerance: float | None,
+    jobs: int | None,
+    device: str | None,
+    names: tuple[str, ...],
+    as_json: bool,
+    **reading: Any,
+) -> None:
+    """Check that RESULT is what its own record says, by making it again from its sources.
+
+    lorakit writes into every file which estimators made it, with their parameters, and the SHA-256 of each source. The
+    sources given are told apart by these hashes; one whose hash is another, or was not recorded, by its name, or by its
+    place. In which dtype and layout RESULT is stored does not matter; rounding to its dtype is allowed for.
+
+    The answer is "cannot tell" where there is no record, or it names something that cannot be done again: a method of
+    another version, a clusterer or data of the user's own, random numbers without a seed.
+    """
+    from .. import load_adapter
+    from ..io.load import load_adapters
+    from ._rebuild import CannotTell
+    from ._report import show_json
+
+    if names and len(names) != len(sources):
+        raise click.UsageError(f"--name must be given {len(sources)} times, once for each source")
+    report: dict[str, Any] = {"command": "verify", "result": merged, "verdict": None, "reason": None}
+    result = load_adapter(merged, **reading)
+    given = list(load_adapters(sources, names=names or None, **reading))
+    try:
+        verdict = _answer(report, result, sources, given, tolerance=tolerance, device=device, n_jobs=jobs)
+    except CannotTell as error:
+        verdict = CANNOT_TELL
+        report["reason"] = str(error)
+    report["verdict"] = _VERDICTS[verdict]
+    if as_json:
+        show_json(report)
+    else:
+        _show(report)
+    ctx.exit(verdict)
+
+
+def _answer(
+    report: dict[str, Any],
+    result: Adapter,
+    paths: tuple[str, ...],
+    given: list[Adapter],
+    *,
+    tolerance: float | None,
+    device: str | None,
+    n_jobs: int | None,
+) -> int:
+    """Fill the report; return the exit code."""
+    from .._version import __version__
+    from ..factors import dtype_name
+    from ..io._safetensors import FLOAT_NAMES
+    from ._differences import differences
+    from ._progress import progress_bar
+    from ._rebuild import CannotTell
+    from ._recompute import match_sources, recompute
+
+    record = _record(result)
+    report |= {
+        "lorakit": record["version"],
+        "operations": [operation["estimator"] for operation in record["operations"]],
+    }
+    matches = match_sources(record, paths, given)
+    report["sources"] = [match.row() for match in matches]
+    report["unused"] = [
+        path
+        for path, adapter in zip(paths, given, strict=True)
+        if all(adapter is not match.adapter for match in matches)
+    ]
+    with progress_bar("verify: modules", quiet=False):
+        again = recompute(record, [match.adapter for match in matches], device=device, n_jobs=n_jobs)
+    before = [dtype for dtype in FLOAT_NAMES if dtype_name(dtype) in record["rounded_to"]]
+    found, totals = differences(
+        *_alike(result, again),
+        tolerance=tolerance,
+        dtypes=([result.dtype, *before], [again.dtype]),
+        stored_as=result.dtype,
+        n_jobs=n_jobs,
+    )
+    found.sort(key=lambda d: (d.same, -(float("inf") if d.relative_error is None else d.relative_error)))
+    report |= {
+        "dtype": dtype_name(result.dtype),
+        "rounded_to": record["rounded_to"],
+        "identical": totals.identical,
+        "relative_error": totals.relative_error,
+        "modules": len(found),
+        "modules_different": sum(not d.same for d in found),
+        "differences": [d.row() for d in found if not d.same],
+    }
+    if totals.same:
+        return YES
+    if record["version"] != __version__:
+        raise CannotTell(
+            f"it was made by lorakit {record['version']}, and lorakit {__version__} makes something else of these "
+            "sources; ask that version"
+        )
+    return NO
+
+
+def _alike(result: Adapter, again: Adapter) -> tuple[Adapter, Adapter]:
+    from ..exceptions import UnsupportedAdapterError
+    from ._naming import named_alike
+    from ._rebuild import CannotTell
+
+    try:
+        return named_alike(result, again)
+    except UnsupportedAdapterError as error:
+        raise CannotTell(f"it names its modules in another way than its sources: {error}") from error
+
+
+def _record(result: Adapter) -> Mapping[str, Any]:
+    from ..io._provenance import read_record
+    from ..io._safetensors import read_header
+    from ._rebuild import CannotTell
+
+    path = result.provenance.sources[0].path
+    assert path is not None  # it was read from a file
+    try:
+        record = read_record(read_header(path).metadata) if path.suffix == ".safetensors" else None
+    except ValueError as error:
+        raise CannotTell(str(error)) from error
+    if record is None:
+        raise CannotTell("it holds no record of how it was made: it was not written by lorakit, or not in safetensors")
+    if record["result"] is None:
+        raise CannotTell("a step that made it, or one of its sources, left no record")
+    return record
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    from ._report import show_table
+    from .diff import show_differences
+
+    if report.get("operations"):
+        for i, operation in enumerate(dict.fromkeys(report["operations"]), start=1):
+            click.echo(f"{i}. {operation}")
+        click.echo()
+    if report.get("sources"):
+        show_table(
+            ("source", "sha256", "given", "matched by", "config"),
+            [
+                (
+                    row["name"],
+                    (row["sha256"] or "-")[:12],
+                    row["path"],
+                    row["matched_by"],
+                    {True: "the same", False: "another", None: "-"}[row["same_config"]],
+                )
+                for row in report["sources"]
+            ],
+            left=5,
+        )
+        click.echo()
+    if report.get("unused"):
+        click.echo(f"Given, and not a source: {', '.join(report['unused'])}\n")
+    if report["verdict"] == "no":
+        show_differences(report["differences"], names=("stored", "made again"))
+        click.echo()
+    click.echo(f"{report['verdict']}: {report['reason'] or _finding(report)}")
+
+
+def _finding(report: Mapping[str, Any]) -> str:
+    count = report["modules"]
+    if report["verdict"] == "no":
+        different = report["modules_different"]
+        return f"{different} of {count} modules of {report['result']} are not what these sources give"
+    if report["identical"]:
+        rounded = f" once rounded to {report['dtype']}" if report["relative_error"] else ""
+        return f"the same factors, bit for bit{rounded}, in all {count} modules"
+    before = f"; it says that it was stored as {', '.join(report['rounded_to'])} before" if report["rounded_to"] else ""
+    return f"the same updates in all {count} modules, relative error {report['relative_error']:.2g}{before}"
