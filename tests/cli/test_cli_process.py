@@ -31,7 +31,7 @@ def interrupt(file):
     assert (file.parent / "adapter_model.safetensors").exists()
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000): pass
-lorakit.io._atomic._sync = interrupt
+lorakit.io._atomic._settle = interrupt
 {START}"""
 
 
