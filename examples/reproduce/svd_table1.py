@@ -1,0 +1,154 @@
+"""
+LoRA Merging with SVD, table 1: direct, multiplied, multiplied plus noise
+=========================================================================
+
+A direct merge works on A and B, a multiplied one on the updates B A. What the direct one has more, M, are the cross
+terms of different adapters. The paper replaces M by noise of the same mean and deviation, entry by entry, and finds
+that noise hurts less than M does: M is not harmless. Pairs of tasks and all tasks together::
+
+    python examples/reproduce/svd_table1.py
+
+The scale of a merge counts as much as the method. It is one factor for the model, that gives the merge a multiple of
+the adapters' mean norm, chosen on validation texts with all adapters of the first seed and fixed, as in the paper. The
+direct merge is shown twice: at the multiplied merge's multiple, to which M and the noise belong, and at one of its own.
+"""
+
+import argparse
+
+import numpy as np
+import torch
+from adapters import at_norm, best_scale, dense, load_tasks
+from evaluation import Evaluator
+from report import Report, Table, mean_spread, parse, parser, progress, seeds
+
+from lorakit import Adapter, AdapterSet, AverageMerger, ConcatMerger, DareMerger, TiesMerger
+from lorakit.base import BaseMerger
+
+FULL = 384  # the narrower side of every adapted module: no rank is cut
+AS_IT_IS = 0.0  # a multiple of 0 stands for: not scaled
+
+MULTIPLIED: dict[str, BaseMerger] = {
+    "averaging": ConcatMerger(),
+    "task arithmetic": ConcatMerger(),  # the sum is the mean but for a scale, which is chosen
+    "TIES": TiesMerger(FULL, space="delta", density=0.2),
+    "DARE": DareMerger(FULL, space="delta", density=0.5, random_state=0),
+}
+DIRECT: dict[str, BaseMerger] = {
+    "averaging": AverageMerger(),
+    "task arithmetic": AverageMerger(),
+    "TIES": TiesMerger(space="factors", density=0.2),
+    "DARE": DareMerger(space="factors", density=0.5, random_state=0),
+}
+METHODS = tuple(DIRECT)
+COLUMNS = ("MM", "DM", "MM + noise", "DM, own scale")
+
+Scores = dict[str, dict[str, dict[str, float]]]  # accuracy by group of tasks, method and column
+
+
+def main() -> None:
+    """Choose the scales, run, report."""
+    options = parse(parser("Table 1 of LoRA Merging with SVD: direct merge, multiplied merge, noise."))
+    test, validation = Evaluator("test", options.n_test), Evaluator("validation", options.n_validation)
+    targets = choose_targets(load_tasks(options.tasks, seed=options.seeds[0]), validation)
+    by_seed = [one_seed(options.tasks, seed, targets, test) for seed in options.seeds]
+    report = Report("svd_table1", options)
+    report.numbers = {"targets": targets, "seeds": dict(zip(map(str, options.seeds), by_seed, strict=True))}
+    report.tables.append(table(by_seed, options))
+    report.tables.append(scale_table(targets, options))
+    report.publish()
+
+
+def groups_of(tasks: list[str]) -> dict[str, list[str]]:
+    """Four pairs of neighbours in the list, or as many as there are, and all."""
+    pairs = {f"{a}, {b}": [a, b] for a, b in zip(tasks[0:8:2], tasks[1:8:2], strict=False)}
+    return pairs | {f"all {len(tasks)}": tasks}
+
+
+def choose_targets(adapters: AdapterSet, validation: Evaluator) -> dict[str, dict[str, float]]:
+    """Choose the norm of each method's merge of all adapters, multiplied and direct; averaging stays as it is."""
+    targets: dict[str, dict[str, float]] = {"averaging": {"MM": AS_IT_IS, "DM": AS_IT_IS}}
+    for method in METHODS[1:]:
+        mergers = {"MM": MULTIPLIED[method], "DM": DIRECT[method]}
+        targets[method] = {
+            how: best_scale(merger.fit(adapters).merged_, adapters, validation, adapters.names)
+            for how, merger in mergers.items()
+        }
+        progress(f"{method}: chosen norms {targets[method]}")
+    return targets
+
+
+def one_seed(tasks: list[str], seed: int, targets: dict[str, dict[str, float]], test: Evaluator) -> Scores:
+    """Merge and measure every group by every method."""
+    found: Scores = {}
+    for group, names in groups_of(tasks).items():
+        adapters = load_tasks(names, seed=seed)
+        found[group] = {}
+        for method in METHODS:
+            merged = variants(adapters, method, targets[method], seed)
+            found[group][method] = {what: test.mean(adapter, names) for what, adapter in merged.items()}
+            progress(f"seed {seed}, {group}, {method}: " + _shown(found[group][method]))
+    return found
+
+
+def variants(adapters: AdapterSet, method: str, targets: dict[str, float], seed: int) -> dict[str, Adapter]:
+    """The merges of one row: multiplied, direct, multiplied plus noise, direct at a scale of its own."""
+    multiplied, direct = (merger.fit(adapters).merged_ for merger in (MULTIPLIED[method], DIRECT[method]))
+
+    def at(adapter: Adapter, target: float) -> Adapter:
+        return adapter if target == AS_IT_IS else at_norm(adapter, adapters, target)
+
+    mm, dm = at(multiplied, targets["MM"]), at(direct, targets["MM"])
+    return {"MM": mm, "DM": dm, "MM + noise": noisy(mm, dm, seed), "DM, own scale": at(direct, targets["DM"])}
+
+
+def noisy(multiplied: Adapter, direct: Adapter, seed: int) -> Adapter:
+    """Add to each module noise with the mean and standard deviation of the entries of M = direct - multiplied."""
+    generator = torch.Generator().manual_seed(seed)
+    updates = {}
+    for module, factors in multiplied.items():
+        update = factors.delta()
+        m = direct[module].delta() - update
+        updates[module] = update + m.mean() + m.std() * torch.randn(m.shape, generator=generator)
+    return dense(updates, name="multiplied + noise")
+
+
+def table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
+    """One row a group and method, and the mean over methods below each group."""
+    rows = []
+    for group in by_seed[0]:
+        for method in (*METHODS, "mean"):
+            values = [
+                [_mean(seed[group], column) if method == "mean" else seed[group][method][column] for seed in by_seed]
+                for column in COLUMNS
+            ]
+            rows.append([group if method == METHODS[0] else "", method, *map(mean_spread, values)])
+    caption = (
+        f"Mean accuracy of merges on the tasks of their adapters, {options.n_test} test texts each, {seeds(by_seed)}. "
+        "MM: multiplied, DM: direct."
+    )
+    return Table("svd-table-1", ["tasks", "method", *COLUMNS], rows, caption)
+
+
+def scale_table(targets: dict[str, dict[str, float]], options: argparse.Namespace) -> Table:
+    """The norms that were chosen."""
+    rows = [[method, *(_multiple(targets[method][how]) for how in ("MM", "DM"))] for method in METHODS]
+    caption = (
+        f"Norms of the merges, in mean norms of the adapters, chosen on {options.n_validation} validation texts a task."
+    )
+    return Table("svd-table-1-scales", ["method", "multiplied", "direct"], rows, caption)
+
+
+def _mean(by_method: dict[str, dict[str, float]], column: str) -> float:
+    return float(np.mean([by_method[method][column] for method in METHODS]))
+
+
+def _multiple(target: float) -> str:
+    return "not scaled" if target == AS_IT_IS else f"{target:g}"
+
+
+def _shown(scores: dict[str, float]) -> str:
+    return ", ".join(f"{what} {score:.3f}" for what, score in scores.items())
+
+
+if __name__ == "__main__":
+    main()

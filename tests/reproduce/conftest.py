@@ -1,0 +1,17 @@
+"""The experiments' modules, importable as their scripts have them, with a cache of their own."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+REPRODUCE = Path(__file__).resolve().parents[2] / "examples" / "reproduce"
+
+sys.path.insert(0, str(REPRODUCE))
+
+
+@pytest.fixture(autouse=True)
+def cache_of_the_test(tmp_path, monkeypatch):
+    """Nothing that a test makes gets into the user's cache, and nothing in that into a test."""
+    monkeypatch.setenv("LORAKIT_REPRODUCE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
