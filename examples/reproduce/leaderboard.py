@@ -110,6 +110,8 @@ def choose(entrant: Entrant, tasks: list[str], seed: int, n: int) -> dict[str, A
     """Merge at all ranks and choose the scale of each; and measure what one merge costs."""
     adapters, validation = load_tasks(tasks, seed=seed), Evaluator("validation", n)
     ks = entrant.ranks(adapters)
+    if entrant.peft:
+        import peft  # noqa: F401  # or the first of PEFT's merges would pay for it
     start = time.process_time()
     # of RegMean it is the texts that cost, whatever the ranks: it is not fitted twice
     merged = entrant.merge(adapters, ks if entrant.n_texts else [16 if 16 in ks else ks[0]], seed)

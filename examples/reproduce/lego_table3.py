@@ -139,8 +139,10 @@ def run(
     """
     methods = list(methods)
     given = [(pools[0], what, options.n_validation) for what in methods]
-    targets = dict(zip(methods, processes.map(choose, given), strict=True))
-    progress(f"chosen norms: {targets}")
+    targets: dict[str, float] = {}
+    for what, target in zip(methods, processes.map(choose, given), strict=True):
+        targets[what] = target
+        progress(f"chosen norm of {what}: {target:g}")
     units = [(pool, what) for pool in pools for what in methods]
     measured = processes.map(measure, [(*unit, targets[unit[1]], others, options.n_test) for unit in units])
     right: Found = {AS_PUBLISHED: {}, CHOSEN: {}}

@@ -100,8 +100,10 @@ def main() -> None:
     with Processes(options.jobs) as processes:
         chosen = [(what, case) for case in CASES for what in merging]
         given = [(*unit, tasks, options.seeds[0], options.n_validation) for unit in chosen]
-        targets = dict(zip(chosen, processes.map(choose, given), strict=True))
-        progress(f"chosen norms: {targets}")
+        targets: dict[tuple[str, str], float] = {}
+        for (what, case), target in zip(chosen, processes.map(choose, given), strict=True):
+            targets[what, case] = target
+            progress(f"chosen norm {case}, {what}: {target:g}")
         units = [(what, case, seed) for seed in options.seeds for case in CASES for what in METHODS]
         asked = [
             (what, case, tasks, seed, "test", options.n_test, [AS_IT_IS, targets.get((what, case), AS_IT_IS)])
