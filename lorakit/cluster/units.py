@@ -47,14 +47,10 @@ _ALIGN: dict[str | None, Callable[[LoraFactors], tuple[Tensor, Tensor]]] = {
     "svd": align_svd,
 }
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
-    # by the extremes: many times faster than a norm of order infinity
-    "inf": lambda rows: _largest(*torch.aminmax(rows, dim=1)),
+    # by the extremes: many times faster than a norm of order infinity, or than torch.aminmax
+    "inf": lambda rows: torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)),
     "l2": lambda rows: torch.linalg.vector_norm(rows, dim=1),
 }
-
-
-def _largest(lowest: Tensor, highest: Tensor) -> Tensor:
-    return torch.maximum(highest, -lowest)
 
 
 class Reassembled(NamedTuple):

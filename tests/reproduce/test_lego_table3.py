@@ -1,10 +1,13 @@
 """Many tasks in one adapter: what is merged and how, at which scale, and what is said of the numbers."""
 
+from types import SimpleNamespace
+
 import lego_table3
 import numpy as np
 import pytest
 from adapters import norm
 from lego_table3 import AS_PUBLISHED, CHOSEN, LEGO, METHODS, PAPERS, ROWS, Pool
+from processes import Processes
 
 from lorakit import AdapterSet
 from lorakit.metrics import cosine_similarity
@@ -77,6 +80,18 @@ def test_scales_are_chosen_on_validation_texts_and_used(adapters, faked):
     for scale, reached in ((AS_PUBLISHED, norm(merged)), (CHOSEN, target * one)):
         expected = 1 - min(0.9, abs(reached - 10) / 10)
         assert by_scale[scale]["left"].mean() == pytest.approx(expected, abs=1 / N)
+
+
+def test_a_scale_is_chosen_once_and_every_pool_measured(adapters, faked, capsys):
+    options = SimpleNamespace(n_validation=N, n_test=N)
+    with Processes(1) as processes:
+        targets, found, norms = lego_table3.run([faked, faked], [LEGO, "ensemble"], ["left"], options, processes)
+    assert list(targets) == list(norms) == [LEGO, "ensemble"]
+    assert targets[LEGO] == lego_table3.choose(faked, LEGO, N)
+    assert norms["ensemble"] == pytest.approx(0.5, abs=0.1)  # the mean of four that have little in common
+    for scale in (AS_PUBLISHED, CHOSEN):
+        assert [set(right) for right in found[scale]["ensemble"]] == [{*adapters.names, "left"}] * 2
+    assert capsys.readouterr().err.count("chosen norm of") == 2
 
 
 def test_task_arithmetic_has_no_scale_but_the_chosen_one(faked):
