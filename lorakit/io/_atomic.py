@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,13 +35,15 @@ def check_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]) -
     OutputError
         If ``path`` is a symbolic link, no directory, or a directory that may not be replaced.
     """
-    if not _is_there(path, "a directory"):
+    kind = _kind_of(path, "a directory")
+    if kind is None:
         return
-    if not path.is_dir():
+    if not stat.S_ISDIR(kind):
         raise OutputError(f"{path}: exists and is not a directory; an adapter is a directory, give another path")
     if not overwrite:
         raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
-    _refuse_others(path, path, own_files)
+    with suppress(FileNotFoundError):  # another writer moved it away since
+        _refuse_others(path, path, own_files)
 
 
 def check_file(path: Path, *, overwrite: bool) -> None:
@@ -51,10 +54,12 @@ def check_file(path: Path, *, overwrite: bool) -> None:
     OutputError
         If ``path`` is a symbolic link, no regular file, or one that may not be replaced.
     """
-    if not _is_there(path, "a file"):
+    kind = _kind_of(path, "a file")
+    if kind is None:
         return
-    if not path.is_file():
-        raise OutputError(f"{path}: exists and is not a regular file; give another path")
+    if not stat.S_ISREG(kind):
+        what = ", it is a directory" if stat.S_ISDIR(kind) else ""
+        raise OutputError(f"{path}: exists and is not a regular file{what}; give another path")
     if not overwrite:
         raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
 
@@ -128,19 +133,22 @@ def _scratch(path: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _is_there(path: Path, expected: str) -> bool:
-    """Whether something is at a path; refuse what is only a name for something else."""
+def _kind_of(path: Path, expected: str) -> int | None:
+    """Return the mode of what is at a path, in one look; refuse what is only a name for something else."""
     if "\0" in str(path):
         raise OutputError(f"{str(path)!r}: cannot be made: holds a null character; give another path")
     put_back(path)
     try:
-        if path.is_symlink():
-            raise OutputError(
-                f"{path}: is a symbolic link, expected {expected} or nothing; write to {os.path.realpath(path)}"
-            )
-        return path.exists()
+        kind = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise OutputError(f"{path}: cannot be made: {error.strerror}; give another path") from error
+    if stat.S_ISLNK(kind):
+        raise OutputError(
+            f"{path}: is a symbolic link, expected {expected} or nothing; write to {os.path.realpath(path)}"
+        )
+    return kind
 
 
 def _refuse_others(path: Path, folder: Path, own_files: frozenset[str]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import stat
+import time
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
 from ..exceptions import CorruptFileError, LorakitError, UnsafeFileError
-from ._scratch import put_back
+from ._scratch import being_written, put_back
 
 FileStamp = tuple[int, int]  # size and mtime_ns
 
+_LOOKS = 50  # a hundredth of a second apart, while somebody writes what is missing
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 HOW_TO_CONVERT = (
     "a pickle can run code when it is loaded. Convert it where it is trusted: "
@@ -20,10 +23,16 @@ HOW_TO_CONVERT = (
 
 def require_path(path: Path) -> None:
     """Raise FileNotFoundError, naming what is nearby, unless ``path`` exists."""
-    for output in (path, path.parent):  # of a writer that was killed while it replaced them
-        put_back(output)
-    if path.exists():
-        return
+    outputs = (path, path.parent)
+    for _ in range(_LOOKS):
+        for output in outputs:  # of a writer that was killed while it replaced them
+            put_back(output)
+        if path.exists():
+            return
+        # Of several writers the next may have moved it away just now. Where none is left, it is there or it is not.
+        if not any(map(being_written, outputs)) and not path.exists():
+            break
+        time.sleep(0.01)
     folder = path.parent
     if path.is_symlink():
         hint = "it is a symbolic link to nothing"
@@ -38,8 +47,11 @@ def require_path(path: Path) -> None:
 
 def stamp(path: Path) -> FileStamp:
     """Return size and modification time of a regular file, without opening it (opening a FIFO would block)."""
-    require_path(path)
-    status = path.stat()
+    while True:
+        require_path(path)
+        with suppress(FileNotFoundError):  # a writer moved it away since: look again, as if it had been before
+            status = path.stat()
+            break
     if not stat.S_ISREG(status.st_mode):
         raise UnsafeFileError(
             f"{path}: is not a regular file (a {_kind(status.st_mode)}); expected a file on disk, copy it to one first"

@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 
 _NOREPLACE, _EXCHANGE = 1, 2  # flags of renameat2(2)
-_THERE = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR, errno.EISDIR)
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+_PERHAPS_TAKEN = (errno.ENOTDIR, errno.EISDIR)  # or something is wrong with a folder above
 
 
 def move(source: Path, target: Path) -> None:
@@ -37,7 +38,8 @@ def move(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError as error:
-        if error.errno in _THERE and os.path.lexists(target):
+        # What was in the way may have been moved away since.
+        if error.errno in _TAKEN or (error.errno in _PERHAPS_TAKEN and os.path.lexists(target)):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
         raise
 

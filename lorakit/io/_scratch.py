@@ -75,6 +75,11 @@ def put_back(path: Path) -> None:
             (folder / OLD).rename(path)
 
 
+def being_written(path: Path) -> bool:
+    """Whether a writer of this output is at work, or died at it."""
+    return bool(_left_beside(path))
+
+
 def _make(path: Path) -> tuple[Path, int]:
     """Make a scratch directory and lock it; return the open lock too."""
     while True:

@@ -6,6 +6,7 @@ were told that the file had changed, and how many adapters were seen.
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -27,6 +28,8 @@ def writer(adapter, path, rounds):
             for _ in range(rounds):
                 save_adapter(adapter, path, overwrite=True)
             code = 0
+        except BaseException:
+            traceback.print_exc()  # the parent only sees the code
         finally:
             os._exit(code)
     return pid

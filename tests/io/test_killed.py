@@ -11,7 +11,7 @@ import pytest
 
 from lorakit import load_adapter, save_adapter
 from lorakit.exceptions import CorruptFileError, OutputError
-from lorakit.io import _rename, _scratch
+from lorakit.io import _checks, _rename, _scratch
 from lorakit.testing import make_adapters
 
 HERE = Path(__file__).parent
@@ -177,6 +177,63 @@ def test_a_writer_between_its_renames_is_waited_for(out, tmp_path):
     assert load_adapter(out).ranks == (2,)
     goes_on.join()
     os.close(lock)
+
+
+@pytest.mark.parametrize("moment", ["before it is looked for", "before its size is asked"])
+def test_moved_away_by_the_next_of_several_writers(out, monkeypatch, moment):
+    """What was there at the first look is away at the second, and comes back: it is there, as the reader sees it."""
+    with _scratch.scratch_beside(out) as folder:
+        moves = []
+
+        def move_away():
+            if not moves:
+                out.rename(folder / "away")
+                moves.append(threading.Timer(0.1, (folder / "away").rename, (out,)))
+                moves[0].start()
+
+        if moment == "before it is looked for":
+            looked = _scratch.put_back
+            monkeypatch.setattr(_checks, "put_back", lambda path: (looked(path), move_away()))
+            assert load_adapter(out).ranks == (2,)
+        else:
+            adapter, required = load_adapter(out), _checks.require_path
+            monkeypatch.setattr(_checks, "require_path", lambda path: (required(path), move_away()))
+            assert adapter[next(iter(adapter))].rank == 2
+        moves[0].join()
+
+
+def test_moved_away_while_it_is_replaced(out, tmp_path, monkeypatch):
+    """Another writer takes the old output away between any two looks of this one, which then has nothing to replace."""
+    monkeypatch.setattr(_rename, "_system_call", lambda: None)
+    lstat, rename = Path.lstat, os.rename
+    for moment in range(4):
+        looks = []
+
+        def takes_away(moment=moment, looks=looks):
+            looks.append(1)
+            if len(looks) == moment + 1 and out.exists():
+                rename(out, tmp_path / f"away {moment}")
+
+        def seen(path, takes_away=takes_away):
+            found = lstat(path)
+            if path == out:
+                takes_away()
+            return found
+
+        def renamed(source, target, takes_away=takes_away):
+            try:
+                rename(source, target)
+            except OSError:
+                takes_away()
+                raise
+
+        save_adapter(OLD, out, overwrite=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "lstat", seen)
+            patch.setattr("os.rename", renamed)
+            save_adapter(NEW, out, overwrite=True)
+        assert load_adapter(out).ranks == (3,), moment
+    assert {path.name for path in tmp_path.iterdir()} >= {"out", "away 0", "away 1", "away 2"}
 
 
 @pytest.mark.parametrize("missing", ["locks on this file system", "locks on this system"])
