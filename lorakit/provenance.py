@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 
-__all__ = ["Beside", "Made", "Provenance", "Source", "Step"]
+__all__ = ["Beside", "Made", "Provenance", "Source", "Step", "combined"]
 
 
 @dataclass(frozen=True)
@@ -131,3 +131,31 @@ class Provenance:
         if self.made is not None:
             return self.made
         return self.sources[0] if len(self.sources) == 1 and not self.operations else None
+
+
+def combined(given: Sequence[Provenance], made: Made) -> Provenance:
+    """Return what a result made from several adapters says of itself.
+
+    Parameters
+    ----------
+    given : sequence of Provenance
+        Of the adapters, one or more; of one family of files.
+    made : Made
+        The step that made it.
+    """
+    tasks = {p.task_type for p in given}
+    parameters = [p.target_parameters for p in given if p.target_parameters]
+    return Provenance(
+        format=given[0].format,
+        base_model=next((p.base_model for p in given if p.base_model), None),
+        task_type=tasks.pop() if len(tasks) == 1 else None,
+        fan_in_fan_out=any(p.fan_in_fan_out for p in given),
+        metadata={
+            key: text for key, text in given[0].metadata.items() if all(p.metadata.get(key) == text for p in given)
+        },
+        sources=tuple(source for p in given for source in p.sources),
+        operations=(*dict.fromkeys(op for p in given for op in p.operations), made.step.operation),
+        made=made,
+        beside=next((p.beside for p in given if p.beside is not None), None),
+        target_parameters=parameters[0] if parameters and all(p == parameters[0] for p in parameters[1:]) else {},
+    )

@@ -17,7 +17,10 @@ SAME = [
     (LLAMA, "/models/Llama-3.2-1B"),
     (LLAMA, "./Llama-3.2-1B/"),
     (LLAMA, "D:\\models\\Llama-3.2-1B"),
-    (LLAMA, "/root/.cache/huggingface/hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20de362430cd3b72f300e6b0f18e50"),
+    (
+        LLAMA,
+        "/home/me/.cache/huggingface/hub/models--meta-llama--Llama-3.2-1B/snapshots/4e20de362430cd3b72f300e6b0f18e50",
+    ),
     ("gpt2", "openai-community/gpt2"),
     ("/models/x", "/models/x-bnb-8bit"),
 ]

@@ -28,7 +28,7 @@ import numpy as np
 from adapters import SCALES, at_norm, best_scale, load_tasks, norm
 from evaluation import Evaluator
 from processes import Processes
-from report import Report, Table, mean_spread, parse, parser, progress, seeds
+from report import Report, Table, mean_spread, parse, parser, progress, seeds, standing
 from sklearn.base import clone
 from standings import difference
 from tasks import available
@@ -245,14 +245,7 @@ def verdict(right: Found, tasks: Sequence[str], others: Sequence[str]) -> str:
     for scale, methods in ROWS.items():
         for which, group in groups.items():
             scores = {what: [accuracy(f, group) for f in right[scale][what]] for what in methods}
-            best = max((what for what in methods if what != LEGO), key=lambda what: np.mean(scores[what]))
-            ahead = [a - b for a, b in zip(scores[LEGO], scores[best], strict=True)]
-            place = 1 + sum(np.mean(v) > np.mean(scores[LEGO]) for v in scores.values())
-            sentences.append(
-                f"{scale.capitalize()}, {which}: LEGO is number {place} of {len(methods)}, "
-                f"{mean_spread([100 * a for a in ahead], 1)} points ahead of the best other, {best} "
-                f"(ahead in {sum(a > 0 for a in ahead)} of {len(ahead)} seeds)."
-            )
+            sentences.append(f"{scale.capitalize()}, {which}: {standing(scores, LEGO)}")
     paper = (
         "(The paper, all tasks: LEGO ahead of the best other, TIES, by 3.9 points on the 7b and 0.7 on the 13b model.)"
     )

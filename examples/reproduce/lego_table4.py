@@ -31,7 +31,7 @@ from evaluation import Evaluator
 from lego_table3 import AS_PUBLISHED, CHOSEN, LEGO, NORMS
 from minilm import embed
 from processes import Processes
-from report import Report, Table, mean_spread, parse, parser, progress, seeds
+from report import Report, Table, mean_over_tasks, mean_spread, parse, parser, progress, seeds, standing
 from tasks import load_task
 
 from lorakit import (
@@ -242,17 +242,10 @@ def verdict(found: Found) -> str:
     """Compare LEGO with the best of the others, and what each loses with the own adapter."""
     sentences = []
     for (case, scale), by_method in found.items():
-        means = {what: [_mean(by_task) for by_task in by_seed] for what, by_seed in by_method.items()}
-        best = max((what for what in means if what != LEGO), key=lambda what: np.mean(means[what]))
-        ahead = [a - b for a, b in zip(means[LEGO], means[best], strict=True)]
-        place = 1 + sum(np.mean(v) > np.mean(means[LEGO]) for v in means.values())
-        sentences.append(
-            f"{scale.capitalize()}, {case}: LEGO is number {place} of {len(means)}, "
-            f"{mean_spread([100 * a for a in ahead], 1)} points ahead of the best other, {best} "
-            f"(ahead in {sum(a > 0 for a in ahead)} of {len(ahead)} seeds)."
-        )
+        scores = {what: mean_over_tasks(by_seed) for what, by_seed in by_method.items()}
+        sentences.append(f"{scale.capitalize()}, {case}: {standing(scores, LEGO)}")
     first, second = (
-        {what: np.mean([_mean(f) for f in found[case, AS_PUBLISHED][what]]) for what in PAPERS} for case in CASES
+        {what: np.mean(mean_over_tasks(found[case, AS_PUBLISHED][what])) for what in PAPERS} for case in CASES
     )
     lost = {what: 100 * (first[what] - second[what]) for what in PAPERS}
     shown = ", ".join(f"{what} loses {points:.1f}" for what, points in lost.items())

@@ -18,7 +18,6 @@ method and mix of ranks, with the adapters of the first seed.
 import argparse
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from evaluation import Evaluator
 from lego_table3 import (
     ARITHMETIC,
@@ -40,7 +39,7 @@ from lego_table3 import (
     run,
 )
 from processes import Processes
-from report import Report, Table, mean_spread, parse, parser, progress, seeds
+from report import Report, Table, mean_spread, parse, parser, progress, seeds, standing
 from standings import difference
 
 from lorakit.exceptions import IncompatibleAdaptersError
@@ -152,13 +151,7 @@ def verdict(found: Mixes, tasks: Sequence[str], others: Sequence[str]) -> str:
             sentences.append(f"Ranks {mix}: {', '.join(refused)} (on A and B) cannot merge these.")
         for scale in (AS_PUBLISHED, CHOSEN):
             scores = {what: [accuracy(r, [*tasks, *others]) for r in by_seed] for what, by_seed in right[scale].items()}
-            ahead = [a - b for a, b in zip(scores[LEGO], scores["ensemble"], strict=True)]
-            place = 1 + sum(np.mean(v) > np.mean(scores[LEGO]) for v in scores.values())
-            sentences.append(
-                f"Ranks {mix}, {scale}, all tasks: LEGO is number {place} of {len(scores)}, "
-                f"{mean_spread([100 * a for a in ahead], 1)} points ahead of the ensemble (ahead in "
-                f"{sum(a > 0 for a in ahead)} of {len(ahead)} seeds)."
-            )
+            sentences.append(f"Ranks {mix}, {scale}, all tasks: {standing(scores, LEGO, 'ensemble')}")
     return " ".join([*sentences, "(The paper, ranks 8 and 16, all tasks: LEGO ahead of the ensemble by 0.5 points.)"])
 
 

@@ -131,6 +131,29 @@ def mean_over_tasks(by_seed: Sequence[Mapping[str, float]]) -> list[float]:
     return [float(np.mean(list(scores.values()))) for scores in by_seed]
 
 
+def standing(scores: Mapping[str, Sequence[float]], method: str, rival: str | None = None) -> str:
+    """Say which place a method has, and how far and how often it is ahead of a rival.
+
+    Parameters
+    ----------
+    scores : mapping of str to sequence of float
+        Accuracies by method, one a seed.
+    method : str
+        The one to speak of.
+    rival : str or None, default=None
+        The one to compare it with; None: the best of the others.
+    """
+    means = {what: np.mean(of_seeds) for what, of_seeds in scores.items()}
+    best = max((what for what in scores if what != method), key=means.__getitem__)
+    against = f"the {rival}" if rival else f"the best other, {best}"
+    ahead = [a - b for a, b in zip(scores[method], scores[rival or best], strict=True)]
+    place = 1 + sum(mean > means[method] for mean in means.values())
+    return (
+        f"{method} is number {place} of {len(scores)}, {mean_spread([100 * a for a in ahead], 1)} points ahead of "
+        f"{against} (ahead in {sum(a > 0 for a in ahead)} of {len(ahead)} seeds)."
+    )
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Return the options that all experiments share."""
     found = argparse.ArgumentParser(description=description)

@@ -14,8 +14,8 @@ from .._execution import base_seed, read_module
 from .._ranks import RankBudget
 from .._sklearn import Interval, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
-from ..adapters import Made, Provenance, Step
 from ..linalg import singular_values_of_sum
+from ..provenance import Step
 
 # What can be done to an adapter's factors without changing its update: reorder, negate or rescale its MSUs; mix them.
 GAUGES = ("permutation", "sign", "rescaling", "GL(r)")
@@ -91,26 +91,6 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _step(self, X: AdapterSet) -> Step:
         """Return what is to be remembered of a run on X."""
         return Step(_describe(self), tuple((adapter.name, adapter.provenance.origin) for adapter in X))
-
-    def _provenance(self, X: AdapterSet, made: Made) -> Provenance:
-        """What a result made from all of X says of itself."""
-        given = [adapter.provenance for adapter in X]
-        tasks = {p.task_type for p in given}
-        parameters = [p.target_parameters for p in given if p.target_parameters]
-        return Provenance(
-            format=given[0].format,
-            base_model=next((p.base_model for p in given if p.base_model), None),
-            task_type=tasks.pop() if len(tasks) == 1 else None,
-            fan_in_fan_out=any(p.fan_in_fan_out for p in given),
-            metadata={
-                key: text for key, text in given[0].metadata.items() if all(p.metadata.get(key) == text for p in given)
-            },
-            sources=tuple(source for p in given for source in p.sources),
-            operations=(*dict.fromkeys(op for p in given for op in p.operations), made.step.operation),
-            made=made,
-            beside=next((p.beside for p in given if p.beside is not None), None),
-            target_parameters=parameters[0] if parameters and all(p == parameters[0] for p in parameters[1:]) else {},
-        )
 
 
 def _describe(estimator: BaseEstimator) -> str:

@@ -19,10 +19,11 @@ from .._ranks import Rank, choose_ranks, needs_spectra
 from .._sklearn import Interval, StrOptions, fit_context
 from .._validation import check_adapters, check_equal_ranks, check_rank, check_weights
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter, Made, ModuleInfo
+from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
 from ..linalg import frobenius_norm, residual_norm
+from ..provenance import Made, combined
 from ..results import Results
 from ._estimator import AdapterEstimator, spectrum_of_mean
 
@@ -203,7 +204,7 @@ class BaseMerger(AdapterEstimator):
         layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
         for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, learned_before)  # other parameters may learn other things
-        provenance = self._provenance(X, Made(self._step(X)))
+        provenance = combined([adapter.provenance for adapter in X], Made(self._step(X)))
         self.merged_ = merge.results.adapter(name=self.method, layouts=layouts, provenance=provenance)
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)

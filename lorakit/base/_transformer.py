@@ -12,8 +12,9 @@ from .._execution import iter_modules, read_module, to_output
 from .._sklearn import fit_context
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter, Made
+from ..adapters import Adapter
 from ..factors import LoraFactors
+from ..provenance import Made, combined
 from ..results import Results
 from ._estimator import AdapterEstimator
 
@@ -103,7 +104,7 @@ class BaseTransformer(AdapterEstimator):
             results.adapter(
                 name=adapter.name,
                 layouts={module: info.layout for module, info in adapter.infos.items()},
-                provenance=self._provenance(X[i : i + 1], origins[i]),
+                provenance=combined([adapter.provenance], origins[i]),
             )
             for i, (adapter, results) in enumerate(zip(X, made, strict=True))
         )

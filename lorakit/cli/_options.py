@@ -40,10 +40,24 @@ reading_options = _together(
                  help="Read weights that are a pickle, such as adapter_model.bin; nothing in it is run."),
 )  # fmt: skip
 
+tolerance_option = click.option(
+    "--tolerance", type=click.FloatRange(min=0), metavar="FLOAT",
+    help="Relative error up to which a module counts as the same.  "
+         "[default: what rounding to the dtypes of the files can do to it]",
+)  # fmt: skip
+
+jobs_option = click.option("-j", "--jobs", type=int, metavar="N",
+                           help="Modules at a time, -1 for one per core. Never changes the result.  "
+                                "[default: 1]")  # fmt: skip
+
+device_option = click.option("--device", metavar="DEVICE",
+                             help="Device to compute on, as torch names it.  [default: cpu]")  # fmt: skip
+
 strict_option = click.option("--strict", is_flag=True,
                              help="Refuse adapters that name different base models, instead of warning.")  # fmt: skip
 
-output_option = click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT", help="Folder to make.")
+output_option = click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT",
+                             help="Folder to make, or file for formats that are one.")  # fmt: skip
 
 rank_option = click.option(
     "-k", callback=read_rank, metavar="RANK",
@@ -58,15 +72,15 @@ method_options = _together(
                       "`lorakit methods` lists them."),
     click.option("--seed", type=int, metavar="N", default=0,
                  help="Seed of methods that draw random numbers: the same seed, the same bytes.  [default: 0]"),
-    click.option("-j", "--jobs", type=int, metavar="N",
-                 help="Modules at a time, -1 for one per core. Never changes the result.  [default: 1]"),
-    click.option("--device", metavar="DEVICE", help="Device to compute on, as torch names it.  [default: cpu]"),
+    jobs_option,
+    device_option,
 )  # fmt: skip
 
 file_options = _together(
     click.option("--layout", type=click.Choice(["portable", "compact"]),
                  help="portable: one rank for all modules, padded with zeros; every reader of PEFT files gets it "
-                      "right. compact: each module at its own rank; for PEFT itself.  [default: portable]"),
+                      "right. compact: each module at its own rank; for PEFT itself.  "
+                      "[default: portable, for kohya compact]"),
     click.option("--pad-to", metavar="N|server", callback=read_number_or_word,
                  help="Rank to pad the portable layout to; server: the next one that vLLM takes as its largest.  "
                       "[default: no more than needed]"),

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ._errors import debug_option
-from ._options import json_option, reading_options
+from ._options import jobs_option, json_option, reading_options, tolerance_option
 
 DIFFERENT = 1
 
@@ -24,15 +24,9 @@ Exit codes: 0 the same; 1 different; 2 wrong usage or unreadable input."""
 )
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0),
-    metavar="FLOAT",
-    help="Relative error up to which a module counts as the same.  [default: what rounding to the dtypes of the files "
-    "can do to it]",
-)
+@tolerance_option
 @click.option("--all", "show_all", is_flag=True, help="Show the modules that are the same, too.")
-@click.option("-j", "--jobs", type=int, metavar="N", help="Modules at a time, -1 for one per core.  [default: 1]")
+@jobs_option
 @reading_options
 @json_option
 @debug_option

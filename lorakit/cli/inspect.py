@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,11 +33,8 @@ def inspect(
     paths: tuple[str, ...],
     servers: bool,
     names: tuple[str, ...],
-    format: str | None,
-    modules_to_save: Literal["refuse", "drop", "first"],
-    assume_alpha: float | None,
-    allow_pickle: bool,
     as_json: bool,
+    **reading: Any,
 ) -> None:
     """Say what LoRA adapters hold, and whether they can be merged with one another.
 
@@ -62,14 +59,7 @@ def inspect(
     unreadable = []
     for path, name in zip(paths, names or distinct_names([spoken_path(path) for path in paths]), strict=True):
         try:
-            adapter = load_adapter(
-                path,
-                name=name,
-                format=format,
-                modules_to_save=modules_to_save,
-                assume_alpha=assume_alpha,
-                allow_pickle=allow_pickle,
-            )
+            adapter = load_adapter(path, name=name, **reading)
             for module in adapter:
                 adapter[module]  # raises if it is damaged or not finite
             opened.append(adapter)

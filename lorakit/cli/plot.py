@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import adapters_argument, reading_options
+from ._options import adapters_argument, jobs_option, reading_options
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,6 @@ _module = click.option("--module", metavar="NAME", help="Module to draw.  [defau
 _rank = click.option("-k", type=click.IntRange(min=1), metavar="RANK",
                      help="Number of clusters.  [default: twice the mean rank]")  # fmt: skip
 _seed = click.option("--seed", type=int, default=0, metavar="N", help="Seed of random starts.  [default: 0]")
-_jobs = click.option("-j", "--jobs", type=int, metavar="N", help="Modules at a time, -1 for one per core.")
 _tasks = click.option("--task", "tasks", metavar="ADAPTER=TASK", multiple=True, callback=lambda *a: _assigned(a[2]),
                       help="Count an adapter, by name, as one of this task; repeat it.")  # fmt: skip
 
@@ -68,7 +67,7 @@ def plot() -> None:
               help="Cosines of the updates, or overlaps of their subspaces.")  # fmt: skip
 @click.option("--side", type=click.Choice(["out", "in"]), default="out", show_default=True,
               help="Of an overlap: what the updates write to, or what they read.")  # fmt: skip
-@_jobs
+@jobs_option
 def similarity(measure: Any, side: Any, jobs: int | None, **shared: Any) -> None:
     """Draw how alike adapters are, as a heat map."""
 
@@ -86,7 +85,7 @@ def similarity(measure: Any, side: Any, jobs: int | None, **shared: Any) -> None
               help="The singular values, or the share of the energy that a rank keeps.")  # fmt: skip
 @click.option("--mean", is_flag=True, help="Draw the mean of all adapters too: how much rank a merge needs.")
 @click.option("--module", metavar="NAME", help="One module.  [default: all, as root mean square]")
-@_jobs
+@jobs_option
 def spectrum(kind: Any, mean: bool, module: str | None, jobs: int | None, **shared: Any) -> None:
     """Draw the singular values of adapters."""
 
@@ -109,7 +108,7 @@ def spectrum(kind: Any, mean: bool, module: str | None, jobs: int | None, **shar
 @_rank
 @_tasks
 @_seed
-@_jobs
+@jobs_option
 def unit_map(
     module: str | None,
     method: Any,
@@ -147,7 +146,7 @@ def unit_map(
 @_rank
 @_tasks
 @_seed
-@_jobs
+@jobs_option
 def clusters(module: str | None, k: int | None, tasks: Any, seed: int, jobs: int | None, **shared: Any) -> None:
     """Draw whose units LoRA-LEGO's clusters hold, at one module."""
 
@@ -168,7 +167,7 @@ def clusters(module: str | None, k: int | None, tasks: Any, seed: int, jobs: int
 @click.option("--module", metavar="NAME", help="One module.  [default: all]")
 @_rank
 @_seed
-@_jobs
+@jobs_option
 def decay(kind: Any, module: str | None, k: int | None, seed: int, jobs: int | None, **shared: Any) -> None:
     """Draw what averaging takes from the norms of LoRA-LEGO's units."""
 
@@ -187,7 +186,7 @@ def decay(kind: Any, module: str | None, k: int | None, seed: int, jobs: int | N
 @click.option("--ks", metavar="K,K,...", callback=lambda *a: _numbers(a[2]),
               help="Ranks to merge at.  [default: 1, 2, 4, ... up to the largest there can be]")  # fmt: skip
 @_seed
-@_jobs
+@jobs_option
 def variance(ks: list[int] | None, seed: int, jobs: int | None, **shared: Any) -> None:
     """Draw the variance of a LoRA-LEGO merge's outputs against its rank."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import json_option, reading_options
+from ._options import device_option, jobs_option, json_option, reading_options, tolerance_option
 
 if TYPE_CHECKING:
     from .. import Adapter
@@ -51,15 +51,9 @@ Exit codes: 0 yes; 1 no; 2 wrong usage or unreadable input; 3 cannot tell.""",
 @click.option(
     "--sources", required=True, multiple=True, metavar="ADAPTER...", help="What it was made of, in any order."
 )
-@click.option(
-    "--tolerance",
-    type=click.FloatRange(min=0),
-    metavar="FLOAT",
-    help="Relative error up to which a module counts as the same.  [default: what rounding to the dtypes of the files "
-    "can do to it]",
-)
-@click.option("-j", "--jobs", type=int, metavar="N", help="Modules at a time, -1 for one per core.  [default: 1]")
-@click.option("--device", metavar="DEVICE", help="Device to compute on, as torch names it.  [default: cpu]")
+@tolerance_option
+@jobs_option
+@device_option
 @reading_options
 @json_option
 @debug_option

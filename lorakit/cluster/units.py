@@ -11,6 +11,7 @@ import torch
 from sklearn import config_context
 from sklearn.base import ClusterMixin
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ..factors import LoraFactors
 from ..linalg import align_svd, balance_msus, frame_of, pool_msus, split_msus
@@ -24,6 +25,7 @@ __all__ = [
     "BACKENDS",
     "Align",
     "Backend",
+    "ClusteredUnits",
     "Engine",
     "FoundUnits",
     "Metric",
@@ -31,6 +33,8 @@ __all__ = [
     "PosedUnits",
     "Reassembled",
     "choose_engine",
+    "cluster_shares",
+    "clustered_units",
     "gauges_kept",
     "pose_module",
     "pose_units",
@@ -41,10 +45,18 @@ __all__ = [
 Norm = Literal["inf", "l2"]
 Align = Literal["balance", "svd"]
 
+
+def _by_svd(update: LoraFactors) -> tuple[Tensor, Tensor]:
+    """As many units as before: those beyond what a narrow module's update can have are zero."""
+    a, b = align_svd(update)
+    more = update.rank - len(a)
+    return (pad(a, (0, 0, 0, more)), pad(b, (0, more))) if more else (a, b)
+
+
 _ALIGN: dict[str | None, Callable[[LoraFactors], tuple[Tensor, Tensor]]] = {
     None: lambda update: (update.A, update.B),
     "balance": balance_msus,
-    "svd": align_svd,
+    "svd": _by_svd,
 }
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     # by the extremes: many times faster than a norm of order infinity, or than torch.aminmax
@@ -78,9 +90,13 @@ class _Pooled(NamedTuple):
     """The distinct units of a pool, without their lengths."""
 
     distinct: Distinct
-    flips: Floats  # (m,), +1 or -1, by which each distinct unit is multiplied
-    rows: Floats  # (m, p), coordinates of the units, so multiplied: norms and inner products are theirs
+    flips: Floats  # (R,), +1 or -1, by which each unit of the pool is multiplied
+    rows: Floats  # (m, p), coordinates of the distinct units, so multiplied: norms and inner products are theirs
     signed: bool  # whether units are to be turned to point the same way
+
+    def turns(self, labels: Ints) -> Floats:
+        """Signs (m,), beside the flips, with which the distinct units of each cluster point the same way."""
+        return aligned_signs(self.rows, self.distinct.totals, labels) if self.signed else np.ones(len(self.rows))
 
 
 class PosedUnits(NamedTuple):
@@ -137,24 +153,30 @@ class _Placed(NamedTuple):
     width: int  # number of features that k-means' tolerance is relative to
 
 
-def _place_units(units: Tensor, weights: Floats, metric: Metric) -> _Placed:
+def _tell_apart(units: Tensor, weights: Floats, metric: Metric) -> tuple[_Pooled, Tensor, np.ndarray]:
+    """Return what to know of a pool's distinct units; these units, (m, d); and the whole pool, (R, d), on the host."""
     host = units.cpu().numpy()
     signed = metric == "sign_invariant"
     flips = canonical_signs(host) if signed else np.ones(len(host))
     distinct = distinct_rows(host * flips[:, None].astype(host.dtype) if signed else host, weights)
-    flips = flips[distinct.chosen]
     # Distances in an orthonormal frame of the units are those of the units, which are long
     chosen = _taken(units, distinct.chosen)
     (block,) = frame_of([chosen.mT]).blocks
-    rows = np.ascontiguousarray(block.mT.cpu().numpy()) * flips[:, None]
-    points = coordinates(rows, metric)
+    rows = np.ascontiguousarray(block.mT.cpu().numpy()) * flips[distinct.chosen, None]
+    return _Pooled(distinct, flips, rows, signed), chosen, host
+
+
+def _place_units(units: Tensor, weights: Floats, metric: Metric) -> _Placed:
+    pooled, chosen, host = _tell_apart(units, weights, metric)
+    points = coordinates(pooled.rows, metric)
     # Starts are drawn by position: what the metric does not see may not place a unit
-    order = np.arange(len(rows))
+    order = np.arange(len(pooled.rows))
     if metric == "cosine":
-        order = argsort_rows(host[distinct.chosen] * cosine_scales(rows))
-    counts = distinct.totals * (len(host) / weights.sum())  # to a clusterer that counts, one of mean weight is one
-    width = points.shape[1] if signed else host.shape[1]
-    return _Placed(_Pooled(distinct, flips, rows, signed), chosen, points, counts, order, width)
+        order = argsort_rows(host[pooled.distinct.chosen] * cosine_scales(pooled.rows))
+    # to a clusterer that counts, one of mean weight is one
+    counts = pooled.distinct.totals * (len(units) / weights.sum())
+    width = points.shape[1] if pooled.signed else units.shape[1]
+    return _Placed(pooled, chosen, points, counts, order, width)
 
 
 def _pose(
@@ -174,14 +196,22 @@ def solve_units(posed: Sequence[PosedUnits], engine: Engine | None, *, max_iter:
 
 
 def _settled(pooled: _Pooled, labels: Ints, n_iter: int | None) -> FoundUnits:
-    distinct, flips, rows, signed = pooled
-    turns = aligned_signs(rows, distinct.totals, labels) if signed else np.ones(len(rows))
+    distinct, flips, rows, _ = pooled
+    turns = pooled.turns(labels)
     inertia = float(squared_residuals(rows * turns[:, None], distinct.totals, labels).sum()) if len(rows) else 0.0
-    return FoundUnits(distinct, labels, flips * turns, inertia, n_iter)
+    return FoundUnits(distinct, labels, flips[distinct.chosen] * turns, inertia, n_iter)
 
 
 def _taken(units: Tensor, positions: Ints) -> Tensor:
     return units.index_select(0, torch.from_numpy(positions).to(units.device))
+
+
+def cluster_shares(labels: Ints, weights: Floats) -> Floats:
+    """Return each unit's share of each cluster, (k, m); rows sum to 1, and their product with units is the means."""
+    shares = np.zeros((labels.max(initial=-1) + 1, len(labels)))
+    shares[labels, np.arange(len(labels))] = weights
+    shares /= shares.sum(axis=1, keepdims=True)
+    return shares
 
 
 def _centroids(
@@ -191,9 +221,7 @@ def _centroids(
 
     ``scale`` gives the factor on k units' update.
     """
-    shares = np.zeros((found.labels.max() + 1, len(rows)))  # row c: each unit's share of cluster c
-    shares[found.labels, np.arange(len(rows))] = found.distinct.totals
-    shares /= shares.sum(axis=1, keepdims=True)
+    shares = cluster_shares(found.labels, found.distinct.totals)
     centroids = torch.from_numpy(shares * found.signs).to(rows) @ rows
     root = scale(len(centroids)) ** 0.5  # a unit's halves share the factor
     if norm is not None and sizes is not None:
@@ -327,3 +355,35 @@ def reassemble(
         labels[np.array(pool.active)[owners]] = clusters.labels[clusters.distinct.inverse]
         made.append(Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter))
     return made
+
+
+class ClusteredUnits(NamedTuple):
+    """The MSUs that were clustered, as they were averaged."""
+
+    units: Floats  # (n, d), aligned, and with signs by which those of a cluster point the same way
+    weights: Floats  # (n,)
+    labels: Ints  # (n,)
+
+
+def clustered_units(
+    updates: Sequence[LoraFactors], weights: np.ndarray, labels: Ints, *, align: Align | None, metric: Metric
+) -> ClusteredUnits:
+    """Return the MSUs that :func:`reassemble` averaged into centroids, those that take part, in the updates' order.
+
+    Parameters
+    ----------
+    updates, weights, align, metric
+        As :func:`reassemble` was given them.
+    labels : ndarray of shape (R,)
+        As it returned them.
+    """
+    pool = _pool(updates, weights, align)
+    kept = labels[labels >= 0]
+    if pool is None:
+        return ClusteredUnits(np.empty((0, updates[0].d_in + updates[0].d_out)), np.empty(0), kept)
+    units = pool.units.cpu().numpy().astype(np.float64)
+    if metric == "sign_invariant":
+        pooled, *_ = _tell_apart(pool.units, pool.weights, metric)
+        distinct = pooled.distinct
+        units *= (pooled.flips * pooled.turns(kept[distinct.chosen])[distinct.inverse])[:, None]
+    return ClusteredUnits(units, pool.weights, kept)

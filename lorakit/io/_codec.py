@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -142,12 +142,15 @@ class Codec(NamedTuple):
         Read and check config and header.
     writer : Writer or None
         None for a format that is only read.
+    twins : callable or None
+        From module names to two of them that mean one module, or None; None where a module has one name only.
     """
 
     name: str
     recognises: Callable[[Location], bool]
     open: Callable[[Location, ReadOptions], Opened]
     writer: Writer | None = None
+    twins: Callable[[Iterable[str]], tuple[str, str] | None] | None = None
 
 
 def by_name(codecs: tuple[Codec, ...], name: str, *, written: bool = False) -> Codec:

@@ -13,10 +13,11 @@ from ..adapters import Layout, ModuleInfo
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
 from ._checks import stamp
 from ._codec import Location, ReadOptions
+from ._factors import check_factors, refuse_beside
 from ._json import is_number, read_json_object, shown
 from ._modules import FileReader, Stamps, Stored, plain, stored_dtype
 from ._refused import refuse_markers
-from ._safetensors import FLOAT_DTYPES, TensorInfo
+from ._safetensors import TensorInfo
 
 CONFIG = "adapter_config.json"
 KEY = re.compile(r"(.+)\.lora_(a|b)")
@@ -139,11 +140,8 @@ def _slots(
             f"{weights}: {magnitude!r} belongs to DoRA, which also rescales the base weights; expected lora_a and "
             "lora_b only; train a plain LoRA instead"
         )
-    if beside and options.modules_to_save != "drop":
-        raise UnsupportedAdapterError(
-            f"{weights}: {beside[0]!r} is no part of a LoRA{f', and {len(beside) - 1} more' if beside[1:] else ''}; "
-            "expected factors only; pass modules_to_save='drop' to leave them out"
-        )
+    if options.modules_to_save != "drop":
+        refuse_beside(weights, beside)
     return slots, tuple(beside)
 
 
@@ -156,16 +154,7 @@ def _stored(weights: Path, module: str, keys: Mapping[str, str], header: Mapping
             "incomplete, save or download it again"
         )
     pair = (keys["a"], keys["b"])
-    for key in pair:
-        if header[key].dtype not in FLOAT_DTYPES:
-            raise UnsupportedAdapterError(
-                f"{where}: {key!r} is stored as {header[key].dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
-                "convert it to floating point (dequantize it) first"
-            )
-        if 0 in header[key].shape:
-            raise CorruptFileError(
-                f"{where}: {key!r} is empty, shape {header[key].shape}; save or download the file again"
-            )
+    check_factors(where, pair, header)
     a, b = (header[key].shape for key in pair)
     if len(a) == len(b) == 2 and a[1] == b[0]:
         layout = Layout("embedding" if _EMBEDDING.fullmatch(module) else "linear")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, Layout, ModuleInfo
+from ..adapters import Adapter, ModuleInfo
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
 from ._checks import FileStamp
 from ._codec import ReadOptions
+from ._factors import check_factors, info_of, refuse_beside
 from ._layout import padded_halves, plain_shapes
 from ._provenance import KEY
 from ._refused import refuse_markers
-from ._safetensors import FLOAT_DTYPES, FLOAT_NAMES, TensorInfo, write_tensors
+from ._safetensors import FLOAT_NAMES, TensorInfo, write_tensors
 from ._tensors import read_whole
 
 Slot = Literal["A", "B", "alpha"]
@@ -138,11 +139,8 @@ def read_pairs(
             f"{path}: holds no LoRA factors: its first keys are {list(header)[:3]}; is it another kind of adapter, or "
             "a whole model?"
         )
-    if beside and options.modules_to_save != "drop":
-        raise UnsupportedAdapterError(
-            f"{path}: {beside[0]!r} is no part of a LoRA{f', and {len(beside) - 1} more' if beside[1:] else ''}; "
-            "expected factors only; pass modules_to_save='drop' to leave them out"
-        )
+    if options.modules_to_save != "drop":
+        refuse_beside(path, beside)
     alphas = _read_alphas(path, opened, header, slots)
     pairs = {
         module: _pair(f"{path}: module {module!r}", keys, header, alphas.get(module), module in embeddings)
@@ -230,32 +228,7 @@ def _pair(
                 f"{where}: has {', '.join(map(repr, keys.values()))} but lacks its {slot}; the file is incomplete, "
                 "save or download it again"
             )
-    for key in (keys["A"], keys["B"]):
-        if header[key].dtype not in FLOAT_DTYPES:
-            raise UnsupportedAdapterError(
-                f"{where}: {key!r} is stored as {header[key].dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
-                "convert it to floating point (dequantize it) first"
-            )
-        if 0 in header[key].shape:
-            raise CorruptFileError(
-                f"{where}: {key!r} is empty, shape {header[key].shape}; save or download the file again"
-            )
-    info = _info(where, header[keys["A"]].shape, header[keys["B"]].shape, embedding)
-    return Pair(keys["A"], keys["B"], info, alpha)
-
-
-def _info(where: str, a: Sequence[int], b: Sequence[int], embedding: bool) -> ModuleInfo:
-    kernel = tuple(a[2:])
-    shapes = f"A {tuple(a)} and B {tuple(b)}"
-    if not 2 <= len(a) <= 5 or len(b) < 2 or set(b[2:]) - {1} or len(b) not in (2, len(a)) or (embedding and kernel):
-        raise CorruptFileError(
-            f"{where}: {shapes}; expected (r, in) and (out, r), or for convolutions (r, in, kernel...) and "
-            "(out, r, 1...); save or download the file again"
-        )
-    if b[1] != a[0]:
-        raise CorruptFileError(
-            f"{where}: {shapes}: their inner dimensions, {a[0]} and {b[1]}, should be one rank; "
-            "save or download the file again"
-        )
-    kind = Layout("conv", kernel) if kernel else Layout("embedding" if embedding else "linear")
-    return ModuleInfo(a[0], a[1] * math.prod(kernel), b[0], kind)
+    key_a, key_b = keys["A"], keys["B"]
+    check_factors(where, (key_a, key_b), header)
+    info = info_of(where, header[key_a].shape, header[key_b].shape, embedding, flat_b=True)
+    return Pair(key_a, key_b, info, alpha)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ..adapters import Layout, ModuleInfo
+from ..adapters import ModuleInfo
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
+from ._factors import check_factors, info_of
 from ._refused import refuse_markers
-from ._safetensors import FLOAT_DTYPES, TensorInfo
+from ._safetensors import TensorInfo
 
 PREFIX = "base_model.model."
 _KEY = re.compile(
@@ -128,38 +128,5 @@ def _pair(path: Path, module: str, keys: Mapping[str, str], header: Mapping[str,
             f"(lacks {lacks}); the file is incomplete, save or download it again"
         )
     key_a, key_b = (keys[name] for name in names)
-    a, b = header[key_a], header[key_b]
-    for key, tensor in ((key_a, a), (key_b, b)):
-        if tensor.dtype not in FLOAT_DTYPES:
-            raise UnsupportedAdapterError(
-                f"{where}: {key!r} is stored as {tensor.dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
-                "convert it to floating point (dequantize it) first"
-            )
-        if 0 in tensor.shape:
-            raise CorruptFileError(f"{where}: {key!r} is empty, shape {tensor.shape}; save or download the file again")
-    return Pair(key_a, key_b, info_of(where, a.shape, b.shape, embedding))
-
-
-def info_of(where: str, a: Sequence[int], b: Sequence[int], embedding: bool) -> ModuleInfo:
-    """Return what two tensors of these shapes add up to; raise, naming ``where``, if they do not fit."""
-    kernel = tuple(a[2:])
-    pointwise = (1,) * len(kernel)
-    shapes = f"A {tuple(a)} and B {tuple(b)}"
-    if not 2 <= len(a) <= 5 or len(a) != len(b) or tuple(b[2:]) != pointwise or (embedding and kernel):
-        raise CorruptFileError(
-            f"{where}: {shapes}; expected (r, in) and (out, r), or for convolutions (r, in, kernel...) and "
-            "(out, r, 1...); save or download the file again"
-        )
-    rank = a[0]
-    if b[1] != rank:
-        if kernel and rank % b[1] == 0:
-            raise UnsupportedAdapterError(
-                f"{where}: {shapes}: a grouped convolution, whose update is not B @ A; expected one group, so leave "
-                "this module out when training"
-            )
-        raise CorruptFileError(
-            f"{where}: {shapes}: their inner dimensions, {rank} and {b[1]}, should be one rank; "
-            "save or download the file again"
-        )
-    kind = Layout("conv", kernel) if kernel else Layout("embedding" if embedding else "linear")
-    return ModuleInfo(rank, a[1] * math.prod(kernel), b[0], kind)
+    check_factors(where, (key_a, key_b), header)
+    return Pair(key_a, key_b, info_of(where, header[key_a].shape, header[key_b].shape, embedding))

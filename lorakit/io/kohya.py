@@ -12,6 +12,7 @@ from ._kohya_keys import FAMILY, read_modules, split_modules
 from ._kohya_writer import metadata_of, tensor_infos, tensors, write_hashes
 from ._layout import written_ranks
 from ._modules import FileReader, stored_dtype
+from ._names_kohya import two_spellings
 from ._pairs import kept_metadata
 from ._provenance import header_metadata, make_record
 from ._safetensors import write_tensors
@@ -62,4 +63,4 @@ def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
 
 
 # Readers take each module's rank from its tensors here, so that ranks of its own are natural
-CODEC = Codec("kohya", _recognises, _open, Writer(_write, ("compact", "portable")))
+CODEC = Codec("kohya", _recognises, _open, Writer(_write, ("compact", "portable")), two_spellings)

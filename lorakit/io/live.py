@@ -13,6 +13,7 @@ import torch
 from ..adapters import Adapter, Layout, MemoryReader, Provenance, Source
 from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, UnsupportedAdapterError
 from ..factors import LoraFactors, promoted_dtype
+from ._factors import info_of
 from ._layout import padded_halves, plain_shapes, written_ranks
 from ._live_layers import (
     add_adapter,
@@ -28,7 +29,7 @@ from ._modules import plain
 from ._peft_beside import MemoryBeside
 from ._peft_config import config_of
 from ._peft_experts import count_matches, owner
-from ._peft_keys import PREFIX, info_of
+from ._peft_keys import PREFIX
 from ._peft_writer import Plan, config_fields, make_plan, stacked_halves
 
 if TYPE_CHECKING:

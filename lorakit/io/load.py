@@ -22,7 +22,6 @@ from ..exceptions import (
 from ._checks import HOW_TO_CONVERT, require_path, stamp
 from ._codec import Location, Opened, ReadOptions, by_name
 from ._formats import CODECS
-from ._names_kohya import two_spellings
 from ._pickled import SUFFIXES
 from ._refused import refuse_markers
 from ._scratch import put_back
@@ -229,18 +228,19 @@ def load_adapters(
             f"the adapters name different base models: {bases}; expected one, so leave out those of another, or pass "
             "same_base='warn' if these are the same weights under other names"
         )
-    if adapters and all(adapter.provenance.format == "kohya" for adapter in adapters):
-        _warn_of_spellings(adapters)
+    formats = {adapter.provenance.format for adapter in adapters}
+    for codec in CODECS:
+        if codec.twins is not None and formats == {codec.name}:
+            _warn_of_twins(adapters, codec.twins(adapters.module_names))
     return adapters
 
 
-def _warn_of_spellings(adapters: AdapterSet) -> None:
-    found = two_spellings(adapters.module_names)
+def _warn_of_twins(adapters: AdapterSet, found: tuple[str, str] | None) -> None:
     if found is not None:
         one, other = (f"{name!r} ({next(a.name for a in adapters if name in a)!r})" for name in found)
         warnings.warn(
-            f"{one} and {other} are one module under two names of kohya's family, which a merge would keep apart; "
-            "bring them to one name: [convert_adapter(adapter, 'diffusers') for adapter in adapters]",
+            f"{one} and {other} are one module under two names, which a merge would keep apart; bring them to one "
+            "name: [convert_adapter(adapter, 'diffusers') for adapter in adapters]",
             UserWarning,
             stacklevel=3,
         )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_mutual_info_score
 from sklearn.utils.validation import check_is_fitted
@@ -16,10 +15,7 @@ from .._execution import one_thread, read_module
 from .._validation import check_adapters, check_weights
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
-from ..cluster._coordinates import aligned_signs, canonical_signs
-from ..cluster._rows import distinct_rows
-from ..factors import LoraFactors
-from ..linalg import align_svd, balance_msus, frame_of, pool_msus
+from ..cluster.units import cluster_shares, clustered_units
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,42 +199,13 @@ def norm_decay(
     order = 2 if norm == "l2" else np.inf
     with one_thread():
         for module, labels in merger.labels_.items():
-            kept = labels >= 0
-            clusters, of = labels[kept], weights[merger.owners_[module][kept]]
-            if not kept.any():  # only adapters of weight 0 have the module
-                members[module] = centroids[module] = np.empty(0)
-                sizes[module] = np.empty(0, dtype=int)
-                continue
             updates = read_module(X.only(module), module, None)
-            units = _clustered_units(merger, [u for u, w in zip(updates, weights, strict=True) if w], of, clusters)
-            shares = np.zeros((clusters.max() + 1, len(units)))
-            shares[clusters, np.arange(len(units))] = of
-            shares /= shares.sum(axis=1, keepdims=True)
-            members[module] = shares @ np.linalg.norm(units, ord=order, axis=1)
-            centroids[module] = np.linalg.norm(shares @ units, ord=order, axis=1)
-            sizes[module] = np.bincount(clusters)
+            found = clustered_units(updates, weights, labels, align=merger.align, metric=merger.metric)
+            shares = cluster_shares(found.labels, found.weights)
+            members[module] = shares @ np.linalg.norm(found.units, ord=order, axis=1)
+            centroids[module] = np.linalg.norm(shares @ found.units, ord=order, axis=1)
+            sizes[module] = np.bincount(found.labels)
     return NormDecay(members, centroids, sizes)
-
-
-_ALIGN: dict[str | None, Any] = {None: tuple, "balance": balance_msus, "svd": align_svd}
-
-
-def _clustered_units(
-    merger: Any, updates: Sequence[LoraFactors], weights: NDArray[np.float64], clusters: NDArray[np.intp]
-) -> NDArray[np.float64]:
-    """Return the units as they were averaged: aligned, and turned the same way, in float64."""
-    pooled = pool_msus([_ALIGN[merger.align](update) for update in updates if update.rank])
-    host = pooled.numpy()
-    if merger.metric != "sign_invariant":
-        return host.astype(np.float64)
-    flips = canonical_signs(host)
-    distinct = distinct_rows(host * flips[:, None].astype(host.dtype), weights)
-    chosen = distinct.chosen
-    (block,) = frame_of([pooled[torch.from_numpy(chosen)].mT]).blocks
-    rows = np.ascontiguousarray(block.mT.numpy()) * flips[chosen][:, None]
-    turns = aligned_signs(rows, distinct.totals, clusters[chosen])
-    units: NDArray[np.float64] = host.astype(np.float64) * (flips * turns[distinct.inverse])[:, None]
-    return units
 
 
 def _checked(merger: Any, adapters: AdapterSet | Iterable[Adapter]) -> AdapterSet:

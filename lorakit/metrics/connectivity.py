@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from .._execution import read_module, to_output
 from .._validation import check_adapters, check_equal_ranks
-from ..adapter_set import AdapterSet
-from ..adapters import Adapter, Provenance
+from ..adapters import Adapter
 from ..factors import LoraFactors
 from ..linalg import weighted_concat
+from ..provenance import Made, Step, combined
 
 Interpolated = Literal["updates", "factors"]
 
@@ -173,7 +173,11 @@ def interpolate(x: Adapter, y: Adapter, alpha: float, *, space: Interpolated = "
         for module in X.module_names
     }
     layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
-    return Adapter(modules, name="interpolated", layouts=layouts, provenance=_provenance(X, alpha, space))
+    step = Step(
+        f"interpolate(alpha={float(alpha)!r}, space={space!r})", tuple((a.name, a.provenance.origin) for a in X)
+    )
+    provenance = combined([adapter.provenance for adapter in X], Made(step))
+    return Adapter(modules, name="interpolated", layouts=layouts, provenance=provenance)
 
 
 def _check_space(space: str) -> None:
@@ -202,17 +206,3 @@ def _points(alphas: int | Sequence[float]) -> NDArray[np.float64]:
     if points.ndim != 1 or not (points >= 0).all() or not (points <= 1).all():
         raise ValueError(f"alphas must lie between 0 and 1, got {list(alphas)}")
     return points
-
-
-def _provenance(X: AdapterSet, alpha: float, space: str) -> Provenance:
-    given = [adapter.provenance for adapter in X]
-    tasks = {p.task_type for p in given}
-    done = f"interpolate(alpha={alpha:g}, space={space!r})"
-    return Provenance(
-        format=given[0].format,
-        base_model=next((p.base_model for p in given if p.base_model), None),
-        task_type=tasks.pop() if len(tasks) == 1 else None,
-        fan_in_fan_out=any(p.fan_in_fan_out for p in given),
-        sources=tuple(source for p in given for source in p.sources),
-        operations=(*dict.fromkeys(op for p in given for op in p.operations), done),
-    )

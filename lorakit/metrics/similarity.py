@@ -48,7 +48,7 @@ def cosine_matrix(adapters: AdapterSet | Iterable[Adapter], *, n_jobs: int | Non
     array([[ 1.  , -0.02],
            [-0.02,  1.  ]])
     """
-    X = adapters if isinstance(adapters, AdapterSet) else AdapterSet(adapters)
+    X = AdapterSet(adapters)
     gram = np.zeros((len(X), len(X)))
     for products in map_modules(_products, X, n_jobs=n_jobs, verbose=0):
         gram += (products + products.T) / 2  # symmetric but for round-off

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import OutputError
+from ..io._atomic import check_file, replaced_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,14 +27,11 @@ def check_picture(path: Path, *, overwrite: bool) -> None:
     Raises
     ------
     OutputError
-        If the name does not end in .png, .svg or .pdf, its folder is missing, or it exists.
+        If the name does not end in .png, .svg or .pdf, its folder is missing, or what is there may not be replaced.
     """
     if path.suffix.lower() not in _NO_DATES:
         raise OutputError(f"{path}: ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(SUFFIXES)}")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a directory, expected a file to write; give another path")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
+    check_file(path, overwrite=overwrite)
     if not path.absolute().parent.is_dir():
         raise OutputError(f"{path}: there is no folder {path.parent}; make it, or give another path")
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
@@ -63,12 +61,8 @@ def save_picture(figure: Figure, path: Path, *, overwrite: bool, dpi: float = 15
 
     check_picture(path, overwrite=overwrite)
     kind = path.suffix.lower()
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with mpl.rc_context({"svg.hashsalt": "lorakit"}):  # else ids are random
-            figure.savefig(scratch, format=kind[1:], dpi=dpi, metadata=_NO_DATES[kind])
-        scratch.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error}; give another path") from error
-    finally:
-        scratch.unlink(missing_ok=True)
+    with (
+        replaced_file(path.absolute(), overwrite=overwrite) as new,
+        mpl.rc_context({"svg.hashsalt": "lorakit"}),  # else ids are random
+    ):
+        figure.savefig(new, format=kind[1:], dpi=dpi, metadata=_NO_DATES[kind])

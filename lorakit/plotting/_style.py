@@ -36,6 +36,17 @@ def look(i: int) -> Look:
     )
 
 
+def line_options(i: int, name: str) -> dict[str, Any]:
+    """Return what ``Axes.plot`` is given for the i-th of several curves, of this name."""
+    colour, marker, dashes, _ = look(i)
+    return {"color": colour, "marker": marker, "linestyle": dashes, "label": shown_name(name)}
+
+
+def point_options(i: int) -> dict[str, Any]:
+    """Return what ``Axes.scatter`` is given for the i-th of several clouds."""
+    return {"color": look(i).colour, "marker": look(i).marker, "linewidths": 0}
+
+
 def require_matplotlib() -> None:
     """Raise an ImportError that says what to install."""
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from ..adapters import Adapter
 from ..metrics import ModeConnectivity, mode_connectivity
-from ._style import Display, look, shown_name, tidy
+from ._style import Display, line_options, shown_name, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -157,9 +157,7 @@ class ModeConnectivityDisplay(Display):
         ax = self._start(ax, size=(6.0, 3.8))
         self.lines_ = []
         for i, (name, curve) in enumerate(self.curves.items()):
-            colour, marker, dashes, _ = look(i)
-            label = f"{shown_name(name)}: barrier {_above_round_off(curve):.3g}"
-            options: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": dashes, "label": label}
+            options = line_options(i, f"{name}: barrier {_above_round_off(curve):.3g}")
             self.lines_ += ax.plot(curve.alphas, curve.losses, **options | kwargs)
         first = next(iter(self.curves.values()))
         ax.plot([0, 1], first.losses[[0, -1]], color="black", linewidth=1, linestyle=":", label="chord", zorder=0)

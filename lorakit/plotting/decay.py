@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..metrics import NormDecay, norm_decay
-from ._style import GREY, Display, legend_beside, look, tidy, whole_numbers
+from ._style import GREY, Display, legend_beside, look, point_options, tidy, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -148,13 +148,7 @@ class NormDecayDisplay(Display):
             if not here.any():
                 continue
             what = f"{low}" if high == low else f"{low} or more" if high is None else f"{low} to {high}"
-            options: dict[str, Any] = {
-                "color": look(i).colour,
-                "marker": look(i).marker,
-                "s": 18,
-                "alpha": 0.75,
-                "linewidths": 0,
-            }
+            options = point_options(i) | {"s": 18, "alpha": 0.75}
             ax.scatter(members[here], centroids[here], label=what, **options | kwargs)
         low, top = 0.95 * centroids.min(initial=np.inf), 1.03 * members.max(initial=0.0)
         if low < top:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from ._style import Display, look, rank_axis, shown_name, tidy
+from ._style import Display, line_options, rank_axis, shown_name, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -237,22 +237,17 @@ class RankCurveDisplay(Display):
         log = len(ks) > 1 and ks[0] > 0 and ks[-1] >= 4 * ks[0]
         self.lines_ = []
         for i, (name, curve) in enumerate(self.curves.items()):
-            colour, marker, dashes, _ = look(i)
+            options = line_options(i, name) | {"markersize": 6, "label": shown_name(name) or None}
             shift = i - (len(self.curves) - 1) / 2  # to the side, so that bars do not hide one another
             step = 0.012 * shift
             x = curve.ks * (ks[-1] / ks[0]) ** step if log else curve.ks + step * (ks[-1] - ks[0])
             if curve.errors is not None:
-                ax.errorbar(x, curve.scores, curve.errors, color=colour, linestyle="none", elinewidth=0.9, alpha=0.7)
-            options: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "linestyle": dashes,
-                "label": shown_name(name) or None,
-                "markersize": 6,
-            }
+                ax.errorbar(
+                    x, curve.scores, curve.errors, color=options["color"], linestyle="none", elinewidth=0.9, alpha=0.7
+                )
             self.lines_ += ax.plot(x, curve.scores, **options | kwargs)
             best = int(np.nanargmax(curve.scores))
-            ax.plot(x[best], curve.scores[best], "o", markersize=13, color=colour, fillstyle="none")
+            ax.plot(x[best], curve.scores[best], "o", markersize=13, color=options["color"], fillstyle="none")
         rank_axis(ax, ks, log=log)
         ax.set_ylabel(self.score_name)
         bars = f"; bars: {self.spread}" if self.spread else ""

@@ -115,7 +115,7 @@ class AdapterSimilarityDisplay(Display):
         ValueError
             If ``measure`` or ``side`` is another one.
         """
-        X = adapters if isinstance(adapters, AdapterSet) else AdapterSet(adapters)
+        X = AdapterSet(adapters)
         if measure == "cosine":
             display = cls(cosine_matrix(X, n_jobs=n_jobs), X.names, label="cosine of the updates", signed=True)
         elif measure == "overlap":

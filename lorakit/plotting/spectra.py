@@ -15,7 +15,7 @@ from .._validation import check_adapters
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..linalg import singular_values_of_sum
-from ._style import Display, legend_beside, look, shown_name, tidy, whole_numbers
+from ._style import Display, legend_beside, line_options, tidy, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -203,9 +203,7 @@ class SingularValuesDisplay(Display):
     def _options(self, i: int, name: str, n: int) -> dict[str, Any]:
         if name == MEAN:
             return {"color": "black", "linewidth": 2.4, "label": name}
-        colour, marker, dashes, _ = look(i)
-        options = {"color": colour, "marker": marker, "linestyle": dashes, "markersize": 5}
-        options["label"] = shown_name(name)
+        options = line_options(i, name) | {"markersize": 5}
         # a marker on each of many would be a band; these are even on a logarithmic axis
         return options if n <= _LONG else options | {"markevery": [2**e - 1 for e in range(n.bit_length())]}
 

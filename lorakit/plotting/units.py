@@ -17,7 +17,7 @@ from ..adapters import Adapter
 from ..linalg import pool_msus
 from ..linalg.frames import frame_of
 from ..metrics import cluster_composition
-from ._style import COLOURS, GREY, Display, legend_beside, look, shown_module, shown_name
+from ._style import COLOURS, GREY, Display, legend_beside, point_options, shown_module, shown_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -212,13 +212,7 @@ class MSUMapDisplay(Display):
         if color_by == "task":
             for i, task in enumerate(self.tasks):
                 here = self.points[self.owners == i]
-                options: dict[str, Any] = {
-                    "color": look(i).colour,
-                    "marker": look(i).marker,
-                    "label": shown_name(task),
-                    "s": 42,
-                    "linewidths": 0,
-                }
+                options = point_options(i) | {"label": shown_name(task), "s": 42}
                 ax.scatter(here[:, 0], here[:, 1], **options | kwargs)
             legend_beside(ax)
         else:

@@ -13,7 +13,7 @@ from ..merging.lego import LegoMerger
 from ..metrics import OutputVariance, output_variance_path
 from ..metrics.variance import Moments
 from ..model_selection.rank_path import rank_path
-from ._style import GREY, Display, look, rank_axis, shown_name, tidy
+from ._style import GREY, Display, line_options, rank_axis, tidy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -93,7 +93,7 @@ class OutputVarianceDisplay(Display):
         ValueError
             If a rank is too large, or ``grams`` do not fit.
         """
-        X = adapters if isinstance(adapters, AdapterSet) else AdapterSet(adapters)
+        X = AdapterSet(adapters)
         paths = {
             f"{word} output reweighting": rank_path(
                 LegoMerger(output_scale=scale, random_state=random_state, n_jobs=n_jobs), X, ks
@@ -141,7 +141,7 @@ class OutputVarianceDisplay(Display):
         TypeError, ValueError
             As by :func:`lorakit.metrics.output_variance_path`.
         """
-        X = adapters if isinstance(adapters, AdapterSet) else AdapterSet(adapters)
+        X = AdapterSet(adapters)
         found = {name: output_variance_path(path, X, grams=grams, n_jobs=n_jobs) for name, path in paths.items()}
         return cls(found).plot(ax=ax, **kwargs)
 
@@ -163,15 +163,9 @@ class OutputVarianceDisplay(Display):
         self.lines_ = []
         ks = sorted({k for variance in self.variances.values() for k in variance.ks.tolist()})
         for i, (name, variance) in enumerate(self.variances.items()):
-            colour, marker, dashes, _ = look(i)
+            options = line_options(i, name)
             low, high = np.nanquantile(variance.ratio, [0.25, 0.75], axis=1)
-            ax.fill_between(variance.ks, low, high, color=colour, alpha=0.18, linewidth=0)
-            options: dict[str, Any] = {
-                "color": colour,
-                "marker": marker,
-                "linestyle": dashes,
-                "label": shown_name(name),
-            }
+            ax.fill_between(variance.ks, low, high, color=options["color"], alpha=0.18, linewidth=0)
             self.lines_ += ax.plot(variance.ks, np.nanmedian(variance.ratio, axis=1), **options | kwargs)
         ax.axhline(1, color=GREY, linewidth=1, linestyle=":", label="the adapters' mean", zorder=0)
         ax.set_yscale("log", base=2)

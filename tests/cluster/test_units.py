@@ -12,9 +12,9 @@ from sklearn.cluster import DBSCAN, HDBSCAN, AgglomerativeClustering, Birch, KMe
 from sklearn.metrics import adjusted_rand_score, pairwise_distances
 from sklearn.metrics.pairwise import cosine_distances
 
-from lorakit import MSUKMeans
+from lorakit import LoraFactors, MSUKMeans
 from lorakit.cluster._coordinates import aligned_signs, canonical_signs, coordinates
-from lorakit.cluster.units import Engine, pose_units, solve_units
+from lorakit.cluster.units import Engine, cluster_shares, clustered_units, pose_units, reassemble, solve_units
 
 SEED = st.integers(0, 2**31 - 1)
 
@@ -279,3 +279,31 @@ def test_a_single_unit():
         found = clustered(noise(1, 5), 1, clusterer=clusterer)
         assert found.labels.tolist() == [0]
         assert found.inertia == 0
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "sign_invariant"])
+@pytest.mark.parametrize("align", [None, "balance", "svd"])
+@given(seed=SEED)
+def test_the_units_behind_a_merge(align, metric, seed):
+    """Their means are the merge's units and their distances to these its inertia, with negated and equal units too."""
+    a, b, c = (torch.from_numpy(noise(n, 10, seed + i)) for i, n in enumerate([3, 2, 4]))
+    updates = [LoraFactors(x[:, :5], x[:, 5:].mT) for x in (a, b, torch.cat([-a[:2], a[:1], b]), c)]
+    weights = np.array([0.3, 0.0, 0.5, 0.2])
+    (merged,) = reassemble(
+        updates, weights, [3], norm=None, output_scale=None, align=align, metric=metric, clusterer=None, n_init=2,
+        max_iter=300, rng=np.random.RandomState(0), engine=Engine("sklearn"),
+    )  # fmt: skip
+    found = clustered_units(updates, weights, merged.labels, align=align, metric=metric)
+    assert found.weights.tolist() == [0.3] * 3 + [0.5] * 5 + [0.2] * 4
+    np.testing.assert_array_equal(found.labels, merged.labels[merged.owners != 1])
+    means = cluster_shares(found.labels, found.weights) @ found.units
+    np.testing.assert_allclose(means, torch.cat([merged.factors.A, merged.factors.B.mT], dim=1), atol=1e-12)
+    inertia = (found.weights @ (found.units - means[found.labels]) ** 2).sum()
+    assert merged.inertia == pytest.approx(inertia)
+
+
+def test_the_units_of_nobody():
+    update = LoraFactors(torch.ones(2, 4), torch.ones(3, 2))
+    found = clustered_units([update], np.zeros(1), np.full(2, -1), align="svd", metric="sign_invariant")
+    assert [array.shape for array in found] == [(0, 7), (0,), (0,)]
+    assert cluster_shares(found.labels, found.weights).shape == (0, 0)

@@ -58,16 +58,10 @@ def main():
 
 def replaced(tree, provider):
     """Replace one value of what JSON holds by what the fuzzer gives, read as JSON if it is that."""
-    places = []
+    from fuzzing import encoded, places  # which imports lorakit, and that is to be instrumented first
 
-    def walk(node):
-        for key in node if isinstance(node, dict) else range(len(node)):
-            places.append((node, key))
-            if isinstance(node[key], (dict, list)):
-                walk(node[key])
-
-    walk(tree)
-    node, key = places[provider.ConsumeIntInRange(0, len(places) - 1)]
+    there = places(tree)
+    node, key = there[provider.ConsumeIntInRange(0, len(there) - 1)]
     rename = provider.ConsumeBool() and isinstance(node, dict)
     text = provider.ConsumeUnicode(provider.remaining_bytes())
     if rename:
@@ -77,7 +71,7 @@ def replaced(tree, provider):
             node[key] = json.loads(text)
         except (ValueError, RecursionError):
             node[key] = text
-    return json.dumps(tree).encode()
+    return encoded(tree)
 
 
 if __name__ == "__main__":

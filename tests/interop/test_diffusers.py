@@ -1,18 +1,17 @@
 """diffusers writes, we read; we write, diffusers reads: every module's update is the same."""
 
-import warnings
-
 import pytest
 import tiny_diffusion as tiny
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_models import randomise
 
 from lorakit import LegoMerger, load_adapter, load_adapters, save_adapter
 
 diffusers = pytest.importorskip("diffusers", minversion="0.35")  # the first that stores configs in metadata
 peft = pytest.importorskip("peft")
 state_dicts = pytest.importorskip("diffusers.utils.state_dict_utils")
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quiet_libraries")]
 
 loaders = diffusers.loaders
 UNET_TARGETS = ["to_q", "to_out.0", "conv1", "proj_in", "linear_1"]
@@ -39,14 +38,6 @@ CONFIGS = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _quiet_libraries():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
-
-
 @pytest.fixture(params=CASES)
 def case(request):
     return request.param
@@ -57,13 +48,9 @@ def models_of(case, seed=None):
     torch.manual_seed(0)
     models = {component: make() for component, make in CASES[case][1].items()}
     if seed is not None:
-        rng = torch.Generator().manual_seed(seed)
         for component, model in models.items():
             model.add_adapter(peft.LoraConfig(**CONFIGS[component]))
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if "lora_" in name:
-                        parameter.copy_(torch.randn(parameter.shape, generator=rng))
+        randomise(*models.values(), seed=seed, size=1)
     return models
 
 

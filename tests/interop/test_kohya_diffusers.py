@@ -1,7 +1,5 @@
 """diffusers reads the kohya files that we write, and understands their names as we do."""
 
-import warnings
-
 import pytest
 import tiny_diffusion as tiny
 import torch
@@ -14,7 +12,7 @@ from lorakit.io._diffusers_names import read_key
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 conversion = pytest.importorskip("diffusers.loaders.lora_conversion_utils")
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quiet_libraries")]
 
 Pipeline1 = diffusers.loaders.StableDiffusionLoraLoaderMixin
 PipelineXL = diffusers.loaders.StableDiffusionXLLoraLoaderMixin
@@ -26,14 +24,6 @@ CASES = {
         {"unet": tiny.sdxl_unet, "text_encoder": tiny.clip, "text_encoder_2": tiny.clip_with_projection},
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def _quiet_libraries():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
 
 
 @pytest.fixture(params=CASES)

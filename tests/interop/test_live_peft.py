@@ -2,17 +2,16 @@
 
 import copy
 import re
-import warnings
 
 import pytest
 import torch
-from tiny_models import build, output_of
+from tiny_models import build, output_of, randomise
 
 from lorakit import Adapter, LoraFactors, SVDMerger, applied, from_peft, load_adapter, save_adapter, to_peft
 from lorakit.exceptions import IncompatibleAdaptersError, OutputError, UnsupportedAdapterError
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quiet_peft")]
 
 FEWER = {"rank_pattern": {"k_proj|wpe": 2}}
 CASES = {
@@ -26,27 +25,9 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _quiet_peft():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Model has `tie_word_embeddings|.*tied|fan_in_fan_out is set")
-        warnings.filterwarnings("ignore", message=r"Could not find a config file|Setting `save_embedding_layers`")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
-
-
-def randomise(model, seed):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-
-
 def tuned(name, seed=1, **config):
     wrapped = peft.get_peft_model(build(name)[0], peft.LoraConfig(**{"r": 4, "lora_alpha": 8, **config}))
-    randomise(wrapped, seed)
+    randomise(wrapped, seed=seed)
     return wrapped.eval()
 
 
@@ -97,7 +78,7 @@ def test_taken_as_from_the_file(case, tmp_path):
     with applied(model, live):
         torch.testing.assert_close(output_of(model, inputs), output_of(wrapped, inputs), rtol=1e-5, atol=1e-5)
     before = live["head" if name == "convnet" else next(iter(live))].A.clone()
-    randomise(wrapped, 5)  # a copy: training on does not change it
+    randomise(wrapped, seed=5)  # a copy: training on does not change it
     assert torch.equal(live["head" if name == "convnet" else next(iter(live))].A, before)
 
 
@@ -140,7 +121,7 @@ def test_models_with_peft_layers_of_their_own():
     """As transformers and diffusers do it: no PeftModel around the model."""
     model, inputs = build("llama")
     model.add_adapter(peft.LoraConfig(r=4, target_modules=["q_proj"]), adapter_name="one")
-    randomise(model, 1)
+    randomise(model, seed=1)
     adapter = from_peft(model, "one")
     assert [*adapter] == ["model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.q_proj"]
     output, before = output_of(model, inputs), state_of(model)
@@ -167,7 +148,7 @@ def test_a_model_of_diffusers():
     inputs = {"sample": torch.randn(1, 4, 8, 8), "timestep": 3, "encoder_hidden_states": torch.randn(1, 5, 8)}
     config = peft.LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_out.0", "conv1", "time_emb_proj"])
     unet.add_adapter(config, adapter_name="style")
-    randomise(unet, 1)
+    randomise(unet, seed=1)
     with torch.no_grad():
         styled = unet(**inputs).sample
     adapter = from_peft(unet, "style")
@@ -183,7 +164,7 @@ def test_a_model_of_diffusers():
 def test_a_model_that_was_only_injected_into():
     model = torch.nn.Sequential(torch.nn.Linear(6, 5), torch.nn.Linear(5, 4))
     model = peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["0"]), model, "one")
-    randomise(model, 1)
+    randomise(model, seed=1)
     to_peft(model, from_peft(model, "one"), "two")
     torch.testing.assert_close(updates(model, "two"), updates(model, "one"))
 
@@ -192,7 +173,7 @@ def test_half_precision_layers():
     base, _ = build("llama")
     model = peft.get_peft_model(base.to(torch.bfloat16), peft.LoraConfig(r=4, lora_alpha=3, target_modules=["q_proj"]),
                                 autocast_adapter_dtype=False)  # fmt: skip
-    randomise(model, 1)
+    randomise(model, seed=1)
     adapter = from_peft(model)
     assert adapter.dtype == torch.bfloat16
     layer = model.base_model.model.model.layers[0].self_attn.q_proj
@@ -247,7 +228,7 @@ def classifier():
 
 def test_a_head_comes_along_if_asked(tmp_path):
     model = peft.get_peft_model(classifier(), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"]))
-    randomise(model, 1)
+    randomise(model, seed=1)
     torch.nn.init.normal_(model.base_model.model.classifier.modules_to_save["default"].weight)
     inputs = {"input_ids": torch.tensor([[1, 7, 3]])}
     expected = output_of(model.eval(), inputs)

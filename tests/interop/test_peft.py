@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import build, output_of
+from tiny_models import build, output_of, randomise
 
 from lorakit import applied, load_adapter, load_adapters, save_adapter
 from lorakit.exceptions import CorruptFileError, UnsupportedAdapterError
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.usefixtures("quiet_peft")]
 
 BERT_PATTERNS = {
     "rank_pattern": {"attention.output.dense": 2, r"layer.1.*query": 6, "query": 3},
@@ -32,17 +32,6 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _quiet_peft():
-    with warnings.catch_warnings():
-        # its advice on tied embeddings, on fan_in_fan_out and on a base model without a config; not on keys
-        warnings.filterwarnings("ignore", message=r"Model has `tie_word_embeddings|.*tied|fan_in_fan_out is set")
-        warnings.filterwarnings("ignore", message=r"Could not find a config file|Setting `save_embedding_layers`")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
-
-
 def updates(model):
     """PEFT's own answer: module path -> update of its weight."""
     return {
@@ -54,11 +43,7 @@ def updates(model):
 
 def with_random_factors(model, **config):
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**{"r": 4, "lora_alpha": 8, **config}))
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in wrapped.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
+    randomise(wrapped, seed=1)
     return wrapped.eval()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_models import randomise
 from torch import nn
 
 from lorakit import Adapter, AverageMerger, ConcatMerger, LoraFactors, SVDMerger, TiesMerger
@@ -27,9 +28,7 @@ def tuned(ranks, use_rslora=False):
             model = peft.get_peft_model(model, config, adapter_name=name, autocast_adapter_dtype=False)
         else:
             model.add_adapter(name, config)
-    for key, parameter in model.named_parameters():
-        if "lora_" in key:
-            parameter.data = torch.randn_like(parameter)
+    randomise(model, seed=0, size=1)
     return model
 
 

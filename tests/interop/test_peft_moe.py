@@ -1,11 +1,10 @@
 """Adapters of fused experts: read expert by expert from PEFT's files and models, merged, loaded by PEFT again."""
 
 import json
-import warnings
 
 import pytest
 import torch
-from tiny_models import output_of
+from tiny_models import output_of, randomise
 from tiny_moe import EXPERTS, INPUTS, MODELS, build_moe
 
 from lorakit import (
@@ -22,20 +21,14 @@ from lorakit import (
 from lorakit.exceptions import IncompatibleAdaptersError, OutputError, UnsupportedAdapterError
 
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.interop
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.usefixtures("quiet_peft"),
+    # wrong: it looks for them among modules, and uses them for parameters all the same
+    pytest.mark.filterwarnings("ignore:The following (rank|alpha)_pattern keys did not match"),
+]
 if not hasattr(peft.tuners.lora.layer, "ParamWrapper"):
     pytest.skip("this PEFT knows no target_parameters", allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def _quiet_peft():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Could not find a config file|Model has `tie_word_embeddings")
-        # wrong: it looks for them among modules, and uses them for parameters all the same
-        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys did not match")
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        yield
 
 
 def targets(name, *parameters):
@@ -46,16 +39,8 @@ def tuned(name, seed=1, adapter_name="default", **config):
     model = build_moe(name)
     config = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj"], "target_parameters": targets(name), **config}
     wrapped = peft.get_peft_model(model, peft.LoraConfig(**config), adapter_name=adapter_name)
-    randomise(wrapped, seed)
+    randomise(wrapped, seed=seed, size=0.3)
     return wrapped.eval()
-
-
-def randomise(model, seed):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "lora_" in key:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
 
 
 def updates(model, adapter_name="default"):

@@ -59,6 +59,16 @@ def build(name):
     return model.eval(), inputs
 
 
+def randomise(*models, seed, size=0.2):
+    """Give the LoRA layers of models random factors, B too, which begins at zero."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for model in models:
+            for name, parameter in model.named_parameters():
+                if "lora_" in name:
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+
+
 def output_of(model, inputs):
     with torch.no_grad():
         result = model(**inputs)

@@ -117,3 +117,18 @@ def split(raw):
 def joined(header, data, length=None):
     """Return a safetensors file of a header and data; of another length than the header's if one is given."""
     return (len(header) if length is None else length).to_bytes(8, "little") + header + data
+
+
+def encoded(tree):
+    """Return JSON: text of lone surrogates as JSON writes it, NaN and infinity as Python does."""
+    return json.dumps(tree).encode()
+
+
+def places(tree):
+    """Return all places of what JSON holds, as the object or list that a place is in and its key there."""
+    found = []
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        found.append((tree, key))
+        if isinstance(tree[key], (dict, list)):
+            found += places(tree[key])
+    return found

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from fuzzing import CONFIG, WEIGHTS, check, joined, samples, split
+from fuzzing import CONFIG, WEIGHTS, check, encoded, joined, places, samples, split
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -61,18 +61,10 @@ def test_the_samples_are_read(files, folder, format):
 
 def changed(data, tree):
     """Change one place of what JSON holds: another value, another name, or nothing there."""
-    places = []
-
-    def walk(node):
-        for key in node if isinstance(node, dict) else range(len(node)):
-            places.append((node, key))
-            if isinstance(node[key], (dict, list)):
-                walk(node[key])
-
-    walk(tree)
-    if not places:
+    there = places(tree)
+    if not there:
         return
-    node, key = data.draw(st.sampled_from(places))
+    node, key = data.draw(st.sampled_from(there))
     change = data.draw(st.sampled_from(["value", "value", "name", "remove", "add"]))
     if change == "remove":
         del node[key]
@@ -82,11 +74,6 @@ def changed(data, tree):
         node[data.draw(NAMES)] = node.pop(key)
     else:
         node[key] = data.draw(VALUES)
-
-
-def encoded(tree):
-    # Text of lone surrogates as JSON writes it; NaN and infinity as Python does.
-    return json.dumps(tree).encode()
 
 
 @FUZZ

@@ -11,6 +11,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from lorakit import Adapter, AdapterSet, LegoMerger, LegoPruner, LoraFactors, NormBalancer, PicoDamper
+from lorakit.metrics import norm_decay
 from lorakit.testing import adapter_sets, make_adapters
 
 SEED = st.integers(0, 2**31 - 1)
@@ -266,3 +267,22 @@ def test_after_preparation():
     torch.testing.assert_close(merged[MODULE].delta(), expected[MODULE].delta())
     steps = [operation.split("(")[0] for operation in merged.provenance.operations]
     assert steps == ["NormBalancer", "PicoDamper", "LegoMerger"]
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "sign_invariant"])
+def test_ranks_beyond_what_a_narrow_module_can_have(metric):
+    """Of a 3-class head's update of rank 5, two units are zero once it is brought to its SVD; labels count all."""
+    narrow = AdapterSet(make_adapters(2, ranks=(5, 4), d_in=6, d_out=3, random_state=0))
+    merger = LegoMerger(3, align="svd", metric=metric, n_init=3, random_state=0).fit(narrow)
+    assert merger.labels_[MODULE].shape == (9,)
+    assert (merger.labels_[MODULE] >= 0).all()
+    assert norm_decay(merger, narrow).sizes[MODULE].sum() == 9
+    same = clone(merger).fit(changed(narrow, mixed, 1)).merged_
+    torch.testing.assert_close(same[MODULE].delta(), merger.merged_[MODULE].delta(), rtol=1e-4, atol=1e-5)
+    (pruned,) = LegoPruner(2, align="svd", metric=metric, random_state=0).fit_transform(narrow[:1])
+    assert pruned[MODULE].rank == 2
+
+
+def mixed(f, rng):
+    mixing = torch.from_numpy(np.linalg.qr(rng.normal(size=(f.rank, f.rank)))[0] * rng.uniform(0.5, 2)).to(f.A)
+    return mixing @ f.A, f.B @ torch.linalg.inv(mixing)

@@ -57,9 +57,9 @@ def test_what_is_refused(tmp_path, name, why):
 
 
 def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
-    def full(*args, **kwargs):
-        (tmp_path / f".a.png.{__import__('os').getpid()}").write_bytes(b"half")
-        raise OSError("No space left on device")
+    def full(figure, file, **kwargs):
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", full)
     with pytest.raises(OutputError, match="No space left"):

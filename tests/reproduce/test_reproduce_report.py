@@ -13,7 +13,7 @@ import run_all
 import svd_table1
 import torch
 from adapters import norm, permuted
-from report import Report, Table, mean_spread, put
+from report import Report, Table, mean_spread, put, standing
 
 from lorakit import AdapterSet
 from lorakit.testing import make_adapters
@@ -120,6 +120,17 @@ def test_means_and_spreads():
     assert mean_spread([0.4, 0.6], digits=2) == "0.50 ± 0.14"
     assert report.mean_over_tasks([{"a": 0.2, "b": 0.4}]) == pytest.approx([0.3])
     assert report.seeds([1]) == "one seed"
+
+
+def test_who_is_first_and_by_how_much():
+    scores = {"SVD": [0.5, 1.0], "LEGO": [0.75, 0.5], "TIES": [0.75, 1.0], "average": [0.125, 0.25]}
+    assert standing(scores, "LEGO") == (
+        "LEGO is number 3 of 4, -25.0 ± 35.4 points ahead of the best other, TIES (ahead in 0 of 2 seeds)."
+    )
+    assert standing(scores, "LEGO", "SVD") == (
+        "LEGO is number 3 of 4, -12.5 ± 53.0 points ahead of the SVD (ahead in 1 of 2 seeds)."
+    )
+    assert standing(scores, "TIES").startswith("TIES is number 1 of 4, 12.5 ± 17.7 points ahead of the best other, SVD")
 
 
 def test_options(monkeypatch):
