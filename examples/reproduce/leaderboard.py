@@ -37,11 +37,9 @@ from evaluation import Evaluator
 from processes import Processes
 from report import Report, parse, parser, progress
 from standings import COLUMNS, accuracies, best, chosen_table, final_table, heats_table, regmean_table
-from tasks import TRAINED
 
 from lorakit import Adapter, RegMeanMerger
 
-TASKS = tuple(task for task in TRAINED if task not in ("spam", "news20", "reuters8"))
 SCALES = (0.25, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0)
 FIRST_SCALE = 1.25  # where the first walk begins
 N_HEATS, N_SCALES = 30, 20  # texts a task: test texts of the heats, validation texts of the walks
@@ -58,7 +56,7 @@ def main() -> None:
     """Choose the scales, run the heats and the final, report."""
     command = parser("All methods in all spaces at all ranks, and PEFT's.")
     command.set_defaults(n_test=N_TEST)
-    options = parse(command, TASKS)
+    options = parse(command)
     n_heats, n_scales = min(N_HEATS, options.n_test // 2), min(N_SCALES, options.n_validation)
     heats, final = range(n_heats), range(n_heats, options.n_test)
     seeds, tasks = options.seeds, options.tasks

@@ -10,10 +10,10 @@ LEGO, figures 4, 5 and 7 to 10
 4. *Norm decay*: the mean of a cluster's units is shorter than they are.
 5. *Variance expansion*: the outputs of a merge grow with its rank.
 7. *Reweighting*: what mending either does to the accuracy, by rank. Added: both, at a norm chosen on validation texts.
-8. *Number of tasks*: two to fifteen adapters, as the paper has them, and each merge at a norm that was chosen.
+8. *Number of tasks*: from two adapters to all, as the paper has them, and each merge at a norm that was chosen.
 9. *Distances* between an adapter's units (appendix J), beside what a merge with a permuted copy loses (table 1).
 10. *Map* of the units of all adapters (appendix K), with counts of whose the nearest units are: what a map shows is
-    partly what t-SNE makes. The paper has 48 adapters of 10 domains, ours are 15.
+    partly what t-SNE makes. The paper has 48 adapters of 10 domains, ours are a dozen.
 
 ``composition`` is not in the paper: which tasks share clusters. Figure 6 is ``lego_pruning.py``.
 

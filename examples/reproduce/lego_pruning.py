@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from adapters import changed, load_tasks, scaled
 from evaluation import Evaluator
-from leaderboard import TASKS, right_of, walk
+from leaderboard import right_of, walk
 from lego_tables67 import SCALES
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
@@ -47,7 +47,7 @@ def main() -> None:
     """Choose the factors, run, report, draw."""
     arguments = parser("LEGO's figure 6: pruning one adapter.")
     arguments.add_argument("--ranks", type=int, nargs="+", choices=CUTS, help="of the adapters (default: 8 16)")
-    options = parse(arguments, TASKS)
+    options = parse(arguments)
     options.ranks = options.ranks or ([8] if options.quick else list(CUTS))
     cells = [(rank, what, k) for rank in options.ranks for what in METHODS for k in CUTS[rank]]
     results: Results = {cell: {AS_IT_IS: [], CHOSEN: []} for cell in cells}

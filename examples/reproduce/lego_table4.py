@@ -9,7 +9,7 @@ the pool (the paper's "IID"), once without ("OOD")::
 
     python examples/reproduce/lego_table4.py --jobs 2
 
-The paper has 48 adapters of Flan tasks, here there are fifteen; like the paper's, the tasks are shown in clusters, of
+The paper has 48 adapters of Flan tasks, here there are a dozen; like the paper's, the tasks are shown in clusters, of
 which the "OOD" case leaves the relatives. Embeddings are those of the base model, an adapter's examples 20 of its
 training texts. A text's classes are known whatever it retrieves: they come with the frozen head of its task. The SVD of
 the mean, at LEGO's rank, is added to the paper's methods.

@@ -70,7 +70,7 @@ def main() -> None:
     """Choose the norms, run, report."""
     arguments = parser("LEGO's tables 6 and 7: diverse tasks, and many.")
     arguments.add_argument("--shared-start", action="store_true", help="adapters that began with the same values")
-    options = parse(arguments)
+    options = parse(arguments, TRAINED)
     start = "-shared-start" if options.shared_start else ""
     groups = groups_of(options.tasks)
     units = [(group, what) for group in groups for what in MERGERS]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from cache import cache_folder, write_json
-from tasks import TRAINED, available
+from tasks import TRAINED, USUAL, available
 
 QUICK_TASKS = ("wn_pos", "deb_section", "langid", "icd10")
 PACKAGES = ("torch", "transformers", "peft", "scikit-learn", "numpy")
@@ -158,9 +158,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     """Return the options that all experiments share."""
     found = argparse.ArgumentParser(description=description)
     found.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="adapters' seeds (default: 0 1 2)")
-    found.add_argument("--tasks", nargs="+", choices=TRAINED, metavar="TASK", help="tasks (default: all)")
-    found.add_argument("--n-test", type=int, default=200, help="test texts a task (default: %(default)s)")
-    found.add_argument("--n-validation", type=int, default=100, help="texts a task to choose by (default: 100)")
+    found.add_argument("--tasks", nargs="+", choices=TRAINED, metavar="TASK", help="tasks (default: see the script)")
+    found.add_argument("--n-test", type=int, default=150, help="test texts a task (default: %(default)s)")
+    found.add_argument("--n-validation", type=int, default=50, help="texts a task to choose by (default: %(default)s)")
     found.add_argument("--quick", action="store_true", help=f"seed 0, {len(QUICK_TASKS)} tasks, 40 texts: minutes")
     found.add_argument("--page", type=Path, metavar="FILE", help="fill this page of the documentation")
     found.add_argument("--figures", type=Path, metavar="FOLDER", help="where pictures go (default: beside the page)")
@@ -168,7 +168,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     return found
 
 
-def parse(options: argparse.ArgumentParser, tasks: Sequence[str] = TRAINED) -> argparse.Namespace:
+def parse(options: argparse.ArgumentParser, tasks: Sequence[str] = USUAL) -> argparse.Namespace:
     """Read the command line; ``tasks``, by default these, are then those that can be had."""
     found = options.parse_args()
     if min(found.n_test, found.n_validation, found.jobs) < 1:
