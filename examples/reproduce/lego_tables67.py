@@ -34,6 +34,7 @@ from leaderboard import SCALES as USUAL_SCALES
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
 from standings import Right, accuracies, difference, normalised
+from tasks import TRAINED
 
 from lorakit import (
     Adapter,

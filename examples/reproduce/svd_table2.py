@@ -12,8 +12,8 @@ are those of ``svd_table1.py``: one factor for the model, chosen on validation t
 of the first seed, and fixed. A cut merge keeps that factor and loses norm with the directions it loses, so the last
 column shows the paper's cut at a scale that was chosen for it.
 
-Ours has rank 8 where the paper has 16, and merges a dozen tasks where it has 8: more is cut off. A second table holds the
-paper's equation 7 against the adapters: the cut is nearer to the exact merge than the direct merge of one rank is.
+Ours has rank 8 where the paper has 16, and merges a dozen tasks where it has 8: more is cut off. A second table holds
+the paper's equation 7 against the adapters: the cut is nearer to the exact merge than the direct merge of one rank is.
 """
 
 import argparse
