@@ -171,7 +171,7 @@ def test_a_whole_run(monkeypatch, capsys):
     monkeypatch.setattr(leaderboard, "Evaluator", Judge)
     monkeypatch.setattr(leaderboard, "data_free", lambda: [e for e in data_free() if not e.peft])
     monkeypatch.setattr(Entrant, "merge", stand_in(Entrant.merge))
-    monkeypatch.setattr(leaderboard, "parse", lambda options, tasks: options.parse_args([]))
+    monkeypatch.setattr(leaderboard, "parse", lambda options: options.parse_args([]))
     monkeypatch.setattr(leaderboard, "N_TEST", 60)
     options = {"seeds": [0, 1], "tasks": names}
     parser = leaderboard.parser
