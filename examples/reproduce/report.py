@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -109,8 +110,7 @@ def put(table: Table, page: Path) -> None:
     begin, end = f".. begin {table.name}\n", f".. end {table.name}\n"
     if begin not in text and end not in text:
         text += f"\n{begin}\n{end}"
-    caption = f"{table.caption}\n\n" if table.caption else ""
-    note = f"{table.note}\n\n" if table.note else ""
+    caption, note = (f"{_wrapped(words)}\n\n" if words else "" for words in (table.caption, table.note))
     if table.picture:
         note += f".. image:: {Path(os.path.relpath(table.picture, page.parent)).as_posix()}\n\n"
     body = f"{begin}\n{caption}{table.text()}\n\n{note}The command::\n\n    {command()}\n\n{machine()}\n\n{end}"
@@ -118,6 +118,10 @@ def put(table: Table, page: Path) -> None:
     if len(re.findall(pattern, text, flags=re.S)) != 1:
         raise ValueError(f"{page}: expected one place for {table.name!r}, between the lines {begin!r} and {end!r}")
     page.write_text(re.sub(pattern, lambda _: body, text, flags=re.S), encoding="utf-8")
+
+
+def _wrapped(words: str) -> str:
+    return textwrap.fill(words, 120, break_long_words=False, break_on_hyphens=False)
 
 
 def mean_spread(values: Sequence[float], digits: int = 3) -> str:
