@@ -33,6 +33,11 @@ def refuse_beside(path: Path, beside: Sequence[str]) -> None:
         )
 
 
+def left_out(path: Path, dropped: Sequence[str]) -> tuple[str, ...]:
+    """Return the warning that these were left out because the options say so; nothing if there are none."""
+    return (f"{path}: left out, because of modules_to_save='drop': {', '.join(dropped)}",) if dropped else ()
+
+
 def info_of(where: str, a: Sequence[int], b: Sequence[int], embedding: bool, *, flat_b: bool = False) -> ModuleInfo:
     """Return what two tensors of these shapes add up to; raise, naming ``where``, if they do not fit.
 

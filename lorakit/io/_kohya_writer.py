@@ -15,7 +15,7 @@ from ..adapters import Adapter
 from ..exceptions import OutputError
 from ..factors import promoted_dtype
 from ._kohya_keys import ALPHA, DOWN, UP, network_args
-from ._layout import padded_halves, plain_shapes
+from ._layout import plain_halves, plain_infos
 from ._pairs import kept_metadata
 from ._safetensors import FLOAT_DTYPES, FLOAT_NAMES, TensorInfo
 
@@ -78,8 +78,8 @@ def tensor_infos(adapter: Adapter, ranks: Mapping[str, int], dtype: torch.dtype)
                 f"{adapter.name}: module {module!r} has a dot in its name, and kohya's are flat, such as "
                 "'lora_unet_mid_block_attentions_0_proj_in'; rename it with adapter.rename_modules"
             )
-        for part, shape in zip((DOWN, UP), plain_shapes(info, ranks[module]), strict=True):
-            infos[f"{module}.{part}"] = TensorInfo(FLOAT_NAMES[dtype], shape)
+        for part, stored in zip((DOWN, UP), plain_infos(info, ranks[module], dtype), strict=True):
+            infos[f"{module}.{part}"] = stored
         infos[f"{module}.{ALPHA}"] = TensorInfo(FLOAT_NAMES[torch.float32], ())
     return dict(sorted(infos.items(), key=lambda item: (-FLOAT_DTYPES[item[1].dtype].itemsize, item[0])))
 
@@ -90,7 +90,7 @@ def tensors(
     """Read, pad, cast and check the tensors, in the order of ``infos``, one module in memory at a time."""
     alpha = common_alpha(ranks)
     waiting: dict[str, Tensor] = {}
-    for key, info in infos.items():
+    for key in infos:
         module, _, part = key.partition(".")
         if part == ALPHA:
             yield torch.tensor(float(alpha))
@@ -101,10 +101,10 @@ def tensors(
             if rank != alpha:  # readers multiply by alpha / rank
                 factors = adapter[module]
                 factors = factors.to(promoted_dtype((torch.float32, factors.dtype))).scaled(rank / alpha)
-                scaled = Adapter({module: factors}, name=adapter.name)
-            halves = padded_halves(scaled, module, rank, dtype)
+                scaled = Adapter({module: factors}, name=adapter.name, layouts={module: adapter.infos[module].layout})
+            halves = plain_halves(scaled, module, rank, dtype)
             waiting = dict(zip((f"{module}.{DOWN}", f"{module}.{UP}"), halves, strict=True))
-        yield waiting.pop(key).reshape(info.shape)
+        yield waiting.pop(key)
 
 
 def write_hashes(file: Path) -> None:

@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import OutputError
 from ..factors import all_finite, dtype_name
+from ._safetensors import FLOAT_NAMES, TensorInfo
 
 # The values of max_lora_rank that vLLM takes: a server started with one of them has room for exactly this rank.
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -45,6 +46,19 @@ def plain_shapes(info: ModuleInfo, rank: int) -> tuple[tuple[int, ...], tuple[in
     """Return the shapes of A and B as PEFT and kohya store them, kernels of convolutions unflattened."""
     kernel = info.layout.kernel
     return (rank, info.d_in // math.prod(kernel), *kernel), (info.d_out, rank, *(1 for _ in kernel))
+
+
+def plain_infos(info: ModuleInfo, rank: int, dtype: torch.dtype) -> tuple[TensorInfo, TensorInfo]:
+    """Return what the header of a file says of A and B, in the shapes of :func:`plain_shapes`."""
+    a, b = plain_shapes(info, rank)
+    return TensorInfo(FLOAT_NAMES[dtype], a), TensorInfo(FLOAT_NAMES[dtype], b)
+
+
+def plain_halves(adapter: Adapter, module: str, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Read one module as :func:`padded_halves` does; return A and B in the shapes of :func:`plain_shapes`."""
+    a, b = padded_halves(adapter, module, rank, dtype)
+    shape_a, shape_b = plain_shapes(adapter.infos[module], rank)
+    return a.reshape(shape_a), b.reshape(shape_b)
 
 
 def padded_halves(adapter: Adapter, module: str, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
 from ._checks import FileStamp
 from ._codec import ReadOptions
 from ._factors import check_factors, info_of, refuse_beside
-from ._layout import padded_halves, plain_shapes
+from ._layout import plain_halves, plain_infos
 from ._provenance import KEY
 from ._refused import refuse_markers
-from ._safetensors import FLOAT_NAMES, TensorInfo, write_tensors
+from ._safetensors import TensorInfo, write_tensors
 from ._tensors import read_whole
 
 Slot = Literal["A", "B", "alpha"]
@@ -181,20 +180,11 @@ def write_pairs(
     """
     keys = {module: keys_of(module, info) for module, info in adapter.infos.items()}
     order = sorted(adapter, key=keys.__getitem__)
-    shapes = {module: plain_shapes(adapter.infos[module], ranks[module]) for module in order}
-    infos = {
-        key: TensorInfo(FLOAT_NAMES[dtype], shape)
-        for module in order
-        for key, shape in zip(keys[module], shapes[module], strict=True)
-    }
-
-    def tensors() -> Iterator[Tensor]:
-        for module in order:
-            halves = padded_halves(adapter, module, ranks[module], dtype)
-            for half, shape in zip(halves, shapes[module], strict=True):
-                yield half.reshape(shape)
-
-    write_tensors(file, infos, tensors(), metadata)
+    infos: dict[str, TensorInfo] = {}
+    for module in order:
+        infos.update(zip(keys[module], plain_infos(adapter.infos[module], ranks[module], dtype), strict=True))
+    tensors = (half for module in order for half in plain_halves(adapter, module, ranks[module], dtype))
+    write_tensors(file, infos, tensors, metadata)
 
 
 def _read_alphas(

@@ -88,6 +88,16 @@ class PeftConfig:
         """What was trained and stored beside the factors, for messages."""
         return tuple(f"{key}={shown(value)}" if key == "modules_to_save" else key for key, value in self.beside.items())
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to warn of when it is read."""
+        if not self.unknown:
+            return ()
+        return (
+            f"{self.path}: sets {', '.join(self.unknown)}, which this version of lorakit does not know; if that "
+            "changes how B @ A acts, what is made of it is wrong",
+        )
+
     def scale(self, module: str, rank: int) -> float:
         """Return the factor on ``B @ A`` at a module whose tensors have this rank."""
         alpha = self._matched("alpha_pattern", module, self.alpha)

@@ -44,6 +44,13 @@ class _Match(NamedTuple):
     adapter: str | None  # old versions of PEFT left the adapter's name in the key
 
 
+def peft_keys(module: str, info: ModuleInfo) -> tuple[str, str]:
+    """Return the names that PEFT gives A and B of a module, but for the prefix."""
+    if info.layout.kind == "embedding":
+        return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
 def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
     """Join the keys of a file into pairs.
 

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adapters import Adapter, ModuleInfo
-from ._layout import padded_halves, plain_shapes
+from ..adapters import Adapter, Beside
+from ._layout import padded_halves, plain_halves, plain_infos
 from ._peft_experts import WrittenStack, gather_stacks, written_targets
-from ._peft_keys import PREFIX
+from ._peft_keys import PREFIX, peft_keys
 from ._safetensors import FLOAT_NAMES, TensorInfo
 
 
@@ -94,11 +94,9 @@ def tensor_infos(adapter: Adapter, plan: Plan, dtype: torch.dtype) -> dict[str, 
             info, rank = plan.stacks[name].info, plan.rank * plan.stacks[name].info.layout.experts
         else:
             info, rank = adapter.infos[name], plan.ranks[name]
-        shapes = (TensorInfo(FLOAT_NAMES[dtype], shape) for shape in plain_shapes(info, rank))
-        infos.update(zip(_keys(name, info), shapes, strict=True))
-    beside = adapter.provenance.beside
-    for name in sorted(beside.names) if beside is not None else ():
-        stored, shape = beside.info(name)  # type: ignore[union-attr]
+        infos.update(zip(peft_keys(PREFIX + name, info), plain_infos(info, rank, dtype), strict=True))
+    for beside, name in _beside(adapter):
+        stored, shape = beside.info(name)
         infos[PREFIX + name] = TensorInfo(FLOAT_NAMES[stored], shape)
     return infos
 
@@ -112,14 +110,10 @@ def tensors(adapter: Adapter, plan: Plan, dtype: torch.dtype) -> Iterator[Tensor
     for name in _in_file_order(adapter, plan):
         if name in plan.stacks:
             yield from stacked_halves(adapter, plan.stacks[name], plan.rank, dtype)
-            continue
-        rank = plan.ranks[name]
-        halves = padded_halves(adapter, name, rank, dtype)
-        for half, shape in zip(halves, plain_shapes(adapter.infos[name], rank), strict=True):
-            yield half.reshape(shape)
-    beside = adapter.provenance.beside
-    for name in sorted(beside.names) if beside is not None else ():
-        yield beside.read(name)  # type: ignore[union-attr]
+        else:
+            yield from plain_halves(adapter, name, plan.ranks[name], dtype)
+    for beside, name in _beside(adapter):
+        yield beside.read(name)
 
 
 def stacked_halves(adapter: Adapter, stack: WrittenStack, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -134,13 +128,15 @@ def stacked_halves(adapter: Adapter, stack: WrittenStack, rank: int, dtype: torc
 
 def _in_file_order(adapter: Adapter, plan: Plan) -> list[str]:
     infos = {**{name: adapter.infos[name] for name in plan.ranks}, **{n: s.info for n, s in plan.stacks.items()}}
-    return sorted(infos, key=lambda name: _keys(name, infos[name])[0])
+    return sorted(infos, key=lambda name: peft_keys(name, infos[name])[0])
 
 
-def _keys(module: str, info: ModuleInfo) -> tuple[str, str]:
-    if info.layout.kind == "embedding":
-        return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
-    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+def _beside(adapter: Adapter) -> Iterator[tuple[Beside, str]]:
+    """Yield the name of each weight beside the factors, sorted, with what reads it; nothing if there are none."""
+    beside = adapter.provenance.beside
+    if beside is not None:
+        for name in sorted(beside.names):
+            yield beside, name
 
 
 def _pattern_key(module: str, ranks: dict[str, int]) -> str:

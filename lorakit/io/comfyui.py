@@ -9,9 +9,11 @@ from ..adapters import Adapter, ModuleInfo, Provenance
 from ..exceptions import OutputError
 from ._checks import stamp
 from ._codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ._factors import left_out
 from ._layout import written_ranks
 from ._modules import FileReader, Stored, plain, stored_dtype
 from ._pairs import Place, is_of_peft, kept_metadata, place_of_key, read_pairs, write_pairs
+from ._peft_keys import peft_keys
 from ._provenance import header_metadata, make_record
 from ._refused import is_marked
 
@@ -43,8 +45,7 @@ def _open(location: Location, options: ReadOptions) -> Opened:
         base_model=header.metadata.get("ss_base_model_version"),
         metadata=kept_metadata(header.metadata),
     )
-    notes = [f"{weights}: left out, because of modules_to_save='drop': {', '.join(dropped)}"] if dropped else []
-    return Opened(reader, provenance, tuple(notes))
+    return Opened(reader, provenance, left_out(weights, dropped))
 
 
 def _place(key: str) -> Place | None:
@@ -62,7 +63,7 @@ def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
 def _keys(module: str, info: ModuleInfo) -> tuple[str, str]:
     if info.layout.kind == "embedding":
         raise OutputError(f"module {module!r} is an embedding, which ComfyUI's files cannot hold; write it as peft")
-    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+    return peft_keys(module, info)
 
 
 CODEC = Codec("comfyui", _recognises, _open, Writer(_write, ("portable", "compact")))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..adapters import Adapter, ModuleInfo, Provenance
+from ..adapters import Adapter, Provenance
 from ..exceptions import CorruptFileError, UnsupportedAdapterError
 from ._checks import stamp
 from ._codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
 from ._diffusers_names import ModuleName, read_key, split_component
+from ._factors import left_out
 from ._json import parse_json
 from ._layout import written_ranks
 from ._modules import FileReader, Stored, plain, stored_dtype
 from ._pairs import Pair, Place, is_of_peft, kept_metadata, read_pairs, write_pairs
 from ._peft_config import PeftConfig, config_of
-from ._peft_keys import PREFIX
+from ._peft_keys import PREFIX, peft_keys
 from ._peft_writer import config_fields, make_plan
 from ._provenance import header_metadata, make_record
 from ._refused import is_marked
@@ -63,7 +64,8 @@ def _open(location: Location, options: ReadOptions) -> Opened:
         base_model=next(iter(bases), None),
         metadata=kept_metadata(header.metadata, _CONFIGS),
     )
-    return Opened(reader, provenance, tuple(_notes(weights, dropped, configs.values())))
+    unknown = (note for config in configs.values() for note in config.notes)
+    return Opened(reader, provenance, (*left_out(weights, dropped), *unknown))
 
 
 def _place(key: str) -> Place | None:
@@ -133,23 +135,12 @@ def _scale(weights: Path, name: ModuleName, pair: Pair, config: PeftConfig | Non
     return scale
 
 
-def _notes(weights: Path, dropped: tuple[str, ...], configs: Iterable[PeftConfig]) -> Iterable[str]:
-    if dropped:
-        yield f"{weights}: left out, because of modules_to_save='drop': {', '.join(dropped)}"
-    for config in configs:
-        if config.unknown:
-            yield (
-                f"{config.path}: sets {', '.join(config.unknown)}, which this version of lorakit does not know; if "
-                "that changes how B @ A acts, what is made of it is wrong"
-            )
-
-
 def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
     ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
     record = make_record(adapter, layout=options.layout, dtype=options.dtype)
     configs = json.dumps(_config_fields(adapter, ranks), indent=2, sort_keys=True, ensure_ascii=False)
     metadata = {**kept_metadata(adapter.provenance.metadata), **header_metadata(record), _CONFIGS: configs}
-    write_pairs(file, adapter, ranks, options.dtype, _keys, metadata)
+    write_pairs(file, adapter, ranks, options.dtype, peft_keys, metadata)
 
 
 def _config_fields(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
@@ -163,12 +154,6 @@ def _config_fields(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]
         config = config_fields(part, make_plan(part, {new: ranks[old] for old, new in local.items()}))
         fields.update({f"{component}.{key}" if component else key: value for key, value in config.items()})
     return fields
-
-
-def _keys(module: str, info: ModuleInfo) -> tuple[str, str]:
-    if info.layout.kind == "embedding":
-        return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
-    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
 
 
 CODEC = Codec("diffusers", _recognises, _open, Writer(_write, ("portable", "compact")))

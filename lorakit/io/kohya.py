@@ -8,6 +8,7 @@ from pathlib import Path
 from ..adapters import Adapter, Provenance
 from ._checks import stamp
 from ._codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ._factors import left_out
 from ._kohya_keys import FAMILY, read_modules, split_modules
 from ._kohya_writer import metadata_of, tensor_infos, tensors, write_hashes
 from ._layout import written_ranks
@@ -38,9 +39,7 @@ def _open(location: Location, options: ReadOptions) -> Opened:
     weights = location.weights() or location.path
     header, opened = location.header(weights), stamp(weights)
     stored, dropped = read_modules(weights, opened, header.tensors, options)
-    notes = []
-    if dropped:
-        notes.append(f"{weights}: left out, because of modules_to_save='drop': {', '.join(dropped)}")
+    notes = [*left_out(weights, dropped)]
     if split := split_modules(stored, header.metadata):
         notes.append(
             f"{weights}: {len(split)} modules such as {split[0]!r} hold Q, K and V side by side, each with ranks of "

@@ -14,7 +14,7 @@ from ..adapters import Adapter, Layout, MemoryReader, Provenance, Source
 from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, UnsupportedAdapterError
 from ..factors import LoraFactors, promoted_dtype
 from ._factors import info_of
-from ._layout import padded_halves, plain_shapes, written_ranks
+from ._layout import plain_halves, plain_shapes, written_ranks
 from ._live_layers import (
     add_adapter,
     base_of,
@@ -316,7 +316,7 @@ def _fill(model: nn.Module, lora: Any, adapter: Adapter, plan: Plan, adapter_nam
         if stack is not None:
             halves = stacked_halves(adapter, stack, plan.rank, a.dtype)
         else:
-            halves = padded_halves(adapter, path, rank, a.dtype)
+            halves = plain_halves(adapter, path, rank, a.dtype)
         with torch.no_grad():
-            a.copy_(halves[0].reshape(shapes[0]))
-            b.copy_(halves[1].reshape(shapes[1]))
+            a.copy_(halves[0])
+            b.copy_(halves[1])

@@ -9,6 +9,7 @@ import torch
 from ..adapters import Adapter, Provenance
 from ..exceptions import OutputError
 from ._codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ._factors import left_out
 from ._json import read_json_object
 from ._layout import written_ranks
 from ._mlx_reader import CONFIG, KEY, read_mlx
@@ -34,16 +35,14 @@ def _recognises(location: Location) -> bool:
 def _open(location: Location, options: ReadOptions) -> Opened:
     weights = location.weights(WEIGHTS) or location.path
     reader, config, dropped = read_mlx(location, weights, options)
-    notes = list(config.notes)
-    if dropped:
-        notes.append(f"{weights}: left out, because of modules_to_save='drop': {', '.join(dropped)}")
-    return Opened(reader, Provenance(format="mlx", base_model=config.base_model), tuple(notes))
+    notes = (*config.notes, *left_out(weights, dropped))
+    return Opened(reader, Provenance(format="mlx", base_model=config.base_model), notes)
 
 
 def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     if options.dtype == torch.float64:
         raise OutputError(
-            f"{folder}: dtype is float64, which MLX has on the CPU only; pass dtype=torch.float32 or a smaller one"
+            f"{adapter.name}: dtype is float64, which MLX has on the CPU only; pass dtype=torch.float32 or a smaller one"
         )
     named = layers(adapter)
     rank = max(written_ranks(adapter.infos, options.layout, options.pad_to).values())

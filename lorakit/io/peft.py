@@ -7,6 +7,7 @@ from pathlib import Path
 from ..adapters import Adapter, Provenance
 from ._card import model_card
 from ._codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ._factors import left_out
 from ._layout import written_ranks
 from ._peft_keys import PREFIX
 from ._peft_reader import read_peft
@@ -35,18 +36,11 @@ def _recognises(location: Location) -> bool:
 def _open(location: Location, options: ReadOptions) -> Opened:
     weights = location.weights(WEIGHTS) or location.path
     reader, config, dropped, beside, target_parameters = read_peft(location, weights, options)
-    notes = []
-    if dropped:
-        notes.append(f"{weights}: left out, because of modules_to_save='drop': {', '.join(dropped)}")
+    notes = [*left_out(weights, dropped)]
     if beside is not None:
         notes.append(
             f"{weights}: carried along, because of modules_to_save='first': {', '.join(beside.names)}; a merge takes "
             "them from the first of its adapters that has some and does not merge them"
-        )
-    if config.unknown:
-        notes.append(
-            f"{config.path}: sets {', '.join(config.unknown)}, which this version of lorakit does not know; if that "
-            "changes how B @ A acts, what is made of it is wrong"
         )
     provenance = Provenance(
         format="peft",
@@ -56,7 +50,7 @@ def _open(location: Location, options: ReadOptions) -> Opened:
         beside=beside,
         target_parameters=target_parameters,
     )
-    return Opened(reader, provenance, tuple(notes))
+    return Opened(reader, provenance, (*notes, *config.notes))
 
 
 def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
