@@ -42,7 +42,7 @@ def _open(location: Location, options: ReadOptions) -> Opened:
 def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     if options.dtype == torch.float64:
         raise OutputError(
-            f"{adapter.name}: dtype is float64, which MLX has on the CPU only; pass dtype=torch.float32 or a smaller one"
+            f"{adapter.name}: dtype is float64, which MLX has on CPUs only; pass dtype=torch.float32 or a smaller one"
         )
     named = layers(adapter)
     rank = max(written_ranks(adapter.infos, options.layout, options.pad_to).values())
