@@ -32,7 +32,7 @@ REWEIGHTING = {
     BOTH: LegoMerger(),
 }
 BEST = "both, chosen norm"
-COUNTS = (2, 4, 7, 11, 15)  # adapters that are merged
+COUNTS = (2, 4, 8)  # adapters that are merged, beside all
 METHODS = ("average", "ensemble", "TIES", "LEGO")  # of the paper's figure 8
 
 
@@ -119,7 +119,7 @@ def figure8(options: argparse.Namespace, report: Report) -> Table:
     """Normalised accuracy against the number of adapters that are merged."""
     order = [task for task in DIVERSE if task in options.tasks]
     order += [task for task in options.tasks if task not in order]
-    counts = [n for n in COUNTS if n <= len(order)]
+    counts = [*(n for n in COUNTS if n < len(order)), len(order)]
     units = [(what, n) for n in counts for what in METHODS]
     found: dict[str, list[list[float]]] = {
         f"{what}, {scale}": [[] for _ in options.seeds] for what in METHODS for scale in (AS_PUBLISHED, CHOSEN)
