@@ -22,14 +22,14 @@ from ._values import read_number_or_word, read_weights
     epilog="""\b
 Examples:
   lorakit merge law/ medicine/ finance/ -o merged/ -k 16
-  lorakit merge law/ medicine/ -o merged/ --weights law=2,medicine=1 --scale match
+  lorakit merge law/ medicine/ -o merged/ --weights law=2,medicine=1 --scale 1
   lorakit merge law/ medicine/ -o merged/ --method ties -p density=0.3
   lorakit merge law/ medicine/ -o merged/ --method svd -k 8 --dry-run"""
 )
 @adapters_argument
 @output_option
 @click.option(
-    "-m", "--method", default="lego", show_default=True, metavar="METHOD", help="How to merge; see `lorakit methods`."
+    "-m", "--method", default="tsv", show_default=True, metavar="METHOD", help="How to merge; see `lorakit methods`."
 )
 @rank_option
 @click.option(
@@ -43,8 +43,11 @@ Examples:
 @click.option(
     "--scale",
     callback=read_number_or_word,
+    default="match",
+    show_default=True,
     metavar="FLOAT|match",
-    help="Factor on the merged update; match gives it the mean norm of the adapters' updates.  [default: 1.0]",
+    help="Factor on the merged update; match gives each module the mean norm of the adapters' updates, 1 leaves the "
+    "method's own.",
 )
 @method_options
 @reading_options
@@ -55,6 +58,9 @@ def merge(*, method: str, k: Any, weights: Any, scale: Any, **shared: Any) -> No
 
     An ADAPTER is a PEFT folder, or the safetensors file in it. All must come from one base model, which itself is not
     needed; their ranks may differ. OUT is written whole or not at all.
+
+    Method and scale are those that did well on real adapters without anything being tuned; without -k nothing is cut,
+    and the rank is the sum of theirs.
 
     The closing table says how near the merged update is to each adapter's: their cosine, and the norm of their
     difference over the norm of the adapter's update.

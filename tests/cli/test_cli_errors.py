@@ -70,7 +70,7 @@ def test_warnings_are_one_line_each(lorakit_, tmp_path, out):
 
 def test_an_error_in_a_module_names_it(lorakit_, tasks, out, monkeypatch):
     monkeypatch.setattr(lorakit.merging.lego, "reassemble", failing(ValueError("no such rank")))
-    result = lorakit_("merge", *tasks, "-o", out, code=2)
+    result = lorakit_("merge", *tasks, "-o", out, "-m", "lego", code=2)
     assert result.stderr == (
         "lorakit: error: no such rank (in module 'layer.0' of the adapters ['task0', 'task1', 'task2'])\n"
     )
@@ -79,7 +79,7 @@ def test_an_error_in_a_module_names_it(lorakit_, tasks, out, monkeypatch):
 @pytest.mark.parametrize("error", [RuntimeError("a\nbug"), TypeError("a bug"), KeyError("a bug")])
 def test_a_bug_asks_for_a_report(lorakit_, tasks, out, monkeypatch, error):
     monkeypatch.setattr(lorakit.merging.lego, "reassemble", failing(error))
-    result = lorakit_("merge", *tasks, "-o", out, code=70)
+    result = lorakit_("merge", *tasks, "-o", out, "-m", "lego", code=70)
     assert result.stderr.startswith(f"lorakit: error: {type(error).__name__}: ")
     assert "in module 'layer.0'" in result.stderr
     assert "Please report it" in result.stderr
@@ -88,13 +88,13 @@ def test_a_bug_asks_for_a_report(lorakit_, tasks, out, monkeypatch, error):
 
 def test_a_type_error_before_the_first_module_is_about_a_parameter(lorakit_, tasks, out, monkeypatch):
     monkeypatch.setattr(lorakit.LegoMerger, "_validate_params", failing(TypeError("must be a number")))
-    assert "must be a number" in lorakit_("merge", *tasks, "-o", out, code=2).stderr
+    assert "must be a number" in lorakit_("merge", *tasks, "-o", out, "-m", "lego", code=2).stderr
 
 
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("tried to allocate 3 GiB")])
 def test_out_of_memory(lorakit_, tasks, out, monkeypatch, error):
     monkeypatch.setattr(lorakit.merging.lego, "reassemble", failing(error))
-    assert "out of memory" in lorakit_("merge", *tasks, "-o", out, code=2).stderr
+    assert "out of memory" in lorakit_("merge", *tasks, "-o", out, "-m", "lego", code=2).stderr
 
 
 @pytest.mark.parametrize("where", ["before", "after", "environment"])
@@ -113,7 +113,7 @@ def test_debug_shows_the_traceback(lorakit_, tasks, out, monkeypatch, where):
 
 def test_interrupted(lorakit_, tasks, out, monkeypatch):
     monkeypatch.setattr(lorakit.merging.lego, "reassemble", failing(KeyboardInterrupt()))
-    result = lorakit_("merge", *tasks, "-o", out, code=130)
+    result = lorakit_("merge", *tasks, "-o", out, "-m", "lego", code=130)
     assert result.stderr.endswith("lorakit: interrupted\n")
     assert not out.exists()
 
@@ -128,7 +128,7 @@ def test_interrupted_where_that_becomes_another_error(lorakit_, tasks, out, monk
     monkeypatch.setattr(lorakit.merging.lego, "reassemble", swallow)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        assert lorakit_("merge", *tasks, "-o", out, code=130).stderr.endswith("lorakit: interrupted\n")
+        assert lorakit_("merge", *tasks, "-o", out, "-m", "lego", code=130).stderr.endswith("lorakit: interrupted\n")
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)

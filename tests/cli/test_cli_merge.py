@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import ConcatMerger, LegoMerger, SVDMerger, load_adapter, load_adapters, save_adapter
+from lorakit import ConcatMerger, SVDMerger, TSVMerger, load_adapter, load_adapters, save_adapter
 from lorakit.discovery import all_estimators
 from lorakit.io._safetensors import FLOAT_DTYPES
 from lorakit.metrics import cosine_similarity, relative_error
@@ -20,7 +20,7 @@ def same_updates(x, y):
 
 def test_writes_what_the_library_makes(lorakit_, tasks, out, tmp_path, contents):
     lorakit_("merge", *tasks, "-o", out, "-k", 6)
-    (merged,) = LegoMerger(k=6, random_state=0).fit_transform(load_adapters(tasks))
+    (merged,) = TSVMerger(k=6, scale="match").fit_transform(load_adapters(tasks))
     assert contents(out) == contents(save_adapter(merged, tmp_path / "by_hand"))
 
 
@@ -53,19 +53,19 @@ def test_json(lorakit_json, tasks, out):
     assert report["rank_out"] == [6]
     assert report["modules"] == 2
     assert report["bytes_out"] == (out / "adapter_model.safetensors").stat().st_size
-    assert report["parameters"] == SVDMerger(k=6).get_params()
+    assert report["parameters"] == SVDMerger(k=6, scale="match").get_params()
     assert report["seconds"] > 0
 
 
 @pytest.mark.parametrize("weights", ["1,3,0", "task1=3,task0=1,task2=0"])
 def test_weights(lorakit_, tasks, out, weights):
-    lorakit_("merge", *tasks, "-o", out, "-m", "concat", "--weights", weights)
+    lorakit_("merge", *tasks, "-o", out, "-m", "concat", "--scale", 1, "--weights", weights)
     (merged,) = ConcatMerger(weights=[1, 3, 0]).fit_transform(load_adapters(tasks))
     assert same_updates(load_adapter(out), merged)
 
 
 def test_negative_weights(lorakit_, tasks, out):
-    lorakit_("merge", *tasks, "-o", out, "-m", "concat", "--weights", "-1,1,1")
+    lorakit_("merge", *tasks, "-o", out, "-m", "concat", "--scale", 1, "--weights", "-1,1,1")
     (merged,) = ConcatMerger(weights=[-1, 1, 1]).fit_transform(load_adapters(tasks))
     assert same_updates(load_adapter(out), merged)
 
@@ -89,7 +89,7 @@ def test_wrong_weights(lorakit_, tasks, out, weights, message):
 
 
 def test_scale(lorakit_json, tasks, out):
-    report = lorakit_json("merge", *tasks, "-o", out, "--scale", "match", "-m", "svd")
+    report = lorakit_json("merge", *tasks, "-o", out, "-m", "svd")
     assert report["parameters"]["scale"] == "match"
     report = lorakit_json("merge", *tasks, "-o", out, "--scale", "-0.5", "-m", "svd", "--overwrite")
     assert report["parameters"]["scale"] == -0.5
@@ -97,7 +97,7 @@ def test_scale(lorakit_json, tasks, out):
 
 def test_params(lorakit_json, tasks, out):
     args = ("-p", "norm=none", "-p", "align=svd", "-p", "n-init=2", "-p", "output_scale=1.5", "--seed", 7, "-j", 2)
-    params = lorakit_json("merge", *tasks, "-o", out, *args)["parameters"]
+    params = lorakit_json("merge", *tasks, "-o", out, "-m", "lego", *args)["parameters"]
     expected = {"norm": None, "align": "svd", "n_init": 2, "output_scale": 1.5, "random_state": 7, "n_jobs": 2}
     assert expected.items() <= params.items()
 
@@ -109,14 +109,14 @@ def test_params(lorakit_json, tasks, out):
         (["-m", "zzzz"], "no merger 'zzzz'. The mergers are"),
         (["-m", "ties", "-p", "densty=0.5"], "no parameter 'densty'; did you mean 'density'?"),
         (["-p", "density"], "is not NAME=VALUE"),
-        (["-p", "random_state=3"], "has an option of its own: --seed"),
+        (["-m", "lego", "-p", "random_state=3"], "has an option of its own: --seed"),
         (["-p", "k=3"], "has an option of its own: -k"),
-        (["-p", "norm=l3"], "'norm' parameter of LegoMerger must be"),
-        (["-p", "n_init=0.5"], "'n_init' parameter of LegoMerger must be"),
-        (["-k", "0"], "'k' parameter of LegoMerger must be"),
+        (["-m", "lego", "-p", "norm=l3"], "'norm' parameter of LegoMerger must be"),
+        (["-m", "lego", "-p", "n_init=0.5"], "'n_init' parameter of LegoMerger must be"),
+        (["-k", "0"], "'k' parameter of TSVMerger must be"),
         (["-k", "17"], "k=17 is above 16"),
-        (["--seed", "-1"], "'random_state' parameter of LegoMerger must be"),
-        (["--scale", "big"], "'scale' parameter of LegoMerger must be"),
+        (["-m", "lego", "--seed", "-1"], "'random_state' parameter of LegoMerger must be"),
+        (["--scale", "big"], "'scale' parameter of TSVMerger must be"),
         (["--device", "nope"], "device 'nope' cannot be used"),
         (["--device", "meta"], "device 'meta' cannot be used"),
         (["--jobs", "0"], "n_jobs"),
@@ -181,7 +181,7 @@ def test_quiet(lorakit_, tasks, out):
 def test_real_adapters(lorakit_json, real_adapter_paths, out):
     names = ["icd10", "langid_r16", "wn_noun_r4"]
     paths = [real_adapter_paths[name] for name in names]
-    report = lorakit_json("merge", *paths, "-o", out, "-k", 12, "-p", "n_init=1", "-p", "max_iter=20")
+    report = lorakit_json("merge", *paths, "-o", out, "-k", 12)
     assert [row["rank_in"] for row in report["adapters"]] == [[8], [16], [4]]
     assert all(0.3 < row["cosine"] < 1 for row in report["adapters"])
     assert report["modules"] == len(load_adapter(out)) == 36

@@ -62,7 +62,7 @@ def test_same_seed_same_bytes_and_progress_on_a_terminal(start, contents, tasks,
     assert f"wrote {plain}" in stdout
     assert stderr == ""  # no progress where nobody watches
     assert report["output"] == str(watched)
-    assert b"lego: modules" in seen
+    assert b"tsv: modules" in seen
     assert b"2/2" in seen
     assert contents(plain) == contents(watched)
 
@@ -75,7 +75,7 @@ def test_error(process, tasks, out):
 
 
 def test_interrupted_while_merging(start, tasks, out):
-    with start("merge", *tasks, "-o", out, script=STALL, preexec_fn=heed_sigint) as started:
+    with start("merge", *tasks, "-o", out, "-m", "lego", script=STALL, preexec_fn=heed_sigint) as started:
         assert started.stdout.readline() == "ready\n"
         started.send_signal(signal.SIGINT)
         stdout, stderr = started.communicate(timeout=60)

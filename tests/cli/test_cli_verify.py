@@ -332,6 +332,6 @@ def test_options_may_stand_anywhere(lorakit_, tasks, out):
 
 def test_real_adapters(lorakit_, verify, real_adapter_paths, out):
     paths = [real_adapter_paths[name] for name in ("icd10", "langid_r16", "wn_noun_r4")]
-    lorakit_("merge", *paths, "-o", out, "-k", 12, "-p", "n_init=1", "-p", "max_iter=20", "--dtype", "float16")
+    lorakit_("merge", *paths, "-o", out, "-k", 12, "--dtype", "float16")
     assert verify(out, paths)["identical"] is True
     assert verify(out, [*paths[:2], real_adapter_paths["wn_pos"]], verdict="no")["modules_different"] == 36
