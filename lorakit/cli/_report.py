@@ -35,8 +35,10 @@ def show_run(result: Mapping[str, Any]) -> None:
         left=1,
     )
     about = "about " if result["dry_run"] else ""
+    scale = result["parameters"].get("scale")
+    how = result["method"] if scale is None else f"{result['method']}, scale {scale}"
     click.echo(
-        f"\nrank {ranks_text(result['rank_out'])} | {result['modules']} modules | "
+        f"\n{how} | rank {ranks_text(result['rank_out'])} | {result['modules']} modules | "
         f"{bytes_text(result['bytes_in'])} in, {about}{bytes_text(result['bytes_out'])} out | "
         f"{result['seconds']:.1f} s"
     )

@@ -35,7 +35,7 @@ def test_table(lorakit_, tasks, out):
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["adapter", "rank", "in", "bytes", "in", "cosine", "relative", "error"]
     assert [line.split()[:2] for line in lines[2:5]] == [["task0", "4"], ["task1", "8"], ["task2", "8"]]
-    assert "rank 6 | 2 modules | " in result.stdout
+    assert "\ntsv, scale match | rank 6 | 2 modules | " in result.stdout
     assert f"wrote {out} (float32, portable)" in result.stdout
     assert result.stderr == ""
 
