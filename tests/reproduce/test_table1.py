@@ -1,0 +1,28 @@
+"""The sentences under both papers' first tables."""
+
+import lego_table1
+import svd_table1
+
+
+def test_multiplied_against_direct():
+    def scores(mm, dm, own, noise):
+        return {"MM": mm, "DM": dm, "DM, own scale": own, "MM + noise": noise}
+
+    pair = dict.fromkeys(svd_table1.METHODS, scores(0.8, 0.7, 0.81, 0.79))
+    everything = dict.fromkeys(svd_table1.METHODS, scores(0.6, 0.3, 0.5, 0.61))
+    text = svd_table1.verdict([{"a, b": pair, "c, d": pair, "all 4": everything}] * 3)
+    assert "MM against DM, pairs: +10.0 points, ahead in 24 of 24 merges. " in text
+    assert "MM against DM, own scale, pairs: -1.0 points, ahead in 0 of 24 merges. " in text
+    assert "MM against DM, all 4: +30.0 points, ahead in 12 of 12 merges. " in text
+    assert "Noise in the place of M, pairs: -1.0 points." in text
+    assert "Noise in the place of M, all 4: +1.0 points." in text
+    assert "pairs" not in svd_table1.verdict([{"all 2": everything}]).split("(The paper")[0]
+
+
+def test_permuted_copies():
+    original = {"a": 0.8, "b": 0.6}
+    one = {"original": original} | dict.fromkeys(lego_table1.METHODS, original)
+    other = one | {"weight average": {"a": 0.6, "b": 0.59}, "LEGO": {"a": 0.795, "b": 0.6}}
+    text = lego_table1.verdict([one, other], ["a", "b"])
+    assert "weight average loses on 1 of 2 tasks, at most 10.0 points (a)." in text
+    assert "LEGO loses on 0 of 2 tasks." in text
