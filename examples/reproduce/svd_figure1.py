@@ -195,8 +195,8 @@ def draw(by_seed: list[Curves], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     pairs = list(by_seed[0])
-    columns = min(4, len(pairs))
-    rows = ceil(len(pairs) / columns)
+    rows = ceil(len(pairs) / 4)
+    columns = ceil(len(pairs) / rows)
     size = (2.8 * columns, 2.5 * rows + 0.4)
     figure, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, sharex=True)
     for ax in grid.flat[len(pairs) :]:
