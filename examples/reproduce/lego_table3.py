@@ -268,7 +268,7 @@ def starts_table(own_pool: Pool, shared: Pool, right: Found, of_shared: Found, o
     for what in COMPARED:
         cells = [mean_spread([accuracy(f[scale][what][0], own_pool.tasks)]) for f in (right, of_shared) for scale in f]
         rows.append([what, *cells])
-    alike = [mean_cosine(pool.load()) for pool in (own_pool, shared)]
+    alike = [round(mean_cosine(pool.load()), 2) + 0.0 for pool in (own_pool, shared)]  # + 0.0: not -0.00
     note = (
         f"Row i of one adapter's A and row i of another's have a mean cosine of {alike[0]:.2f} where each adapter has "
         f"a start of its own, and of {alike[1]:.2f} where they share one."
