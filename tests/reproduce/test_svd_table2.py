@@ -60,5 +60,5 @@ def test_the_sentences_are_those_of_the_numbers():
         return {"a, b": by_method, "all 2": by_method}
 
     text = svd_table2.verdict([scores(0.03), scores(0.0)])
-    assert "SVD_8 loses +1.5 points on pairs, and 1 point at most in 4 of 8 merges." in text
-    assert "SVD_16 loses +1.5 points on all 2" in text
+    assert "SVD_8 loses 1.5 points on pairs, and 1 point at most in 4 of 8 merges." in text
+    assert "SVD_16 loses 1.5 points on all 2" in text
