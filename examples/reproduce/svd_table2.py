@@ -132,8 +132,9 @@ def verdict(by_seed: list[Scores]) -> str:
             continue
         for column in (cut_name(RANKS[0]), cut_name(RANKS[1])):
             lost = np.array([[[s[g][m][EXACT] - s[g][m][column] for m in METHODS] for g in groups] for s in by_seed])
+            points = round(100 * lost.mean(), 1) + 0.0  # + 0.0: not -0.0
             sentences.append(
-                f"{column} loses {round(100 * lost.mean(), 1) + 0.0:.1f} points on {what}, and {100 * NEAR:g} point at most in "
+                f"{column} loses {points:.1f} points on {what}, and {100 * NEAR:g} point at most in "
                 f"{(lost <= NEAR + 1e-9).sum()} of {lost.size} merges."
             )
     return " ".join([*sentences, "(The paper, rank 16: 0.5 lost on pairs, 0.5 gained on all eight.)"])

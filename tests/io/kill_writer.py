@@ -113,6 +113,7 @@ def run(folder, number, kind, output, renames):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it
     warnings.simplefilter("error")
     warnings.simplefilter("ignore", ResourceWarning)  # of files that an interrupt leaves open
     torch.set_num_threads(1)

@@ -313,6 +313,7 @@ def interrupt(*args, **kwargs):
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it
 import lorakit.io.peft as peft
 from lorakit.cli import main
 write = peft.write_tensors
