@@ -92,10 +92,15 @@ def norm(adapter: Adapter) -> float:
     return float(np.sqrt(max(0.0, sum(squares))))
 
 
+def mean_norm(adapters: Iterable[Adapter]) -> float:
+    """Mean of the adapters' norms: what the norms of merges are counted in."""
+    return float(np.mean([norm(adapter) for adapter in adapters]))
+
+
 def at_norm(adapter: Adapter, adapters: Iterable[Adapter], target: float) -> Adapter:
     """Scale a merge, by one factor for the model, to ``target`` times the mean norm of the adapters."""
     own = norm(adapter)
-    return scaled(adapter, target * float(np.mean([norm(a) for a in adapters])) / own) if own else adapter
+    return scaled(adapter, target * mean_norm(adapters) / own) if own else adapter
 
 
 def best_scale(

@@ -18,11 +18,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from adapters import load_tasks
-from leaderboard import right_of
+from evaluation import Evaluator
+from leaderboard import own
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
 from sklearn.base import clone
-from standings import Right, accuracies, difference
+from standings import Right, accuracies, difference, right_of
 
 from lorakit import CtMMerger, IsoMerger, LegoMerger, SVCMerger, SVDMerger, TiesMerger, TSVMerger, WUDIMerger
 from lorakit.base import BaseMerger
@@ -64,15 +65,11 @@ def main() -> None:
             results[cell].append(right)
             what, scale, k, size = cell
             progress(f"seed {seed}, {size} adapters, k = {k}, {what}, {scale}: {accuracies([right])[0]:.3f}")
-    test = range(options.n_test)
-    own = [
-        {a.name: right_of(a, [a.name], test)[a.name] for a in load_tasks(options.tasks, seed=seed)}
-        for seed in options.seeds
-    ]
-    base = right_of(None, options.tasks, test)
+    theirs = [own(options.tasks, seed, range(options.n_test)) for seed in options.seeds]
+    base = right_of(None, options.tasks, Evaluator("test", options.n_test))
     report = Report("beyond_untuned", options)
     report.numbers = {", ".join(map(str, cell)): accuracies(found) for cell, found in results.items()}
-    report.tables.append(table(results, base, own, options))
+    report.tables.append(table(results, base, theirs, options))
     report.publish()
 
 
@@ -85,10 +82,10 @@ def groups_of(tasks: Sequence[str], size: int) -> list[list[str]]:
 def measure(cell: Cell, tasks: list[str], seed: int, n: int) -> Right:
     """Merge every group, and see which test texts of its tasks the merge gets right."""
     what, scale, k, size = cell
-    right: Right = {}
+    test, right = Evaluator("test", n), {}
     for group in groups_of(tasks, size):
         merger = clone(METHODS[what]).set_params(k=k, scale=SCALES[scale])
-        right |= right_of(merger.fit(load_tasks(group, seed=seed)).merged_, group, range(n))
+        right |= right_of(merger.fit(load_tasks(group, seed=seed)).merged_, group, test)
     return right
 
 

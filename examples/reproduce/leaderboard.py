@@ -27,18 +27,28 @@ rank that there is; PEFT's include what it must do first, putting the adapters o
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from adapters import at_norm, load_tasks, norm
+from adapters import at_norm, load_tasks, mean_norm, norm
 from entrants import Entrant, data_free, shared
 from evaluation import Evaluator
 from processes import Processes
 from report import Report, parse, parser, progress
-from standings import COLUMNS, accuracies, best, chosen_table, final_table, heats_table, regmean_table
+from standings import (
+    COLUMNS,
+    Right,
+    accuracies,
+    best,
+    chosen_table,
+    final_table,
+    heats_table,
+    regmean_table,
+    right_of,
+    right_of_own,
+)
 
-from lorakit import Adapter, RegMeanMerger
+from lorakit import RegMeanMerger
 
 SCALES = (0.25, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 1.8, 2.2, 2.7, 3.3, 4.0)
 FIRST_SCALE = 1.25  # where the first walk begins
@@ -48,7 +58,6 @@ N_TEXTS = 25  # training texts a task that RegMean gets
 FINALISTS = 4  # of each rank
 BASE, OWN, REGMEAN = "base model", "own adapters", "regmean"
 
-Right = dict[str, np.ndarray]  # by task: whether each text was classified right
 Results = dict[str, dict[int, list[Right]]]  # by entrant and rank, one a seed
 
 
@@ -78,7 +87,8 @@ def main() -> None:
         wanted = {k: best(free, k, FINALISTS) for k in COLUMNS}
         ranks = {name: [k for k in COLUMNS if name in wanted[k]] for name in free}
         finals = measure_all(everyone, ranks, walks, options, final, processes)
-    references = {OWN: [own(tasks, seed, heats) for seed in seeds], BASE: [right_of(None, tasks, heats)] * len(seeds)}
+    base = right_of(None, tasks, Evaluator("test", n_heats))
+    references = {OWN: [own(tasks, seed, heats) for seed in seeds], BASE: [base] * len(seeds)}
     leading = leaders({name: walk for name, walk in walks.items() if name != REGMEAN})
     report = Report("leaderboard", options, numbers=_numbers(results, finals, walks))
     report.tables += [
@@ -116,7 +126,7 @@ def choose(entrant: Entrant, tasks: list[str], seed: int, n: int) -> dict[str, A
     seconds = time.process_time() - start
     if set(merged) != set(ks):
         merged = entrant.merge(adapters, ks, seed)
-    one = float(np.mean([norm(adapter) for adapter in adapters]))
+    one = mean_norm(adapters)
     found: dict[int, dict[str, float]] = {}
     at = FIRST_SCALE
     for k in ks:
@@ -166,22 +176,13 @@ def measure(
 ) -> dict[int, Right]:
     """Merge at some ranks, and see which texts each merge gets right."""
     adapters = load_tasks(tasks, seed=seed)
-    merged = entrant.merge(adapters, list(scales), seed)
-    return {k: right_of(at_norm(merged[k], adapters, scale), tasks, texts) for k, scale in scales.items()}
-
-
-def right_of(adapter: Adapter | None, tasks: Iterable[str], texts: range) -> Right:
-    """Which of these test texts of each task get their true labels, or of as many as there are."""
-    test = Evaluator("test", texts.stop)
-    labels = {task: test.labels(task)[texts.start :] for task in tasks}
-    rows = {task: np.arange(texts.start, texts.start + len(true)) for task, true in labels.items()}
-    return {task: found.argmax(axis=1) == labels[task] for task, found in test.scores_by_task(adapter, rows).items()}
+    merged, test = entrant.merge(adapters, list(scales), seed), Evaluator("test", texts.stop)
+    return {k: right_of(at_norm(merged[k], adapters, scale), tasks, test, texts.start) for k, scale in scales.items()}
 
 
 def own(tasks: list[str], seed: int, texts: range) -> Right:
-    """The same of each task's own adapter."""
-    adapters = load_tasks(tasks, seed=seed)
-    return {adapter.name: right_of(adapter, [adapter.name], texts)[adapter.name] for adapter in adapters}
+    """Which of these texts each task's own adapter gets right."""
+    return right_of_own(load_tasks(tasks, seed=seed), Evaluator("test", texts.stop), texts.start)
 
 
 def _walked(walk: Mapping[str, Any]) -> str:

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from adapters import changed, load_tasks, scaled
 from evaluation import Evaluator
-from leaderboard import right_of, walk
+from leaderboard import walk
 from lego_tables67 import SCALES
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
-from standings import Right, accuracies, difference
+from standings import Right, accuracies, by_task, difference, normalised, right_of, right_of_own
 
 from lorakit import Adapter, LegoPruner, LoraFactors, SVDPruner
 from lorakit.metrics import relative_error
@@ -70,7 +70,7 @@ def main() -> None:
         for rank in options.ranks:
             given = [(options.tasks, rank, seed, options.n_test) for seed in seeds_of(rank, options.seeds)]
             own[rank] = list(processes.map(whole, given))
-    base = right_of(None, options.tasks, range(options.n_test))
+    base = right_of(None, options.tasks, Evaluator("test", options.n_test))
     report = Report("lego_pruning", options, numbers=_numbers(results, errors, factors, own, base))
     picture = report.figure("lego_pruning.png")
     draw(results, own, base, picture)
@@ -127,26 +127,17 @@ def choose(tasks: Sequence[str], cell: Cell, seed: int, n: int) -> float:
 
 def measure(tasks: Sequence[str], cell: Cell, seed: int, factor: float, n: int) -> tuple[dict[str, Right], float]:
     """Which test texts of their own tasks the pruned adapters get right, as they are and scaled; their mean error."""
-    cut = pruned(tasks, cell, seed)
+    cut, test = pruned(tasks, cell, seed), Evaluator("test", n)
     found: dict[str, dict[str, np.ndarray]] = {AS_IT_IS: {}, CHOSEN: {}}
     for task, (adapter, _) in cut.items():
         for scale, variant in ((AS_IT_IS, adapter), (CHOSEN, adapter if factor == 1 else scaled(adapter, factor))):
-            found[scale][task] = right_of(variant, [task], range(n))[task]
+            found[scale][task] = right_of(variant, [task], test)[task]
     return dict(found), float(np.mean([error for _, error in cut.values()]))
 
 
 def whole(tasks: Sequence[str], rank: int, seed: int, n: int) -> Right:
     """The same of the adapters before pruning."""
-    adapters = load_tasks(tasks, seed=seed, ranks=rank)
-    return {adapter.name: right_of(adapter, [adapter.name], range(n))[adapter.name] for adapter in adapters}
-
-
-def kept(found: Sequence[Right], own: Sequence[Right]) -> list[float]:
-    """Share of the accuracy that is kept, mean over tasks, of each seed."""
-    return [
-        float(np.mean([right[task].mean() / before[task].mean() for task in before]))
-        for right, before in zip(found, own, strict=True)
-    ]
+    return right_of_own(load_tasks(tasks, seed=seed, ranks=rank), Evaluator("test", n))
 
 
 def gain_kept(found: Sequence[Right], own: Sequence[Right], base: Right) -> list[float]:
@@ -172,7 +163,7 @@ def table(
             cell = rank, what, k
             found, best = results[cell][AS_IT_IS], results[cell][CHOSEN]
             row = [f"{k} ({100 * k / rank:.3g} %)" if what == METHODS[0] else "", what, mean_spread(accuracies(found))]
-            row += [mean_spread(kept(found, own)), mean_spread(gain_kept(found, own, base))]
+            row += [mean_spread(normalised(found, own)), mean_spread(gain_kept(found, own, base))]
             row += [_against_svd(results, cell, AS_IT_IS), mean_spread(errors[cell])]
             rows.append(
                 [*row, f"{factors[cell]:g}", mean_spread(accuracies(best)), _against_svd(results, cell, CHOSEN)]
@@ -202,7 +193,7 @@ def verdict(rank: int, results: Results, own: Sequence[Right]) -> str:
     """Say what each method keeps, and where LEGO is told apart from the others."""
     sentences = []
     for k in CUTS[rank]:
-        shares = {what: float(np.mean(kept(results[rank, what, k][AS_IT_IS], own))) for what in METHODS}
+        shares = {what: float(np.mean(normalised(results[rank, what, k][AS_IT_IS], own))) for what in METHODS}
         paper = next((f", in the paper {p:.0%} with {s:.0%}" for s, p in PAPER.items() if abs(s - k / rank) < 0.03), "")
         others = ", ".join(f"{what} {shares[what]:.1%}" for what in METHODS[1:])
         sentences.append(f"With {k / rank:.3g} of the parameters LEGO keeps {shares['LEGO']:.1%}{paper}; {others}.")
@@ -250,15 +241,12 @@ def _numbers(
     own: Mapping[int, Sequence[Right]],
     base: Right,
 ) -> dict[str, Any]:
-    def means(found: Sequence[Right]) -> list[dict[str, float]]:
-        return [{task: float(right.mean()) for task, right in seed.items()} for seed in found]
-
     return {
-        "base": means([base])[0],
-        "own": {str(rank): means(found) for rank, found in own.items()},
+        "base": by_task([base])[0],
+        "own": {str(rank): by_task(found) for rank, found in own.items()},
         "pruned": [
             {"rank": rank, "method": what, "k": k, "factor": factors[rank, what, k], "error": errors[rank, what, k]}
-            | {scale: means(found) for scale, found in by_scale.items()}
+            | {scale: by_task(found) for scale, found in by_scale.items()}
             for (rank, what, k), by_scale in results.items()
         ],
     }

@@ -25,12 +25,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from adapters import SCALES, at_norm, best_scale, load_tasks, norm
+from adapters import SCALES, at_norm, best_scale, load_tasks, mean_norm, norm
 from evaluation import Evaluator
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds, standing
 from sklearn.base import clone
-from standings import difference
+from standings import Right, by_task, difference, right_of, right_of_own
 from tasks import available
 from torch.nn.functional import cosine_similarity
 
@@ -71,7 +71,6 @@ ROWS = {
 BASE, OWN = "base model", "own adapters"
 COMPARED = (AVERAGE, "ensemble", "TIES", LEGO)  # in the table of starts
 
-Right = dict[str, np.ndarray]  # by task: whether each text was classified right
 Found = dict[str, dict[str, list[Right]]]  # by scale and method: one a seed
 
 
@@ -105,7 +104,10 @@ def main() -> None:
         targets, right, norms = run(pools, METHODS, others, options, processes)
         report = Report("lego_table3", options, numbers={"targets": targets, "scores": numbers(right), "norms": norms})
         test = Evaluator("test", options.n_test)
-        references = {BASE: [right_of(None, [*tasks, *others], test)] * len(pools), OWN: [own(p, test) for p in pools]}
+        references = {
+            BASE: [right_of(None, [*tasks, *others], test)] * len(pools),
+            OWN: [right_of_own(p.load(), test) for p in pools],
+        }
         report.tables.append(table(right, references, tasks, others, options))
         report.tables.append(norm_table(norms, targets, options))
         if options.shared_start and not options.quick:
@@ -181,19 +183,8 @@ def measure(pool: Pool, what: str, target: float, others: Sequence[str], n: int)
     merged, tasks = merge(what, adapters), [*pool.tasks, *others]
     at_target = right_of(at_norm(merged, adapters, target), tasks, test)
     published = at_target if what == ARITHMETIC else right_of(merged, tasks, test)
-    size = norm(merged) / float(np.mean([norm(adapter) for adapter in adapters]))
+    size = norm(merged) / mean_norm(adapters)
     return {AS_PUBLISHED: published, CHOSEN: at_target}, size
-
-
-def right_of(adapter: Adapter | None, tasks: Iterable[str], test: Evaluator) -> Right:
-    """Which texts of each task get their true label."""
-    scores = test.scores_by_task(adapter, dict.fromkeys(tasks))
-    return {task: found.argmax(axis=1) == test.labels(task) for task, found in scores.items()}
-
-
-def own(pool: Pool, test: Evaluator) -> Right:
-    """The same of each task's own adapter."""
-    return {adapter.name: right_of(adapter, [adapter.name], test)[adapter.name] for adapter in pool.load()}
 
 
 def accuracy(right: Right, tasks: Iterable[str]) -> float:
@@ -294,10 +285,7 @@ def mean_cosine(adapters: AdapterSet) -> float:
 
 def numbers(right: Found) -> dict[str, dict[str, list[dict[str, float]]]]:
     """Accuracies by scale, method, seed and task."""
-    return {
-        scale: {what: [{task: float(r.mean()) for task, r in f.items()} for f in found] for what, found in of.items()}
-        for scale, of in right.items()
-    }
+    return {scale: {what: by_task(found) for what, found in of.items()} for scale, of in right.items()}
 
 
 if __name__ == "__main__":

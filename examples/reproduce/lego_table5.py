@@ -29,18 +29,15 @@ from lego_table3 import (
     OWN,
     Found,
     Pool,
-    Right,
     accuracy,
     left_out,
     merge,
     numbers,
-    own,
-    right_of,
     run,
 )
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds, standing
-from standings import difference
+from standings import Right, difference, right_of, right_of_own
 
 from lorakit.exceptions import IncompatibleAdaptersError
 
@@ -72,7 +69,7 @@ def main() -> None:
             progress(f"ranks {mix}: {len(able)} of {len(METHODS)} methods take them")
             targets, right, _ = run(pools, able, others, options, processes)
             found[mix] = targets, right
-            references[mix] = [own(pool, test) for pool in pools]
+            references[mix] = [right_of_own(pool.load(), test) for pool in pools]
     base = right_of(None, [*tasks, *others], test)
     report = Report("lego_table5", options)
     report.numbers = {mix: {"targets": targets, "scores": numbers(right)} for mix, (targets, right) in found.items()}

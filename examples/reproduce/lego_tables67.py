@@ -27,13 +27,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from adapters import at_norm, load_tasks, norm
+from adapters import at_norm, load_tasks, mean_norm, norm
 from evaluation import Evaluator
-from leaderboard import FIRST_SCALE, right_of, walk
+from leaderboard import FIRST_SCALE, walk
 from leaderboard import SCALES as USUAL_SCALES
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
-from standings import Right, accuracies, difference, normalised
+from standings import Right, accuracies, by_task, difference, normalised, right_of, right_of_own
 from tasks import TRAINED
 
 from lorakit import (
@@ -120,11 +120,9 @@ def run(
             shown = ", ".join(f"{scale} {accuracies([right])[0]:.3f}" for scale, right in found.items())
             progress(f"seed {seed}, {group}, {what}: {shown}")
     for group, names in groups.items():
-        base, own = right_of(None, names, range(n)), []
-        for seed in options.seeds:
-            adapters = load_tasks(names, seed=seed, shared_start=shared)
-            own.append({a.name: right_of(a, [a.name], range(n))[a.name] for a in adapters})
-        results[group][BASE] = {AS_PUBLISHED: [base] * len(options.seeds)}
+        test = Evaluator("test", n)
+        own = [right_of_own(load_tasks(names, seed=s, shared_start=shared), test) for s in options.seeds]
+        results[group][BASE] = {AS_PUBLISHED: [right_of(None, names, test)] * len(options.seeds)}
         results[group][OWN] = {AS_PUBLISHED: own}
     return results, norms
 
@@ -151,8 +149,9 @@ def measure(
     adapters = load_tasks(names, seed=seed, shared_start=shared_start)
     merged = merge(adapters, what, seed)
     variants = {AS_PUBLISHED: merged, CHOSEN: at_norm(merged, adapters, target)}
-    found = {scale: right_of(variant, names, range(n)) for scale, variant in variants.items()}
-    return found, norm(merged) / float(np.mean([norm(adapter) for adapter in adapters]))
+    test = Evaluator("test", n)
+    found = {scale: right_of(variant, names, test) for scale, variant in variants.items()}
+    return found, norm(merged) / mean_norm(adapters)
 
 
 def at(results: Mapping[str, Mapping[str, list[Right]]], what: str, scale: str) -> list[Right]:
@@ -239,13 +238,7 @@ def decline(results: Results) -> str:
 
 def _numbers(results: Results) -> dict[str, Any]:
     return {
-        group: {
-            what: {
-                scale: [{task: float(right.mean()) for task, right in seed.items()} for seed in by_seed]
-                for scale, by_seed in by_scale.items()
-            }
-            for what, by_scale in found.items()
-        }
+        group: {what: {scale: by_task(right) for scale, right in by_scale.items()} for what, by_scale in found.items()}
         for group, found in results.items()
     }
 

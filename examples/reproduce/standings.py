@@ -3,17 +3,38 @@ Standings: what the leaderboard's measurements come to
 ======================================================
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from entrants import RANKS, WHOLE
+from evaluation import Evaluator
 from report import Table, mean_spread, seeds
+
+from lorakit import Adapter
 
 Right = Mapping[str, np.ndarray]  # by task: whether each text was classified right
 Results = Mapping[str, Mapping[int, Sequence[Right]]]  # by entrant and rank, one a seed
 Walks = Mapping[str, Mapping[str, Any]]  # by entrant: seconds, and by rank what was chosen
 COLUMNS = (*RANKS, WHOLE)
+
+
+def right_of(adapter: Adapter | None, tasks: Iterable[str], evaluator: Evaluator, first: int = 0) -> Right:
+    """Which texts of each task, from the first on, get their true label."""
+    labels = {task: evaluator.labels(task)[first:] for task in tasks}
+    rows = {task: np.arange(first, first + len(true)) for task, true in labels.items()}
+    scores = evaluator.scores_by_task(adapter, rows)
+    return {task: found.argmax(axis=1) == labels[task] for task, found in scores.items()}
+
+
+def right_of_own(adapters: Iterable[Adapter], evaluator: Evaluator, first: int = 0) -> Right:
+    """The same of each adapter on its own task."""
+    return {a.name: right_of(a, [a.name], evaluator, first)[a.name] for a in adapters}
+
+
+def by_task(by_seed: Sequence[Right]) -> list[dict[str, float]]:
+    """Accuracy by task, of each seed."""
+    return [{task: float(right.mean()) for task, right in found.items()} for found in by_seed]
 
 
 def accuracies(by_seed: Sequence[Right]) -> list[float]:

@@ -14,6 +14,7 @@ direct merge is shown twice: at the multiplied merge's multiple, to which M and 
 """
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -113,20 +114,26 @@ def noisy(multiplied: Adapter, direct: Adapter, seed: int) -> Adapter:
 
 
 def table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
-    """One row a group and method, and the mean over methods below each group."""
-    rows = []
-    for group in by_seed[0]:
-        for method in (*METHODS, "mean"):
-            values = [
-                [_mean(seed[group], column) if method == "mean" else seed[group][method][column] for seed in by_seed]
-                for column in COLUMNS
-            ]
-            rows.append([group if method == METHODS[0] else "", method, *map(mean_spread, values)])
+    """The accuracies."""
+    rows = rows_of(by_seed, COLUMNS)
     caption = (
         f"Mean accuracy of merges on the tasks of their adapters, {options.n_test} test texts each, {seeds(by_seed)}. "
         "MM: multiplied, DM: direct."
     )
     return Table("svd-table-1", ["tasks", "method", *COLUMNS], rows, caption, verdict(by_seed))
+
+
+def rows_of(by_seed: list[Scores], columns: Sequence[str]) -> list[list[str]]:
+    """One row a group and method, and the mean over methods below each group."""
+    rows = []
+    for group in by_seed[0]:
+        for method in (*METHODS, "mean"):
+            values = [
+                [mean_of(seed[group], column) if method == "mean" else seed[group][method][column] for seed in by_seed]
+                for column in columns
+            ]
+            rows.append([group if method == METHODS[0] else "", method, *map(mean_spread, values)])
+    return rows
 
 
 def verdict(by_seed: list[Scores]) -> str:
@@ -159,7 +166,8 @@ def scale_table(targets: dict[str, dict[str, float]], options: argparse.Namespac
     return Table("svd-table-1-scales", ["method", "multiplied", "direct"], rows, caption)
 
 
-def _mean(by_method: dict[str, dict[str, float]], column: str) -> float:
+def mean_of(by_method: dict[str, dict[str, float]], column: str) -> float:
+    """Mean over methods."""
     return float(np.mean([by_method[method][column] for method in METHODS]))
 
 

@@ -23,7 +23,7 @@ from adapters import at_norm, best_scale, load_tasks
 from evaluation import Evaluator
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
-from svd_table1 import AS_IT_IS, DIRECT, METHODS, MULTIPLIED, groups_of
+from svd_table1 import AS_IT_IS, DIRECT, METHODS, MULTIPLIED, groups_of, mean_of, rows_of
 
 from lorakit import Adapter, AdapterSet, SVDPruner
 from lorakit.metrics import relative_error
@@ -59,7 +59,7 @@ def main() -> None:
         measured = processes.map(one_group, [(names, seed, targets, options.n_test) for seed, _, names in units])
         for (seed, group, _), found in zip(units, measured, strict=True):
             by_seed[options.seeds.index(seed)][group] = found
-            progress(f"seed {seed}, {group}: " + ", ".join(f"{c} {_mean(found, c):.3f}" for c in COLUMNS))
+            progress(f"seed {seed}, {group}: " + ", ".join(f"{c} {mean_of(found, c):.3f}" for c in COLUMNS))
     errors = [cut_errors(load_tasks(options.tasks, seed=seed)) for seed in options.seeds]
     numbers = {"targets": targets, "seeds": dict(zip(map(str, options.seeds), by_seed, strict=True)), "errors": errors}
     report = Report("svd_table2", options, numbers=numbers)
@@ -110,12 +110,8 @@ def cut_errors(adapters: AdapterSet) -> dict[str, dict[str, float]]:
 
 
 def table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
-    """One row a group and method, and the mean over methods below each group."""
-    rows = []
-    for group in by_seed[0]:
-        for method in (*METHODS, "mean"):
-            values = [[_value(seed[group], method, column) for seed in by_seed] for column in COLUMNS]
-            rows.append([group if method == METHODS[0] else "", method, *map(mean_spread, values)])
+    """The accuracies."""
+    rows = rows_of(by_seed, COLUMNS)
     caption = (
         f"Mean accuracy of merges on the tasks of their adapters, {options.n_test} test texts each, {seeds(by_seed)}. "
         "SVD_k is the exact merge cut to rank k, at its scale or at one of its own."
@@ -169,14 +165,6 @@ def scale_table(targets: Targets, options: argparse.Namespace) -> Table:
         "with all adapters of the first seed."
     )
     return Table("svd-table-2-scales", ["method", *columns], rows, caption)
-
-
-def _value(by_method: dict[str, dict[str, float]], method: str, column: str) -> float:
-    return _mean(by_method, column) if method == "mean" else by_method[method][column]
-
-
-def _mean(by_method: dict[str, dict[str, float]], column: str) -> float:
-    return float(np.mean([by_method[method][column] for method in METHODS]))
 
 
 if __name__ == "__main__":

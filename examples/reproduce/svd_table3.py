@@ -19,7 +19,7 @@ import argparse
 from collections.abc import Iterable
 
 import numpy as np
-from adapters import SCALES, at_norm, load_tasks, norm
+from adapters import SCALES, at_norm, load_tasks, mean_norm, norm
 from evaluation import Evaluator
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
@@ -105,7 +105,7 @@ def one_group(
 ) -> tuple[Scores, dict[int, dict[str, float]]]:
     """Accuracies of one group's merges, and the norms that they have as published, in mean norms of the adapters."""
     adapters, test = load_tasks(names, seed=seed), Evaluator("test", n)
-    one = float(np.mean([norm(adapter) for adapter in adapters]))
+    one = mean_norm(adapters)
     scores: Scores = {}
     norms: dict[int, dict[str, float]] = {}
     for k, by_method in merges(adapters).items():

@@ -59,8 +59,8 @@ def merge(*, method: str, k: Any, weights: Any, scale: Any, **shared: Any) -> No
     An ADAPTER is a PEFT folder, or the safetensors file in it. All must come from one base model, which itself is not
     needed; their ranks may differ. OUT is written whole or not at all.
 
-    Method and scale are those that did well on real adapters without anything being tuned; without -k nothing is cut,
-    and the rank is the sum of theirs.
+    The default method and scale are those that did well on real adapters without anything being tuned. Without -k the
+    default method cuts nothing, and the rank is the sum of the adapters'.
 
     The closing table says how near the merged update is to each adapter's: their cosine, and the norm of their
     difference over the norm of the adapter's update.

@@ -30,14 +30,14 @@ def test_groups_are_merged_at_the_rank_and_scale_asked_for(monkeypatch):
         return AdapterSet(adapter for adapter in adapters if adapter.name in names)
 
     monkeypatch.setattr(beyond_untuned, "load_tasks", load_tasks)
-    monkeypatch.setattr(beyond_untuned, "right_of", lambda merged, names, texts: dict.fromkeys(names, (merged, texts)))
+    monkeypatch.setattr(beyond_untuned, "right_of", lambda merged, names, test: dict.fromkeys(names, (merged, test)))
     found = beyond_untuned.measure(("svd", MATCH, 3, 2), tasks, 3, 10)
     assert list(found) == tasks
     for pair in (adapters[:2], adapters[2:]):
-        merged, texts = found[pair[0].name]
+        merged, test = found[pair[0].name]
         assert merged is found[pair[1].name][0]
         assert set(merged.ranks) == {3}
-        assert texts == range(10)
+        assert (test.split, test.n) == ("test", 10)
         expected = SVDMerger(k=3, scale="match").fit(pair).merged_
         assert norm(merged) == pytest.approx(norm(expected))
         assert norm(merged) > 1.2 * norm(SVDMerger(k=3).fit(pair).merged_)
@@ -46,7 +46,7 @@ def test_groups_are_merged_at_the_rank_and_scale_asked_for(monkeypatch):
 def test_every_method_takes_every_rank(monkeypatch):
     adapters = AdapterSet(make_adapters(2, ranks=4, random_state=0))
     monkeypatch.setattr(beyond_untuned, "load_tasks", lambda names, seed: adapters)
-    monkeypatch.setattr(beyond_untuned, "right_of", lambda merged, names, texts: {"a": merged})
+    monkeypatch.setattr(beyond_untuned, "right_of", lambda merged, names, test: {"a": merged})
     for what in METHODS:
         merged = beyond_untuned.measure((what, MATCH, 3, 2), adapters.names, 0, 5)["a"]
         assert set(merged.ranks) == {3}, what

@@ -61,7 +61,7 @@ def test_one_factor_serves_all_tasks(adapters, monkeypatch):
 
 
 def test_pruned_adapters_are_measured_as_they_are_and_scaled(adapters, monkeypatch):
-    monkeypatch.setattr(lego_pruning, "right_of", lambda adapter, tasks, texts: {tasks[0]: norm(adapter)})
+    monkeypatch.setattr(lego_pruning, "right_of", lambda adapter, tasks, test: {tasks[0]: norm(adapter)})
     found, error = lego_pruning.measure(["a"], (8, "LEGO", 4), 0, 1.5, n=5)
     cut = lego_pruning.pruned(["a"], (8, "LEGO", 4), seed=0)
     for task in adapters.names:
@@ -76,7 +76,7 @@ def rights(*accuracies: float) -> dict[str, np.ndarray]:
 
 def test_what_is_kept():
     own, base = [rights(0.8, 0.9)], rights(0.4, 0.7)
-    assert lego_pruning.kept([rights(0.4, 0.9)], own) == pytest.approx([0.75])
+    assert lego_pruning.normalised([rights(0.4, 0.9)], own) == pytest.approx([0.75])
     assert lego_pruning.gain_kept([rights(0.6, 0.8)], own, base) == pytest.approx([0.5])
 
 

@@ -42,7 +42,7 @@ def test_draws_follow_the_seed(adapters):
 
 
 def test_a_merge_is_measured_as_it_is_and_at_the_norm(adapters, monkeypatch):
-    monkeypatch.setattr(lego_tables67, "right_of", lambda adapter, names, texts: norm(adapter))
+    monkeypatch.setattr(lego_tables67, "right_of", lambda adapter, names, test: norm(adapter))
     one = np.mean([norm(adapter) for adapter in adapters])
     for what in MERGERS:
         found, own = lego_tables67.measure(["a"], what, 0, 2.7, n=5)
