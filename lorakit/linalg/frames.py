@@ -58,13 +58,33 @@ def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
     -------
     Frame
     """
-    n, d = sum(c.shape[1] for c in columns), columns[0].shape[0]
-    if gram and 0 < n <= d and columns[0].dtype != torch.float64:
-        found = _gram_frame(columns)
+    widths, pool = [c.shape[1] for c in columns], joined(columns)
+    d, n = pool.shape
+    if gram and 0 < n <= d and pool.dtype != torch.float64:
+        found = _gram_frame(pool, widths)
         if found is not None:
             return found
-    q, r = torch.linalg.qr(torch.cat([c.double() for c in columns], dim=1))
-    return _QRFrame(list(torch.split(r, [c.shape[1] for c in columns], dim=1)), q, columns[0].dtype)
+    q, r = torch.linalg.qr(pool.double())
+    return _QRFrame(list(torch.split(r, widths, dim=1)), q, pool.dtype)
+
+
+def joined(columns: Sequence[Tensor]) -> Tensor:
+    """Return ``[C_1 ... C_T]``, in memory by rows or by columns as the first of them is."""
+    if len(columns) == 1:
+        return columns[0]
+    # Turning long columns over would take as long as all that is done with them
+    by_rows = columns[0].stride(1) == 1
+    return torch.cat(list(columns), dim=1) if by_rows else torch.cat([c.mT for c in columns]).mT
+
+
+def combine(columns: Tensor, mix: Tensor, *, double: bool) -> Tensor:
+    """Return ``columns @ mix``, (d, R) by float64 (R, k), in the dtype of the columns."""
+    return (columns.double() @ mix).to(columns.dtype) if double else columns @ mix.to(columns.dtype)
+
+
+def combine_rows(mix: Tensor, rows: Tensor, *, double: bool) -> Tensor:
+    """Return ``mix @ rows``, float64 (k, R) by (R, d), in the dtype of the rows."""
+    return (mix @ rows.double()).to(rows.dtype) if double else mix.to(rows.dtype) @ rows
 
 
 class Compressed(NamedTuple):
@@ -114,32 +134,19 @@ class _QRFrame(NamedTuple):
 
 class _GramFrame(NamedTuple):
     blocks: list[Tensor]
-    columns: Sequence[Tensor]
-    inverse: Tensor  # (R, p): Q = [columns] @ inverse
+    columns: Tensor  # (d, R)
+    inverse: Tensor  # (R, p): Q = columns @ inverse
     double: bool  # whether the columns are to be combined in float64
 
     def expand(self, coordinates: Tensor) -> Tensor:
-        mixes = self._mixes(coordinates)
-        out = mixes[0].new_zeros(self.columns[0].shape[0], coordinates.shape[1])
-        for c, mix in zip(self.columns, mixes, strict=True):
-            out.addmm_(c.to(mix.dtype), mix)
-        return out.to(self.columns[0].dtype)
+        return combine(self.columns, self.inverse @ coordinates.double(), double=self.double)
 
     def expand_rows(self, coordinates: Tensor) -> Tensor:
-        mixes = self._mixes(coordinates.mT)
-        out = mixes[0].new_zeros(coordinates.shape[0], self.columns[0].shape[0])
-        for c, mix in zip(self.columns, mixes, strict=True):
-            out.addmm_(mix.mT, c.mT.to(mix.dtype))
-        return out.to(self.columns[0].dtype)
-
-    def _mixes(self, coordinates: Tensor) -> tuple[Tensor, ...]:
-        """Return how the columns of each matrix are to be combined."""
-        dtype = torch.float64 if self.double else self.columns[0].dtype
-        return torch.split((self.inverse @ coordinates.double()).to(dtype), [c.shape[1] for c in self.columns])
+        return combine_rows(coordinates.double() @ self.inverse.mT, self.columns.mT, double=self.double)
 
 
-def _gram_frame(columns: Sequence[Tensor]) -> _GramFrame | None:
-    gram = gram_of(columns)
+def _gram_frame(columns: Tensor, widths: Sequence[int]) -> _GramFrame | None:
+    gram = gram_of([columns])
     lengths = gram.diagonal().sqrt()
     inverse_lengths = torch.where(lengths > 0, 1 / lengths, 0)
     # Columns of length 1: what their lengths differ by costs no digits. Those that are zero (padding) stand apart.
@@ -152,7 +159,7 @@ def _gram_frame(columns: Sequence[Tensor]) -> _GramFrame | None:
     condition = _norm_1(unit) * _norm_1(triangle @ triangle.mT)
     if not condition <= _CONDITION:
         return None
-    blocks = (lower.mT * lengths).split([c.shape[1] for c in columns], dim=1)
+    blocks = (lower.mT * lengths).split(list(widths), dim=1)
     return _GramFrame(list(blocks), columns, inverse_lengths[:, None] * triangle, condition > _CONDITION_SINGLE)
 
 

@@ -83,7 +83,11 @@ def gram_of(columns: Sequence[Tensor]) -> Tensor:
             gram.addmm_(part.mT, part)
         else:
             gram.addmm_(part, part.mT)
-    return torch.from_numpy(np.triu(half) + np.triu(half, 1).T) if on_host else gram
+    if not on_host:
+        return gram
+    whole = half + half.T
+    np.fill_diagonal(whole, half.diagonal())
+    return torch.from_numpy(whole)
 
 
 def frobenius_norm(x: Update) -> Tensor:

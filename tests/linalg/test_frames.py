@@ -139,6 +139,39 @@ def test_gram_path_against_qr_by_condition(monkeypatch, condition):
     assert was_gram == (condition <= 1e3)
 
 
+def dense(updates, weights):
+    return sum(w * b.double() @ a.double() for w, (a, b) in zip(weights, updates, strict=True))
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-3, 1e-6])
+def test_adapters_that_cancel(apart):
+    """What is left of two adapters that nearly are one is as exact as they are."""
+    (a,), (b,), (noise,) = columns(400, [8], 10), columns(300, [8], 10, seed=1), columns(400, [8], seed=2)
+    updates = [(a.mT, b), ((a + apart * noise).mT, b)]
+    left, values, right = torch.linalg.svd(dense(updates, [1, -1]), full_matrices=False)
+    expected = (left[:, :4] * values[:4]) @ right[:4]
+    u, s, vh = svd_of_sum(updates, [1, -1], 4)
+    assert ((u.double() * s[:4].double()) @ vh.double() - expected).norm() <= 1e-6 * expected.norm()
+
+
+@pytest.mark.parametrize("condition", [1, 1e3, 1e6])
+def test_inputs_alone_that_nearly_depend_on_one_another(monkeypatch, condition):
+    a, b = columns(400, [8, 8, 8], condition, seed=1), columns(500, [8, 8, 8], seed=2)
+    updates = [(x.mT, y) for x, y in zip(a, b, strict=True)]
+    for k in (3, 24):
+        assert gram_against_qr(monkeypatch, updates, k)[0] < 1e-5
+
+
+def test_singular_values_far_below_the_largest():
+    a, b = columns(400, [4, 4], 1e7), columns(500, [4, 4], seed=2)
+    updates = [(x.mT, y) for x, y in zip(a, b, strict=True)]
+    u, s, vh = svd_of_sum(updates, [1, 1])
+    expected = torch.linalg.svdvals(dense(updates, [1, 1]))[:8]
+    torch.testing.assert_close(s.double(), expected, rtol=1e-6, atol=0)
+    for basis in (u, vh.mT):
+        assert (basis.double().mT @ basis.double() - torch.eye(8)).abs().max() <= 1e-6
+
+
 def test_singular_values_alone():
     updates = [(c.mT, d) for c, d in zip(columns(40, [3, 4]), columns(30, [3, 4], seed=1), strict=True)]
     expected = torch.linalg.svdvals(
