@@ -152,8 +152,9 @@ def standing(scores: Mapping[str, Sequence[float]], method: str, rival: str | No
     against = f"the {rival}" if rival else f"the best other, {best}"
     ahead = [a - b for a, b in zip(scores[method], scores[rival or best], strict=True)]
     place = 1 + sum(mean > means[method] for mean in means.values())
+    sign, side = (1, "ahead of") if np.mean(ahead) >= 0 else (-1, "behind")
     return (
-        f"{method} is number {place} of {len(scores)}, {mean_spread([100 * a for a in ahead], 1)} points ahead of "
+        f"{method} is number {place} of {len(scores)}, {mean_spread([sign * 100 * a for a in ahead], 1)} points {side} "
         f"{against} (ahead in {sum(a > 0 for a in ahead)} of {len(ahead)} seeds)."
     )
 

@@ -34,8 +34,10 @@ from sklearn.base import clone
 
 from lorakit import Adapter, LoraFactors, load_adapters, rank_path, results_on_disk, save_adapter
 from lorakit.discovery import all_estimators, all_methods
+from lorakit.io import _provenance
 from lorakit.linalg import frame_of, split_svd, svd_of_sum
-from lorakit.linalg.frames import gram_of
+from lorakit.linalg.frames import combine_rows, joined
+from lorakit.linalg.products import gram_of
 
 K = 32
 KS = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -69,6 +71,7 @@ def mergers() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def merge(merger: Any, paths: Sequence[Path], out: Path) -> None:
     """Merge from files to a file, results on disk in between."""
+    _provenance._digest.cache_clear()  # a process hashes an input once, and this one merges them many times
     merger = clone(merger)
     with results_on_disk(out.parent):
         merger.fit(load_adapters(paths))
@@ -204,31 +207,47 @@ def sweep(paths: Sequence[Path], repeat: int) -> Table:
 def parts(paths: Sequence[Path], whole: Load, repeat: int) -> Table:
     """Where the time of SVD goes: its steps on the factors of one layer, in memory, times the number of layers."""
     X = load_adapters(paths)
-    modules = {module: X.factors(module) for module in X.module_names}
-    sides = [side for updates in modules.values() for side in ([u.B for u in updates], [u.A.mT for u in updates])]
+    modules = [X.factors(module) for module in X.module_names]
     weights = [1 / len(X)] * len(X)
-    frames = [frame_of(side) for side in sides]
-    cores = [torch.cat(o.blocks, 1) @ torch.cat(i.blocks, 1).mT for o, i in zip(*[iter(frames)] * 2, strict=True)]
-    small = [torch.linalg.svd(core) for core in cores]
+    outputs = [joined([u.B for u in updates]) for updates in modules]
+    inputs = [joined([u.A.mT for u in updates]) for updates in modules]
+    frames = [frame_of([columns]) for columns in outputs]
+    # of the size, and as well separated, as those whose eigenvectors are wanted
+    cores = [
+        frame.blocks[0] @ gram_of([columns]) @ frame.blocks[0].mT for frame, columns in zip(frames, inputs, strict=True)
+    ]
+    few = [torch.linalg.eigh(core).eigenvectors[:, -K:] for core in cores]
+    svds = [svd_of_sum(updates, weights, K) for updates in modules]
     found = interleaved(
         {
-            "gram": lambda: [gram_of(side) for side in sides],
-            "frames": lambda: [frame_of(side) for side in sides],
-            "core": lambda: [torch.linalg.svd(core) for core in cores],
-            "expand": lambda: [frame.expand(small[i // 2].U[:, :K]) for i, frame in enumerate(frames)],
-            "all": lambda: [split_svd(*svd_of_sum(updates, weights, K), K) for updates in modules.values()],
+            "pool": lambda: [joined(side) for u in modules for side in ([f.B for f in u], [f.A.mT for f in u])],
+            "gram": lambda: [gram_of([columns]) for columns in outputs + inputs],
+            "gram, outputs": lambda: [gram_of([columns]) for columns in outputs],
+            "frames": lambda: [frame_of([columns]) for columns in outputs],
+            "eigen": lambda: [torch.linalg.eigh(core) for core in cores],
+            "outputs": lambda: [frame.expand(u) for frame, u in zip(frames, few, strict=True)],
+            "inputs": lambda: [
+                combine_rows(u.mT, columns.mT, double=False) for u, columns in zip(few, inputs, strict=True)
+            ],
+            "split": lambda: [split_svd(*svd, K) for svd in svds],
+            "all": lambda: [split_svd(*svd_of_sum(updates, weights, K), K) for updates in modules],
         },
         repeat=max(3, repeat),
     )
     times = whole.n_modules / len(modules)
     cpu = {name: times * c.cpu for name, c in found.items()}
+    algebra = {
+        "putting the units of all adapters together": cpu["pool"],
+        "Gram matrices, R^2 (d_in + d_out) in float64": cpu["gram"],
+        "Cholesky factor and its inverse, for outputs": cpu["frames"] - cpu["gram, outputs"],
+        "eigenvectors of an R x R matrix": cpu["eigen"],
+        "k singular vectors, R k (d_in + d_out)": cpu["outputs"] + cpu["inputs"],
+        "signs, splitting": cpu["split"],
+    }
     steps = {
         "read, cast, scale": whole.parts["read, cast: lorakit"].cpu,
-        "Gram matrices, R^2 (d_in + d_out) in float64": cpu["gram"],
-        "their Cholesky factors, inverted": cpu["frames"] - cpu["gram"],
-        "SVD of the R x R core": cpu["core"],
-        "k singular vectors, R k (d_in + d_out)": cpu["expand"],
-        "other algebra: signs, splitting": cpu["all"] - cpu["frames"] - cpu["core"] - cpu["expand"],
+        **algebra,
+        "small products": cpu["all"] - sum(algebra.values()),
         "write": whole.parts["write rank 32: lorakit"].cpu,
         "hash of the inputs": whole.parts["hash of the inputs"].cpu,
     }

@@ -125,10 +125,10 @@ def test_means_and_spreads():
 def test_who_is_first_and_by_how_much():
     scores = {"SVD": [0.5, 1.0], "LEGO": [0.75, 0.5], "TIES": [0.75, 1.0], "average": [0.125, 0.25]}
     assert standing(scores, "LEGO") == (
-        "LEGO is number 3 of 4, -25.0 ± 35.4 points ahead of the best other, TIES (ahead in 0 of 2 seeds)."
+        "LEGO is number 3 of 4, 25.0 ± 35.4 points behind the best other, TIES (ahead in 0 of 2 seeds)."
     )
     assert standing(scores, "LEGO", "SVD") == (
-        "LEGO is number 3 of 4, -12.5 ± 53.0 points ahead of the SVD (ahead in 1 of 2 seeds)."
+        "LEGO is number 3 of 4, 12.5 ± 53.0 points behind the SVD (ahead in 1 of 2 seeds)."
     )
     assert standing(scores, "TIES").startswith("TIES is number 1 of 4, 12.5 ± 17.7 points ahead of the best other, SVD")
 
