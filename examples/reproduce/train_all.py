@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Iterator
 
-from tasks import TRAINED, available
+from tasks import TRAINED, USUAL, available
 from training import Training, folder_of, metrics_of, trained
 
 SEEDS = (0, 1, 2)
@@ -36,8 +36,8 @@ def _wanted() -> Iterator[Training]:
     yield from (Training(task, rank=4) for task in NARROW)
     for seed in SEEDS[1:]:
         yield from (Training(task, seed=seed) for task in TRAINED)
-    yield from (Training(task, shared_start=True) for task in TRAINED)
-    yield from (Training(task, rank=16) for task in TRAINED)
+    yield from (Training(task, shared_start=True) for task in USUAL)
+    yield from (Training(task, rank=16) for task in USUAL)
     for seed in SEEDS[1:]:
         yield from (added(task, seed) for task in ADDED)
         yield from (Training(task, rank=16, seed=seed) for task in WIDE)

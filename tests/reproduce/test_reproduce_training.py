@@ -106,5 +106,5 @@ def test_the_list_of_trainings_has_each_once_and_seed_0_first():
     assert len(set(wanted)) == len(wanted)
     assert wanted[: len(train_all.TRAINED)] == [Training(task) for task in train_all.TRAINED]
     assert {t.seed for t in wanted if t.rank == 8 and t.task == "wn_pos"} == {0, 1, 2}
-    assert {t.task for t in wanted if t.rank == 16} == set(train_all.TRAINED)
+    assert {t.task for t in wanted if t.rank == 16} == set(train_all.USUAL)
     assert all(t.task in ("movie", "icd10") for t in train_all.trainings(["movie", "icd10"]))
