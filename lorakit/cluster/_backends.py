@@ -14,20 +14,23 @@ from sklearn.cluster import KMeans
 
 from .._execution import gpu, one_thread
 from ._lloyd import lloyd
+from ._pairwise import lloyd as lloyd_numpy
+from ._pairwise import squared_distances
 from ._rows import Floats, Ints
 
-Backend = Literal["auto", "sklearn", "torch", "cuml"]
-BACKENDS = ("auto", "sklearn", "torch", "cuml")
+Backend = Literal["auto", "numpy", "sklearn", "torch", "cuml"]
+BACKENDS = ("auto", "numpy", "sklearn", "torch", "cuml")
 
 _ROUND_OFF = 1e-12  # cuML's tolerance: an inertia that falls by less has stopped falling
 # Most memory of one batch of torch's, unless a single start takes more. A CPU is fastest while a batch fits its cache.
 _BATCH_BYTES = {"cpu": 2**24, "gpu": 2**28}
+_DISTANCES = 2**18  # the same for NumPy: most distances from points to centres that it goes through at a time
 
 
 class Engine(NamedTuple):
     """A library and the device it computes on."""
 
-    backend: str  # 'sklearn', 'torch' or 'cuml'
+    backend: str  # 'numpy', 'sklearn', 'torch' or 'cuml'
     device: str | None = None  # as torch names it; None is the CPU
 
 
@@ -38,6 +41,7 @@ class Problem(NamedTuple):
     weights: Floats  # (n,)
     seeds: Ints  # (n_init, k), the points that each start takes for its centres
     tol: float  # squared shift of the centres at which to stop, relative to the mean variance of the d coordinates
+    squared: Floats | None = None  # (n, n), squared distances between the points, where they are known
 
 
 class Run(NamedTuple):
@@ -53,8 +57,8 @@ def choose_engine(backend: str, device: str | None) -> Engine:
 
     Parameters
     ----------
-    backend : {'auto', 'sklearn', 'torch', 'cuml'}
-        'auto' is cuML on an NVIDIA GPU if it can be imported, torch on one if not, and scikit-learn elsewhere.
+    backend : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}
+        'auto' is cuML on an NVIDIA GPU if it can be imported, torch on one if not, and NumPy elsewhere.
     device : str or None
         As torch names it; None is the CPU.
 
@@ -73,7 +77,7 @@ def choose_engine(backend: str, device: str | None) -> Engine:
             raise ValueError(f"device {device!r} cannot be used: {reason}; pass device=None for the CPU") from error
     on_gpu = gpu(device) is not None
     if backend == "auto":
-        backend = ("torch" if isinstance(_cuml(), Exception) else "cuml") if on_gpu else "sklearn"
+        backend = ("torch" if isinstance(_cuml(), Exception) else "cuml") if on_gpu else "numpy"
     elif backend == "cuml":
         if not on_gpu:
             raise ValueError(
@@ -117,6 +121,8 @@ def solve(problems: Sequence[Problem], engine: Engine, *, max_iter: int) -> list
     # Past 256 rows scikit-learn takes several OpenMP threads and adds their sums in the order in which they finish:
     # results would depend on the machine and, with three threads or more, on the run.
     with one_thread():
+        if engine.backend == "numpy":
+            return [_solve_numpy(problem, max_iter) for problem in problems]
         if engine.backend == "torch":
             return _solve_torch(problems, engine.device, max_iter)
         if engine.backend == "cuml":
@@ -125,9 +131,26 @@ def solve(problems: Sequence[Problem], engine: Engine, *, max_iter: int) -> list
             return [[lloyd_sklearn(p, s, max_iter=max_iter) for s in p.seeds] for p in problems]
 
 
+def _solve_numpy(problem: Problem, max_iter: int) -> list[Run]:
+    """All starts of a problem at once, as far as its distances fit the cache."""
+    points, weights, seeds, tol, squared = problem
+    size = max(1, _DISTANCES // (len(points) * seeds.shape[1]))
+    options: dict[str, Any] = {"max_iter": max_iter, "tol": tol * points.var(axis=0).mean()}
+    squared = squared_distances(points) if squared is None else squared
+    solved = [
+        lloyd_numpy(points, squared, weights, seeds[first : first + size], **options)
+        for first in range(0, len(seeds), size)
+    ]
+    return [
+        Run(labels, float(inertia), int(n_iter))
+        for batch in solved
+        for labels, inertia, n_iter in zip(*batch, strict=True)
+    ]
+
+
 def lloyd_sklearn(problem: Problem, seeds: Ints, *, max_iter: int) -> Run:
     """Run one start with :class:`sklearn.cluster.KMeans`."""
-    points, weights, _, tol = problem
+    points, weights, _, tol, _ = problem
     # Composed, not subclassed: cuml.accel swaps the class, and a subclass of its proxy would run on the CPU unseen
     kmeans = KMeans(len(seeds), init=points[seeds], n_init=1, algorithm="lloyd", max_iter=max_iter, tol=tol)
     kmeans.fit(points, sample_weight=weights)
@@ -142,7 +165,7 @@ def lloyd_cuml(problem: Problem, seeds: Ints, device: str | None, *, max_iter: i
     round-off: starts then end where scikit-learn's do. Inertia is computed anew, because cuML's is of those points, and
     of weights that some versions scale.
     """
-    points, weights, _, tol = problem
+    points, weights, _, tol, _ = problem
     shift = max(tol, _ROUND_OFF) * points.var(axis=0).mean()  # cuML takes no tol of 0
     # float64, as the others: clusters are decided by small differences, and the points are few. NumPy arrays, since the
     # points were made on the host: cuML copies them itself, in order with its own work.

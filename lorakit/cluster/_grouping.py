@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from sklearn.base import ClusterMixin, clone
 from sklearn.utils.validation import has_fit_parameter
 
 from ._backends import Engine, Problem, solve
-from ._partition import Partition, number_clusters, pose, settle
+from ._partition import Partition, number_clusters, pose_each, settle
 from ._rows import Floats, Ints, isometric_coordinates
 
 _TOL = 1e-4  # MSUKMeans' default
@@ -22,19 +23,24 @@ class Posed(NamedTuple):
     problem: Problem | Partition  # a partition where nothing is left for k-means to do
     order: Ints  # (n,), the canonical order of the points that the problem has
 
+    def lighter(self) -> Posed:
+        """Return it without what was needed to pose it only, to be kept beside many others."""
+        problem = self.problem
+        return self._replace(problem=problem._replace(squared=None)) if isinstance(problem, Problem) else self
+
 
 def pose_points(
     points: Floats,
     weights: Floats,
     order: Ints,
-    k: int | None,
+    ks: Sequence[int | None],
     clusterer: ClusterMixin | None,
     *,
     n_init: int,
     width: int,
     rng: np.random.RandomState,
-) -> Posed:
-    """Prepare points for k-means, or cluster them at once with another clusterer.
+) -> list[Posed]:
+    """Prepare points for k-means with each number of clusters, or cluster them at once with another clusterer.
 
     Parameters
     ----------
@@ -44,22 +50,26 @@ def pose_points(
         Positive weights, of mean 1 over what the points stand for.
     order : ndarray of shape (n,)
         A canonical order of the points.
-    k : int or None
-        Number of clusters, at least 1; None leaves it to the clusterer.
+    ks : sequence of (int or None)
+        Numbers of clusters, at least 1; None leaves it to the clusterer.
     clusterer : ClusterMixin or None
-        Cloned, not changed. None is k-means, which needs ``k``.
+        Cloned, not changed. None is k-means, which needs numbers.
     n_init : int
         Starts of k-means.
     width : int
         Number of features that k-means' tolerance is relative to.
     rng : RandomState
-        Source of all randomness.
+        Source of all randomness, for each number from the state that it is in.
     """
     points, weights = points[order], weights[order]
+    problems: Sequence[Problem | Partition]
     if clusterer is not None:
-        return Posed(_fit(clusterer, points, weights, k, rng), order)
-    assert k is not None
-    return Posed(pose(points, weights, k, n_init=n_init, tol=_TOL, width=width, rng=rng), order)
+        problems = [_fit(clusterer, points, weights, k, deepcopy(rng)) for k in ks]
+    else:
+        numbers = [k for k in ks if k is not None]
+        assert len(numbers) == len(ks)
+        problems = pose_each(points, weights, numbers, n_init=n_init, tol=_TOL, width=width, rng=rng)
+    return [Posed(problem, order) for problem in problems]
 
 
 def solve_posed(posed: Sequence[Posed], engine: Engine | None, *, max_iter: int) -> list[Partition]:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics.pairwise import euclidean_distances
 
 from ._backends import Engine, Problem, Run, solve
+from ._pairwise import squared_distances
 from ._rows import Floats, Ints, isometric_coordinates, squared_residuals
 from ._seeding import plusplus
 
@@ -57,20 +57,31 @@ def partition(
 def pose(
     rows: Floats, weights: Floats, n_clusters: int, *, n_init: int, tol: float, width: int, rng: np.random.RandomState
 ) -> Problem | Partition:
-    """Return what Lloyd's algorithm is to solve, or the partition where there is nothing to solve.
+    """Return what Lloyd's algorithm is to solve: :func:`pose_each` for one number of clusters."""
+    return pose_each(rows, weights, [n_clusters], n_init=n_init, tol=tol, width=width, rng=rng)[0]
 
-    The parameters are those of :func:`partition`; ``width`` is the number of features that the tolerance is relative
-    to. It holds coordinates and no rows: a whole model's fit in memory.
+
+def pose_each(
+    rows: Floats, weights: Floats, ks: Sequence[int], *, n_init: int, tol: float, width: int, rng: np.random.RandomState
+) -> list[Problem | Partition]:
+    """Return what Lloyd's algorithm is to solve for each number of clusters, or the partition if nothing is to solve.
+
+    The parameters are those of :func:`partition`, ``rng`` for each number from the state that it is in; ``width`` is
+    the number of features that the tolerance is relative to.
     """
-    if len(rows) <= n_clusters:  # not left to k-means++, to which rows that differ by round-off are the same
-        return Partition(np.arange(len(rows)), 1)
-    # As many coordinates as rows are few enough
-    points = isometric_coordinates(rows) if len(rows) < rows.shape[1] else rows - rows.mean(axis=0)
-    squared = euclidean_distances(points, squared=True)
-    # Seeded here and not by the backend: backends that start alike agree
-    seeds = plusplus(squared, weights, n_clusters, n_init, rng)
-    # Fewer coordinates hold the same variance: each holds more, and the tolerance is relative to their mean
-    return Problem(points, weights, seeds, tol * points.shape[1] / width)
+    n = len(rows)
+    # Not left to k-means++, to which rows that differ by round-off are the same
+    posed: dict[int, Problem | Partition] = {k: Partition(np.arange(n), 1) for k in ks if k >= n}
+    fewer = [k for k in dict.fromkeys(ks) if k < n]
+    if fewer:
+        # As many coordinates as rows are few enough
+        points = isometric_coordinates(rows) if n < rows.shape[1] else rows - rows.mean(axis=0)
+        squared = squared_distances(points)
+        # Seeded here and not by the backend: backends that start alike agree
+        for k, seeds in zip(fewer, plusplus(squared, weights, fewer, n_init, rng), strict=True):
+            # Fewer coordinates hold the same variance: each holds more, and the tolerance is relative to their mean
+            posed[k] = Problem(points, weights, seeds, tol * points.shape[1] / width, squared)
+    return [posed[k] for k in ks]
 
 
 def settle(problem: Problem, runs: Sequence[Run]) -> Partition:
@@ -89,7 +100,7 @@ def fill_clusters(points: Floats, weights: Floats, labels: Ints, n_clusters: int
     Lloyd's algorithm can leave a cluster empty, mostly where points differ by no more than round-off.
     """
     labels = labels.copy()
-    for empty in np.setdiff1d(np.arange(n_clusters), labels):
+    for empty in np.flatnonzero(np.bincount(labels, minlength=n_clusters) == 0):
         alone = np.bincount(labels)[labels] == 1
         labels[np.where(alone, -1, squared_residuals(points, weights, labels)).argmax()] = empty
     return labels

@@ -11,7 +11,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 
-_PREFIX = 16  # columns that nearly always tell rows apart
+PREFIX = 16  # columns that nearly always tell rows apart
 
 
 def argsort_rows(rows: NDArray[np.floating]) -> Ints:
@@ -20,9 +20,9 @@ def argsort_rows(rows: NDArray[np.floating]) -> Ints:
     The order is that of the numbers, not of their bytes in memory: it stays the same when all rows are scaled by one
     positive factor, so a common LoRA scale does not change which rows k-means is seeded with.
     """
-    order = _argsort_bytes(rows[:, :_PREFIX])
-    prefix = rows[order, :_PREFIX]
-    if rows.shape[1] > _PREFIX and (prefix[1:] == prefix[:-1]).all(axis=1).any():
+    order = _argsort_bytes(rows[:, :PREFIX])
+    prefix = rows[order, :PREFIX]
+    if rows.shape[1] > PREFIX and (prefix[1:] == prefix[:-1]).all(axis=1).any():
         return _argsort_bytes(rows)
     return order
 
@@ -55,7 +55,7 @@ def distinct_rows(X: NDArray[np.floating], weights: Floats) -> Distinct:
         Their weights.
     """
     order = argsort_rows(X)
-    prefix = X[order, :_PREFIX]
+    prefix = X[order, :PREFIX]
     new = np.ones(len(X), dtype=bool)
     new[1:] = (prefix[1:] != prefix[:-1]).any(axis=1)
     for i in np.flatnonzero(~new):

@@ -47,12 +47,12 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         features over the distinct rows.
     random_state : int, RandomState instance or None, default=None
         Source of the seedings. Pass an int for the same result in every call.
-    backend : {'auto', 'sklearn', 'torch', 'cuml'}, default='auto'
+    backend : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}, default='auto'
         Library that runs Lloyd's algorithm; all of them start from the same seeds. 'auto' is cuML if ``device`` is an
-        NVIDIA GPU and cuML can be imported, torch on such a GPU without cuML, and scikit-learn otherwise. 'torch' runs
-        all starts at once, on any device.
+        NVIDIA GPU and cuML can be imported, torch on such a GPU without cuML, and NumPy otherwise. 'numpy' and 'torch'
+        run all starts at once, torch on any device.
     device : str, default=None
-        Device of that library, as torch names it; None is the CPU. scikit-learn has no other.
+        Device of that library, as torch names it; None is the CPU. NumPy and scikit-learn have no other.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         Weighted sum of the squared distances of the rows to the means of their clusters.
     n_iter_ : int
         Iterations of the start that was kept.
-    backend_ : {'sklearn', 'torch', 'cuml'}
+    backend_ : {'numpy', 'sklearn', 'torch', 'cuml'}
         Library that ran.
     n_features_in_ : int
         Number of features seen in fit.
@@ -74,7 +74,7 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     See Also
     --------
-    sklearn.cluster.KMeans : The algorithm itself, which runs underneath on the CPU.
+    sklearn.cluster.KMeans : The algorithm itself, which ``backend='sklearn'`` runs underneath.
 
     Notes
     -----

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from sklearn import config_context
+from scipy.sparse import csr_array
 from sklearn.base import ClusterMixin
 from torch import Tensor
-from torch.nn.functional import pad
 
 from ..factors import LoraFactors
-from ..linalg import align_svd, balance_msus, frame_of, pool_msus, split_msus
+from ..linalg import frame_of, pool_msus, split_msus
 from ._backends import BACKENDS, Backend, Engine, choose_engine
 from ._coordinates import Metric, aligned_signs, canonical_signs, coordinates, cosine_scales
 from ._grouping import Posed, pose_points, solve_posed
 from ._partition import Partition
+from ._pooling import Align, distinct_units, in_order, pool_of
 from ._rows import Distinct, Floats, Ints, argsort_rows, distinct_rows, squared_residuals
 
 __all__ = [
@@ -43,21 +42,8 @@ __all__ = [
 ]
 
 Norm = Literal["inf", "l2"]
-Align = Literal["balance", "svd"]
 
 
-def _by_svd(update: LoraFactors) -> tuple[Tensor, Tensor]:
-    """As many units as before: those beyond what a narrow module's update can have are zero."""
-    a, b = align_svd(update)
-    more = update.rank - len(a)
-    return (pad(a, (0, 0, 0, more)), pad(b, (0, more))) if more else (a, b)
-
-
-_ALIGN: dict[str | None, Callable[[LoraFactors], tuple[Tensor, Tensor]]] = {
-    None: lambda update: (update.A, update.B),
-    "balance": balance_msus,
-    "svd": _by_svd,
-}
 _NORMS: dict[str, Callable[[Tensor], Tensor]] = {
     # by the extremes: many times faster than a norm of order infinity, or than torch.aminmax
     "inf": lambda rows: torch.maximum(rows.amax(dim=1), -rows.amin(dim=1)),
@@ -139,7 +125,9 @@ def pose_units(
     metric, clusterer, n_init, rng
         As in :func:`reassemble`.
     """
-    return _pose(_place_units(units, weights, metric), k, clusterer=clusterer, n_init=n_init, rng=rng)
+    update = LoraFactors(units, units.new_empty(0, len(units)))
+    placed = _place_units([update], weights, metric)
+    return _pose(placed, [k], clusterer=clusterer, n_init=n_init, rng=rng)[0]
 
 
 class _Placed(NamedTuple):
@@ -153,45 +141,52 @@ class _Placed(NamedTuple):
     width: int  # number of features that k-means' tolerance is relative to
 
 
-def _tell_apart(units: Tensor, weights: Floats, metric: Metric) -> tuple[_Pooled, Tensor, np.ndarray]:
-    """Return what to know of a pool's distinct units; these units, (m, d); and the whole pool, (R, d), on the host."""
-    host = units.cpu().numpy()
+def _tell_apart(updates: Sequence[LoraFactors], weights: Floats, metric: Metric) -> tuple[_Pooled, Tensor]:
+    """Return what to know of a pool's distinct units, and these units, (m, d)."""
     signed = metric == "sign_invariant"
-    flips = canonical_signs(host) if signed else np.ones(len(host))
-    distinct = distinct_rows(host * flips[:, None].astype(host.dtype) if signed else host, weights)
+    flips = np.ones(len(weights))
+    if signed:
+        host = pool_msus(updates).cpu().numpy()
+        flips = canonical_signs(host)
+        distinct = distinct_rows(host * flips[:, None].astype(host.dtype), weights)
+    else:
+        distinct = distinct_units(updates, weights)
+    units = in_order(updates, distinct)
     # Distances in an orthonormal frame of the units are those of the units, which are long
-    chosen = _taken(units, distinct.chosen)
-    (block,) = frame_of([chosen.mT]).blocks
+    (block,) = frame_of([units.mT]).blocks
     rows = np.ascontiguousarray(block.mT.cpu().numpy()) * flips[distinct.chosen, None]
-    return _Pooled(distinct, flips, rows, signed), chosen, host
+    return _Pooled(distinct, flips, rows, signed), units
 
 
-def _place_units(units: Tensor, weights: Floats, metric: Metric) -> _Placed:
-    pooled, chosen, host = _tell_apart(units, weights, metric)
+def _place_units(updates: Sequence[LoraFactors], weights: Floats, metric: Metric) -> _Placed:
+    pooled, units = _tell_apart(updates, weights, metric)
     points = coordinates(pooled.rows, metric)
     # Starts are drawn by position: what the metric does not see may not place a unit
     order = np.arange(len(pooled.rows))
     if metric == "cosine":
-        order = argsort_rows(host[pooled.distinct.chosen] * cosine_scales(pooled.rows))
+        order = argsort_rows(units.cpu().numpy() * cosine_scales(pooled.rows))
     # to a clusterer that counts, one of mean weight is one
-    counts = pooled.distinct.totals * (len(units) / weights.sum())
+    counts = pooled.distinct.totals * (len(weights) / weights.sum())
     width = points.shape[1] if pooled.signed else units.shape[1]
-    return _Placed(pooled, chosen, points, counts, order, width)
+    return _Placed(pooled, units, points, counts, order, width)
 
 
 def _pose(
-    placed: _Placed, k: int | None, *, clusterer: ClusterMixin | None, n_init: int, rng: np.random.RandomState
-) -> PosedUnits:
+    placed: _Placed,
+    ks: Sequence[int | None],
+    *,
+    clusterer: ClusterMixin | None,
+    n_init: int,
+    rng: np.random.RandomState,
+) -> list[PosedUnits]:
     pooled, _, points, counts, order, width = placed
-    posed = pose_points(points, counts, order, k, clusterer, n_init=n_init, width=width, rng=rng)
-    return PosedUnits(pooled, posed)
+    posed = pose_points(points, counts, order, ks, clusterer, n_init=n_init, width=width, rng=rng)
+    return [PosedUnits(pooled, problem) for problem in posed]
 
 
 def solve_units(posed: Sequence[PosedUnits], engine: Engine | None, *, max_iter: int) -> list[FoundUnits]:
     """Cluster the units of many modules, in one call of the engine."""
-    # The points are our own: checking them for each start takes scikit-learn about as long as the start
-    with config_context(assume_finite=True, skip_parameter_validation=True):
-        partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
+    partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
     return [_settled(module.pooled, *found) for module, found in zip(posed, partitions, strict=True)]
 
 
@@ -200,10 +195,6 @@ def _settled(pooled: _Pooled, labels: Ints, n_iter: int | None) -> FoundUnits:
     turns = pooled.turns(labels)
     inertia = float(squared_residuals(rows * turns[:, None], distinct.totals, labels).sum()) if len(rows) else 0.0
     return FoundUnits(distinct, labels, flips[distinct.chosen] * turns, inertia, n_iter)
-
-
-def _taken(units: Tensor, positions: Ints) -> Tensor:
-    return units.index_select(0, torch.from_numpy(positions).to(units.device))
 
 
 def cluster_shares(labels: Ints, weights: Floats) -> Floats:
@@ -222,7 +213,7 @@ def _centroids(
     ``scale`` gives the factor on k units' update.
     """
     shares = cluster_shares(found.labels, found.distinct.totals)
-    centroids = torch.from_numpy(shares * found.signs).to(rows) @ rows
+    centroids = _mixed(shares * found.signs, rows)
     root = scale(len(centroids)) ** 0.5  # a unit's halves share the factor
     if norm is not None and sizes is not None:
         before, after = torch.from_numpy(shares).to(rows) @ sizes, _NORMS[norm](centroids)
@@ -232,30 +223,12 @@ def _centroids(
     return centroids
 
 
-class _Pool(NamedTuple):
-    """The MSUs of the adapters that take part in one module."""
-
-    units: Tensor  # (R, d_in + d_out)
-    weights: Floats  # (R,)
-    d_in: int
-    mean_rank: float
-    active: list[bool]  # (n_adapters,), which adapters those are
-
-    def number(self, k: int | None) -> int:
-        """Return how many clusters k-means is to make: twice the mean rank where it is not said."""
-        return round(2 * self.mean_rank) if k is None else k
-
-
-def _pool(updates: Sequence[LoraFactors], weights: np.ndarray, align: Align | None) -> _Pool | None:
-    """None where every adapter that has the module weighs nothing."""
-    active = [w > 0 and update.rank > 0 for update, w in zip(updates, weights, strict=True)]
-    pooled = [LoraFactors(*_ALIGN[align](u)) for u, on in zip(updates, active, strict=True) if on]
-    if not pooled:
-        return None
-    ranks = np.array([update.rank for update in pooled])
-    share = weights[active]
-    mean_rank = float(ranks @ share / share.sum())
-    return _Pool(pool_msus(pooled), np.repeat(share, ranks), pooled[0].d_in, mean_rank, active)
+def _mixed(shares: Floats, rows: Tensor) -> Tensor:
+    """Return ``shares @ rows``, (k, m) by (m, d), where each row has a share in one result."""
+    if rows.device.type != "cpu":
+        return torch.from_numpy(shares).to(rows) @ rows
+    values = rows.numpy()  # m additions of rows, where the product has k m
+    return torch.from_numpy(csr_array(shares.astype(values.dtype)) @ values)
 
 
 def pose_module(
@@ -273,13 +246,14 @@ def pose_module(
     Made first for all modules, it lets :func:`solve_units` take them together; each module's ``found`` then goes to
     :func:`reassemble`.
     """
-    pool = _pool(updates, weights, align)
+    pool = pool_of(updates, weights, align)
     if pool is None:
         none = np.empty(0, dtype=np.intp)
         empty = _Pooled(Distinct(none, np.empty(0), none), np.empty(0), np.empty((0, 0)), False)
         return [PosedUnits(empty, Posed(Partition(none, 0), none))] * len(ks)
-    placed = _place_units(pool.units, pool.weights, metric)
-    return [_pose(placed, pool.number(k), clusterer=None, n_init=n_init, rng=deepcopy(rng)) for k in ks]
+    placed = _place_units(pool.updates, pool.weights, metric)
+    posed = _pose(placed, [pool.number(k) for k in ks], clusterer=None, n_init=n_init, rng=rng)
+    return [PosedUnits(pooled, one.lighter()) for pooled, one in posed]
 
 
 def reassemble(
@@ -330,17 +304,16 @@ def reassemble(
     """
     owners = np.repeat(np.arange(len(updates)), [update.rank for update in updates])
     nobody = np.full(len(owners), -1)
-    pool = _pool(updates, weights, align)
+    pool = pool_of(updates, weights, align)
     if pool is None:
         return [Reassembled(updates[0].scaled(0), nobody, owners, 0.0, 0)] * len(ks)
-    rows = None
     if found is None:
-        placed = _place_units(pool.units, pool.weights, metric)
+        placed = _place_units(pool.updates, pool.weights, metric)
         numbers = [pool.number(k) if clusterer is None else k for k in ks]
-        posed = [_pose(placed, k, clusterer=clusterer, n_init=n_init, rng=deepcopy(rng)) for k in numbers]
+        posed = _pose(placed, numbers, clusterer=clusterer, n_init=n_init, rng=rng)
         found, rows = solve_units(posed, engine, max_iter=max_iter), placed.units
-    # In the order of the distinct units, whatever that of the pool: sums depend on the order of their terms
-    rows = _taken(pool.units, found[0].distinct.chosen) if rows is None else rows
+    else:
+        rows = in_order(pool.updates, found[0].distinct)
     sizes = None if norm is None else _NORMS[norm](rows)
 
     def scale(k: int) -> float:
@@ -348,7 +321,7 @@ def reassemble(
 
     made = []
     for clusters in found:
-        factors = LoraFactors(*split_msus(_centroids(rows, sizes, clusters, norm, scale), pool.d_in))
+        factors = LoraFactors(*split_msus(_centroids(rows, sizes, clusters, norm, scale), updates[0].d_in))
         if output_scale is not None and output_scale != "sqrt":
             factors = factors.scaled(output_scale)
         labels = nobody.copy()
@@ -377,13 +350,13 @@ def clustered_units(
     labels : ndarray of shape (R,)
         As it returned them.
     """
-    pool = _pool(updates, weights, align)
+    pool = pool_of(updates, weights, align)
     kept = labels[labels >= 0]
     if pool is None:
         return ClusteredUnits(np.empty((0, updates[0].d_in + updates[0].d_out)), np.empty(0), kept)
-    units = pool.units.cpu().numpy().astype(np.float64)
+    units = pool_msus(pool.updates).cpu().numpy().astype(np.float64)
     if metric == "sign_invariant":
-        pooled, *_ = _tell_apart(pool.units, pool.weights, metric)
+        pooled, _ = _tell_apart(pool.updates, pool.weights, metric)
         distinct = pooled.distinct
         units *= (pooled.flips * pooled.turns(kept[distinct.chosen])[distinct.inverse])[:, None]
     return ClusteredUnits(units, pool.weights, kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +30,33 @@ def pool_msus(updates: Sequence[Update]) -> Tensor:
         Row l is ``[A[l, :], B[:, l]]``, in the order of the updates.
     """
     return torch.cat([torch.cat([a, b.mT], dim=1) for a, b in updates])
+
+
+def place_msus(updates: Sequence[Update], places: np.ndarray) -> Tensor:
+    """Stack the MSUs of T updates in an order of their own: what :func:`pool_msus` returns, with its rows permuted.
+
+    Parameters
+    ----------
+    updates : sequence of (A, B)
+        T updates of one module, of any ranks, R in all.
+    places : ndarray of int of shape (R,)
+        The row of the result that each MSU becomes: a permutation.
+
+    Returns
+    -------
+    Tensor of shape (R, d_in + d_out)
+    """
+    pairs = [(a, b) for a, b in updates]
+    a, b = pairs[0]
+    pool = a.new_empty(len(places), a.shape[1] + b.shape[0])
+    to_a, to_b = pool[:, : a.shape[1]], pool[:, a.shape[1] :]
+    for (a, b), own in zip(pairs, np.split(places, np.cumsum([len(a) for a, _ in pairs])[:-1]), strict=True):
+        if pool.device.type == "cpu":  # where NumPy takes half of torch's time
+            to_a.numpy()[own], to_b.numpy()[own] = a.numpy(), b.numpy().T
+        else:
+            rows = torch.from_numpy(own).to(pool.device)
+            to_a[rows], to_b[rows] = a, b.mT
+    return pool
 
 
 def split_msus(units: Tensor, d_in: int) -> tuple[Tensor, Tensor]:

@@ -94,13 +94,13 @@ class LegoMerger(BaseMerger):
         changes the result. Pass an int for the same result on every call.
     n_jobs : int, default=None
         Modules merged at a time; None means 1 unless in a ``joblib.parallel_config`` context.
-    backend : {'auto', 'sklearn', 'torch', 'cuml'}, default='auto'
+    backend : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}, default='auto'
         Library that runs k-means; all of them start from the same seeds. 'auto' is cuML if ``device`` is an NVIDIA GPU
-        and cuML can be imported, torch on such a GPU without cuML, and scikit-learn otherwise. 'torch' runs all starts
-        of all modules of one shape at once, on any device, and reads the adapters twice for that. See
-        :doc:`/user_guide/gpu`.
+        and cuML can be imported, torch on such a GPU without cuML, and NumPy otherwise. 'numpy' runs all starts of a
+        module at once; 'torch' those of all modules of one shape, on any device, and reads the adapters twice for
+        that. See :doc:`/user_guide/gpu`.
     device : str, default=None
-        Torch device of the algebra and of ``backend``; None is the CPU. scikit-learn stays on the CPU.
+        Torch device of the algebra and of ``backend``; None is the CPU. NumPy and scikit-learn stay on the CPU.
     verbose : int, default=0
         Verbosity of joblib.
 
@@ -122,7 +122,7 @@ class LegoMerger(BaseMerger):
         clusters, by module, whatever the metric and the clusterer.
     n_iter_ : dict of str to int
         Iterations of the best start, by module; only of clusterers that count them.
-    backend_ : {'sklearn', 'torch', 'cuml'} or None
+    backend_ : {'numpy', 'sklearn', 'torch', 'cuml'} or None
         Library that ran k-means; None with a ``clusterer``.
 
     See Also

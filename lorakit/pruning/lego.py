@@ -60,12 +60,12 @@ class LegoPruner(BasePruner):
         changes the result. Pass an int for the same result on every call.
     n_jobs : int, default=None
         Modules pruned at a time; None means 1 unless in a ``joblib.parallel_config`` context.
-    backend : {'auto', 'sklearn', 'torch', 'cuml'}, default='auto'
+    backend : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}, default='auto'
         Library that runs k-means; all of them start from the same seeds. 'auto' is cuML if ``device`` is an NVIDIA GPU
-        and cuML can be imported, torch on such a GPU without cuML, and scikit-learn otherwise. 'torch' runs all starts
-        at once, on any device. See :doc:`/user_guide/gpu`.
+        and cuML can be imported, torch on such a GPU without cuML, and NumPy otherwise. 'numpy' and 'torch' run all
+        starts at once, torch on any device. See :doc:`/user_guide/gpu`.
     device : str, default=None
-        Torch device of the algebra and of ``backend``; None is the CPU. scikit-learn stays on the CPU.
+        Torch device of the algebra and of ``backend``; None is the CPU. NumPy and scikit-learn stay on the CPU.
     verbose : int, default=0
         Verbosity of joblib.
 
@@ -75,7 +75,7 @@ class LegoPruner(BasePruner):
         Modules seen by :meth:`fit`.
     n_adapters_in_ : int
         Number of adapters seen by :meth:`fit`.
-    backend_ : {'sklearn', 'torch', 'cuml'} or None
+    backend_ : {'numpy', 'sklearn', 'torch', 'cuml'} or None
         Library that runs k-means; None with a ``clusterer``.
 
     References

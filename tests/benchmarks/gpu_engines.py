@@ -105,7 +105,7 @@ def engines(options: argparse.Namespace) -> tuple[list[tuple[str, str, Any]], li
     lego: dict[str, Any] = {"k": options.k, "n_init": options.n_init, "random_state": 0}
     planned: list[tuple[str, str, Any]] = [
         ("svd", "cpu", SVDMerger(options.k)),
-        ("lego", "cpu, sklearn", LegoMerger(**lego)),
+        ("lego", "cpu, numpy", LegoMerger(**lego)),
         ("lego", "cpu, torch", LegoMerger(**lego, backend="torch")),
     ]
     try:
@@ -114,7 +114,7 @@ def engines(options: argparse.Namespace) -> tuple[list[tuple[str, str, Any]], li
         return planned, [f"all rows on {options.device!r}: {str(error).splitlines()[0]}"]
     planned.append(("svd", options.device, SVDMerger(options.k, device=options.device)))
     skipped = []
-    for backend in ("sklearn", "torch", "cuml"):
+    for backend in ("numpy", "sklearn", "torch", "cuml"):
         merger = LegoMerger(**lego, backend=backend, device=options.device)
         try:  # the first use of a device and of a library costs seconds
             merger.fit([made(0, argparse.Namespace(**vars(options) | {"modules": 1}))])

@@ -92,10 +92,11 @@ def same_runs(ours, theirs):
         assert x.n_iter == y.n_iter
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
 @given(shapes=st.lists(st.tuples(st.integers(6, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=6))
-def test_torch_agrees_with_scikit_learn_whatever_the_shapes(shapes):
+def test_ours_agree_with_scikit_learn_whatever_the_shapes(backend, shapes):
     problems = [posed(i, n, d, k, n_init=1 + i % 3) for i, (n, d, k) in enumerate(shapes)]
-    ours, theirs = (solve(problems, Engine(backend), max_iter=300) for backend in ("torch", "sklearn"))
+    ours, theirs = (solve(problems, Engine(b), max_iter=300) for b in (backend, "sklearn"))
     for problem, x, y in zip(problems, ours, theirs, strict=True):
         assert len(x) == len(problem.seeds)
         if all(len(set(run.labels)) == problem.seeds.shape[1] for run in y):
@@ -120,6 +121,25 @@ def test_memory_of_a_batch_is_bounded_and_does_not_matter(monkeypatch, limit):
     assert sum(sizes) == 24
     n, d, k = 60, 12, 6
     assert max(sizes) <= max(1, limit // (8 * (n * d + n * k)))  # the points and the distances alone
+
+
+def test_numpy_goes_through_few_starts_at_a_time_where_they_are_large(monkeypatch):
+    problems = [posed(i)._replace(squared=None) for i in range(2)] + [posed(9, n=50)]
+    whole = solve(problems, Engine("numpy"), max_iter=300)
+    sizes = []
+    lloyd = _backends.lloyd_numpy
+
+    def spy(points, squared, weights, seeds, **options):
+        sizes.append(len(seeds))
+        return lloyd(points, squared, weights, seeds, **options)
+
+    monkeypatch.setattr(_backends, "lloyd_numpy", spy)
+    monkeypatch.setattr(_backends, "_DISTANCES", 3 * 60 * 6)
+    for x, y in zip(solve(problems, Engine("numpy"), max_iter=300), whole, strict=True):
+        for one, other in zip(x, y, strict=True):
+            assert one.inertia == other.inertia  # to the last bit
+        same_runs(x, y)
+    assert sizes == [3, 1, 3, 1, 3, 1]
 
 
 @pytest.mark.parametrize(
@@ -156,13 +176,13 @@ def test_cuml_of_equal_points(stand_in):
 
 
 def test_auto(stand_in, monkeypatch):
-    assert choose_engine("auto", None) == Engine("sklearn", None)
+    assert choose_engine("auto", None) == Engine("numpy", None)
     assert choose_engine("auto", "cpu") == Engine("cuml", "cpu")
     assert choose_engine("sklearn", "cpu") == Engine("sklearn", "cpu")
     monkeypatch.setitem(sys.modules, "cuml.cluster", None)
     assert choose_engine("auto", "cpu") == Engine("torch", "cpu")
     monkeypatch.undo()
-    assert choose_engine("auto", "cpu") == Engine("sklearn", "cpu")
+    assert choose_engine("auto", "cpu") == Engine("numpy", "cpu")
 
 
 @pytest.mark.parametrize("error", [ImportError("no libcuml"), RuntimeError("cudaErrorNoDevice"), OSError("libcudart")])
@@ -215,7 +235,7 @@ def test_msukmeans_on_every_backend(stand_in, shape):
     weights = np.random.default_rng(1).uniform(0.5, 2, len(X))
     fits = {
         backend: MSUKMeans(9, random_state=0, backend=backend, device="cpu").fit(X, sample_weight=weights)
-        for backend in ("sklearn", "torch", "cuml")
+        for backend in ("numpy", "sklearn", "torch", "cuml")
     }
     for backend, kmeans in fits.items():
         assert kmeans.backend_ == backend
@@ -226,15 +246,16 @@ def test_msukmeans_on_every_backend(stand_in, shape):
 
 def test_blobs_are_found_by_every_backend(stand_in):
     X, truth = make_blobs(80, n_features=30, centers=5, cluster_std=0.1, random_state=0)
-    for backend in ("sklearn", "torch", "cuml"):
+    for backend in ("numpy", "sklearn", "torch", "cuml"):
         labels = MSUKMeans(5, random_state=0, backend=backend, device="cpu").fit_predict(X)
         assert len(set(zip(labels, truth, strict=True))) == 5
 
 
-def test_more_starts_are_used():
+@pytest.mark.parametrize("backend", ["numpy", "sklearn", "torch"])
+def test_more_starts_are_used(backend):
     X = np.random.default_rng(0).standard_normal((80, 40))
-    many = [MSUKMeans(10, n_init=20, random_state=s, backend="torch").fit(X).inertia_ for s in range(4)]
-    one = [MSUKMeans(10, n_init=1, random_state=s, backend="torch").fit(X).inertia_ for s in range(4)]
+    many = [MSUKMeans(10, n_init=20, random_state=s, backend=backend).fit(X).inertia_ for s in range(4)]
+    one = [MSUKMeans(10, n_init=1, random_state=s, backend=backend).fit(X).inertia_ for s in range(4)]
     assert np.all(np.less_equal(many, one))  # the first start is the same one
     assert np.mean(many) < np.mean(one)
 
@@ -242,7 +263,7 @@ def test_more_starts_are_used():
 def test_empty_clusters_are_filled_whatever_the_backend(stand_in):
     rows = np.vstack([np.zeros(2), np.eye(2), 5 * np.ones(2), 5 * np.ones(2) + 1e-3])
     problem = Problem(rows - rows.mean(axis=0), np.ones(5), np.array([[0, 0, 3]]), 1e-4)  # two starts at one point
-    for backend in ("sklearn", "torch", "cuml"):
+    for backend in ("numpy", "sklearn", "torch", "cuml"):
         labels, _ = settle(problem, *solve([problem], Engine(backend, "cpu"), max_iter=300))
         assert set(labels) == {0, 1, 2}
 

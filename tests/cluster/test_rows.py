@@ -55,7 +55,7 @@ def test_lloyd_runs_on_one_thread(monkeypatch):
     monkeypatch.setattr(_backends, "KMeans", spy)
     X = np.random.default_rng(0).standard_normal((600, 8))
     with threadpool_limits(2, user_api="openmp"):
-        MSUKMeans(4, n_init=1).fit(X)
+        MSUKMeans(4, n_init=1, backend="sklearn").fit(X)
         assert max(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp") == 2
     assert set(threads) == {1}
 
@@ -153,7 +153,7 @@ def test_lloyd_sees_n_coordinates(monkeypatch):
 
     monkeypatch.setattr(_backends, "lloyd_sklearn", spy)
     X = np.random.default_rng(0).standard_normal((96, 8192)).astype(np.float32)
-    kmeans = MSUKMeans(24, n_init=4, random_state=0).fit(X)
+    kmeans = MSUKMeans(24, n_init=4, random_state=0, backend="sklearn").fit(X)
     assert shapes == [((96, 96), np.float64)] * 4
     assert kmeans.cluster_centers_.shape == (24, 8192)
 

@@ -107,6 +107,35 @@ def test_attributes_agree(metric, clusterer):
         assert found.inertia <= signed_inertia(units, weights, found.labels, np.ones(20))
 
 
+@pytest.mark.parametrize("metric", ["euclidean", "cosine", "sign_invariant"])
+@pytest.mark.parametrize("begin", ["alike", "apart", "equal"])
+@pytest.mark.parametrize("d_in", [5, 40])
+@given(seed=SEED)
+def test_the_order_of_units_in_a_merge(begin, metric, d_in, seed):
+    """Units are told apart by their beginnings, which one half of a narrow module does not hold; or by all of them."""
+    rng = np.random.RandomState(seed)
+    units = rng.standard_normal((12, d_in + 20)).astype(np.float32)
+    if begin != "apart":
+        units[::3, :-1] = units[0, :-1]
+    if begin == "equal":
+        units[1::3] = units[1]
+    reordered = torch.from_numpy(units[rng.permutation(12)])
+    options = {
+        "norm": "inf", "output_scale": "sqrt", "align": None, "metric": metric, "clusterer": None, "n_init": 2,
+        "max_iter": 300, "engine": Engine("numpy"),
+    }  # fmt: skip
+    merged = [
+        reassemble(
+            [LoraFactors(x[:5, :d_in], x[:5, d_in:].mT), LoraFactors(x[5:, :d_in], x[5:, d_in:].mT)],
+            np.full(2, 0.5), [3, 7], rng=np.random.RandomState(0), **options,
+        )
+        for x in (torch.from_numpy(units), reordered)
+    ]  # fmt: skip
+    for one, other in zip(*merged, strict=True):
+        assert one.inertia == other.inertia
+        assert all(torch.equal(x, y) for x, y in zip(one.factors, other.factors, strict=True))
+
+
 def test_by_default_it_is_kmeans():
     units, weights = noise(30, 60), np.random.default_rng(1).uniform(0.1, 2, 30)
     kmeans = MSUKMeans(7, n_init=4, random_state=3).fit(units, sample_weight=weights)

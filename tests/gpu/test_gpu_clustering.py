@@ -78,7 +78,7 @@ def test_auto_takes_cuml_where_there_is_one():
     else:
         expected = "cuml"
     assert choose_engine("auto", "cuda").backend == expected
-    assert choose_engine("auto", None).backend == "sklearn"
+    assert choose_engine("auto", None).backend == "numpy"
     assert MSUKMeans(2, device="cuda").fit(np.eye(4)).backend_ == expected
 
 

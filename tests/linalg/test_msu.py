@@ -1,10 +1,11 @@
 """Minimal semantic units: pooling, splitting, and the two alignments that remove gauge freedom."""
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit.linalg import align_svd, balance_msus, pool_msus, split_msus
+from lorakit.linalg import align_svd, balance_msus, place_msus, pool_msus, split_msus
 from lorakit.testing import adapter_sets
 
 SEED = st.integers(0, 2**31 - 1)
@@ -22,6 +23,16 @@ def test_pool_holds_rows_of_a_and_columns_of_b(adapters):
         assert torch.equal(b, update.B)
         start += update.rank
     assert start == len(units)
+
+
+@given(adapter_sets(), SEED)
+def test_a_pool_in_another_order(adapters, seed):
+    for module in adapters.module_names:
+        updates = adapters.factors(module)
+        pool = pool_msus(updates)
+        places = np.random.RandomState(seed).permutation(len(pool))
+        placed = place_msus(updates, places)
+        assert torch.equal(placed[torch.from_numpy(places)], pool)
 
 
 @given(adapter_sets(max_adapters=1, missing_modules=False), SEED)

@@ -27,6 +27,7 @@ def same_merge(ours, theirs):
             assert torch.equal(a, b), module
 
 
+OWN = ["numpy", "torch"]
 OPTIONS = [
     {},
     {"k": 16},
@@ -38,21 +39,23 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.parametrize("backend", OWN)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_real_adapters(real_adapter_paths, options):
+def test_real_adapters(real_adapter_paths, options, backend):
     X = load_adapters(list(real_adapter_paths.values()))
     merger = LegoMerger(**{"n_init": 4, "random_state": 0, **options})
-    ours, theirs = (clone(merger).set_params(backend=backend).fit(X) for backend in ("torch", "sklearn"))
+    ours, theirs = (clone(merger).set_params(backend=b).fit(X) for b in (backend, "sklearn"))
     same_merge(ours, theirs)
     assert max(theirs.n_iter_.values()) > 1 or merger.max_iter == 1
-    assert (ours.backend_, theirs.backend_) == ("torch", "sklearn")
+    assert (ours.backend_, theirs.backend_) == (backend, "sklearn")
 
 
+@pytest.mark.parametrize("backend", OWN)
 @given(X=adapter_sets(), k=st.integers(1, 5), align=st.sampled_from([None, "svd"]))
-def test_random_adapters(X, k, align):
+def test_random_adapters(backend, X, k, align):
     k = min(k, max(sum(i.rank for i in X.infos(m) if i) for m in X.module_names))
     merger = LegoMerger(k, align=align, n_init=2, random_state=0)
-    ours, theirs = (clone(merger).set_params(backend=backend).fit(X) for backend in ("torch", "sklearn"))
+    ours, theirs = (clone(merger).set_params(backend=b).fit(X) for b in (backend, "sklearn"))
     same_merge(ours, theirs)
 
 
@@ -89,14 +92,16 @@ def test_modules_of_one_shape_are_solved_together(monkeypatch):
 def test_equal_units_and_nothing_to_cluster():
     X = make_adapters(ranks=(4, 4), n_modules=3, dtype=torch.float64, random_state=0)
     copies = [X[0], X[0].renamed("again")]
-    ours, theirs = (LegoMerger(k=4, backend=backend, random_state=0).fit(copies) for backend in ("torch", "sklearn"))
-    same_merge(ours, theirs)
-    torch.testing.assert_close(ours.merged_["layer.1"].delta(), X[0]["layer.1"].delta())
+    *ours, theirs = (LegoMerger(k=4, backend=backend, random_state=0).fit(copies) for backend in (*OWN, "sklearn"))
+    for merger in ours:
+        same_merge(merger, theirs)
+    torch.testing.assert_close(theirs.merged_["layer.1"].delta(), X[0]["layer.1"].delta())
     absent = Adapter({m: f for m, f in X[1].items() if m != "layer.2"}, name="absent")
     weightless = [
-        LegoMerger(k=2, weights=[0, 1], backend=b, random_state=0).fit([X[0], absent]) for b in ("torch", "sklearn")
+        LegoMerger(k=2, weights=[0, 1], backend=b, random_state=0).fit([X[0], absent]) for b in (*OWN, "sklearn")
     ]
-    same_merge(*weightless)
+    for merger in weightless[:2]:
+        same_merge(merger, weightless[2])
     assert float(weightless[0].merged_["layer.2"].delta().norm()) == 0
 
 
