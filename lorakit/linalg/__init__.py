@@ -6,12 +6,20 @@ Nothing here forms a (d_out, d_in) matrix unless the function's name says *dense
 
 from .damping import damp_shared_outputs
 from .frames import Compressed, compress, frame_of
-from .msu import align_svd, balance_msus, pool_msus, split_msus
+from .msu import align_svd, balance_msus, place_msus, pool_msus, split_msus
 from .products import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
 from .regression import regression_mean
 from .signs import disjoint_mean, elect_sign
-from .spaces import core_space, knots_space
-from .sparsify import drop_randomly, keep_above, magnitude_threshold, magnitude_window, rank_probabilities, trim
+from .spaces import core_space, knots_space, truncate_wide
+from .sparsify import (
+    drop_randomly,
+    keep_above,
+    keep_between,
+    magnitude_threshold,
+    magnitude_window,
+    rank_probabilities,
+    trim,
+)
 from .spectral import (
     calibrate_sum,
     flatten_spectrum,
@@ -44,12 +52,14 @@ __all__ = [
     "inner_product",
     "isotropic_sum",
     "keep_above",
+    "keep_between",
     "knots_space",
     "least_interference",
     "magnitude_threshold",
     "magnitude_window",
     "merge_singular_vectors",
     "orthogonalize",
+    "place_msus",
     "pool_msus",
     "rank_probabilities",
     "regression_mean",
@@ -61,6 +71,7 @@ __all__ = [
     "task_svds",
     "trim",
     "truncate",
+    "truncate_wide",
     "tucker2",
     "weighted_concat",
 ]

@@ -28,10 +28,10 @@ def elect_sign(stack: Tensor, weights: Tensor, *, zero: ZeroSign = "positive") -
     Tensor of shape (...)
         +1 or -1 (0 under 'majority' when the signs themselves are balanced).
     """
-    total = torch.tensordot(weights, stack, dims=1)
-    sign = torch.sign(total)
-    fallback = sign.new_ones(()) if zero == "positive" else torch.sign(sign.sum())
-    return torch.where(sign == 0, fallback, sign)
+    sign: Tensor = torch.tensordot(weights, stack, dims=1).sign_()
+    if zero == "positive":
+        return sign.add_(0.5).sign_()  # takes less time than a mask
+    return torch.where(sign == 0, torch.sign(sign.sum()), sign)
 
 
 def disjoint_mean(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def disjoint_mean(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
     sign : Tensor of shape (...)
         Elected signs.
     weights : Tensor of shape (T,)
-        Weights. Listing an update twice is the same as doubling its weight.
+        Weights, not negative. Listing an update twice is the same as doubling its weight.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def disjoint_mean(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
     agreeing = (stack * sign).clamp_min_(0)
     mean: Tensor = torch.tensordot(weights, agreeing, dims=1)
     total = torch.tensordot(weights, agreeing.sign_(), dims=1)
-    return mean.mul_(sign).div_(total.masked_fill_(total == 0, 1))
+    return mean.mul_(sign).div_(total.clamp_min_(torch.finfo(total.dtype).tiny))  # zero where no update agrees
 
 
 def fix_signs(rows: Tensor) -> Tensor:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .frames import frame_of
+from .frames import Frame, combine_rows, frame_of
 from .msu import align_svd
-from .products import Update
+from .products import Update, gram_of
 from .signs import fix_signs
+from .svd import split_svd, truncate
+
+# Gram matrices square what is small: in float64, up to here, that leaves 1e-8 of it, below the 6e-8 of float32 factors
+_RANGE = 1e-4
+_IN_SINGLE = 1e2  # sums of float32 that cancel by so much lose less than 1e-5 of what is left
+_TINY = 1e-300  # divides like zero would, without a warning or an infinity; what comes of it is not used
 
 
 def core_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor, Tensor]:
@@ -37,16 +45,34 @@ def core_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor, Tensor]:
     ----------
     .. [1] "Core Space", arXiv 2509.17786.
     """
-    balanced = [align_svd(update) for update in updates]
-    u = _basis(torch.cat([b for _, b in balanced], dim=1))
-    v = _basis(torch.cat([a for a, _ in balanced]).mT)
-    return u, v, torch.stack([(u.mT @ b) @ (a @ v) for a, b in balanced])
+    pairs = [(a, b) for a, b in updates]
+    dtype = pairs[0][1].dtype
+    inputs, outputs = zip(*_balanced(pairs), strict=True)
+    ranks = [len(a) for a in inputs]
+    columns, rows = torch.cat(outputs, dim=1).double(), torch.cat(inputs).double()
+    u, v = _basis(columns, dtype), _basis(rows.mT, dtype)
+    left, right = torch.split(u.mT @ columns, ranks, dim=1), torch.split(rows @ v, ranks)
+    cores = torch.stack([b @ a for b, a in zip(left, right, strict=True)])
+    return u.to(dtype), v.to(dtype), cores.to(dtype)
 
 
-def knots_space(updates: Sequence[Update]) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+class KnotsSpace(NamedTuple):
+    """Updates in common orthonormal outputs U, (d_out, p), which are never formed."""
+
+    representations: list[tuple[Tensor, Tensor]]  # T pairs (A, C) of shapes (r_i, d_in) and (p, r_i): W_i = U @ C @ A
+    outputs: Frame
+    basis: Tensor  # (m, p), float64: U in the frame of the outputs
+
+    def expand(self, columns: Tensor) -> Tensor:
+        """Return ``U @ columns``: (p, k) to (d_out, k)."""
+        return self.outputs.expand(self.basis @ columns.double())
+
+
+def knots_space(updates: Sequence[Update]) -> KnotsSpace:
     """Express T updates in the left singular vectors of ``[W_1 ... W_T]``.
 
-    KnOTS [1]_, in thin form: the d_out x (T d_in) matrix is never formed, only its R x R core.
+    KnOTS [1]_, in thin form: the d_out x (T d_in) matrix is never formed, only its R x R core. Signs are fixed: no
+    singular vector points away from one random vector, which is always the same.
 
     Parameters
     ----------
@@ -55,32 +81,93 @@ def knots_space(updates: Sequence[Update]) -> tuple[Tensor, list[tuple[Tensor, T
 
     Returns
     -------
-    U : Tensor of shape (d_out, p)
-        Orthonormal columns that span all outputs, signs fixed, ``p <= R``.
-    representations : list of (A, C)
-        One an update, as factors (r_i, d_in) and (p, r_i): ``W_i = U @ C @ A``, exactly.
+    KnotsSpace
+        Of p <= R dimensions.
 
     References
     ----------
     .. [1] Stoica et al., "Model merging with SVD to tie the Knots", arXiv 2410.19735.
     """
     pairs = [(a, b) for a, b in updates]
-    outputs = frame_of([b for _, b in pairs])  # m dimensions
-    # A_i^T = Q_i R_i: the singular vectors of [W_i ...] are those of [blocks_i R_i^T ...] in the frame
-    inputs = [frame_of([a.mT]).blocks[0] for a, _ in pairs]
-    core = torch.cat([block @ r.mT for block, r in zip(outputs.blocks, inputs, strict=True)], dim=1)
-    small = _basis(core.to(pairs[0][1].dtype))  # (m, p); as round-off counts that of the updates
-    u = outputs.expand(small)
-    sign = fix_signs(u.mT)
-    turned = (small * sign).mT.double()
-    mixed = [(turned @ block).to(b.dtype) for block, (_, b) in zip(outputs.blocks, pairs, strict=True)]
-    return u * sign, [(a, c) for (a, _), c in zip(pairs, mixed, strict=True)]
+    dtype = pairs[0][1].dtype
+    outputs = frame_of([b for _, b in pairs])  # Q, of m columns
+    blocks = torch.cat(outputs.blocks, dim=1)  # (m, R)
+    random = torch.from_numpy(np.random.RandomState(0).standard_normal(len(pairs[0][1]))).to(blocks.device)
+    if dtype == torch.float64:
+        # A_i^T = Q_i R_i: the singular vectors of [W_i ...] are those of [blocks_i R_i^T ...] in the frame
+        inputs = [frame_of([a.mT]).blocks[0] for a, _ in pairs]
+        basis = _left(torch.cat([c @ r.mT for c, r in zip(outputs.blocks, inputs, strict=True)], dim=1), dtype)
+        along = random @ outputs.expand(basis)
+    else:
+        half = torch.cat([gram_of([a.mT]) @ c.mT for (a, _), c in zip(pairs, outputs.blocks, strict=True)])
+        basis = _left_of_gram(blocks @ half, blocks.shape[1], dtype)
+        # sum_i U^T W_i W_i^T random, which is U^T random times squared singular values
+        along = torch.cat([random @ b.double() for _, b in pairs]) @ half @ basis
+    basis = basis * torch.where(along < 0, -1.0, 1.0)
+    mixed = torch.split((basis.mT @ blocks).to(dtype), [len(a) for a, _ in pairs], dim=1)
+    return KnotsSpace([(a, c) for (a, _), c in zip(pairs, mixed, strict=True)], outputs, basis)
 
 
-def _basis(columns: Tensor) -> Tensor:
-    """Left singular vectors of the singular values that are not round-off, signs fixed."""
-    u, s, _ = torch.linalg.svd(columns, full_matrices=False)
-    cut = s[:1] * max(columns.shape) * torch.finfo(s.dtype).eps
-    u = u[:, s > cut]
+def truncate_wide(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Best rank-k approximation of a matrix of few rows, (p, q), such as what was merged in a space.
+
+    From the Gram matrix of its rows where that is accurate enough for float32.
+
+    Returns
+    -------
+    A : Tensor of shape (min(k, p, q), q)
+    B : Tensor of shape (p, min(k, p, q))
+        Balanced, signs fixed.
+    """
+    if matrix.dtype != torch.float64:
+        values, vectors = torch.linalg.eigh(gram_of([matrix.mT]))
+        s, u = values.flip(0).clamp_min(0).sqrt()[:k], vectors.flip(1)[:, :k]
+        if len(s) and s[-1] > _RANGE * s[0]:
+            vh = combine_rows((u / s).mT, matrix, double=bool(s[0] > _IN_SINGLE * s[-1]))
+            return split_svd(u.to(vh.dtype), s.to(vh.dtype), vh, k)
+    return truncate((matrix, torch.eye(len(matrix)).to(matrix)), k)
+
+
+def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """Return what :func:`align_svd` makes of each update, but for signs.
+
+    In float64 from r x r Gram matrices, for all updates of one rank at once, where that is accurate enough for float32.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    ranks = [0 if a.dtype == torch.float64 else len(a) for a, _ in pairs]
+    for rank in set(ranks) - {0}:
+        own = [i for i, r in enumerate(ranks) if r == rank]
+        a, b = (torch.stack([pairs[i][half] for i in own]).double() for half in (0, 1))
+        values_b, turn = torch.linalg.eigh(b.mT @ b)
+        root = values_b.clamp_min(_TINY).sqrt()[:, None]
+        square = turn * root  # B^T B = square @ square.T
+        values, vectors = torch.linalg.eigh(square.mT @ (a @ a.mT) @ square)
+        s = values.clamp_min(_TINY)[:, None] ** 0.25
+        balanced = zip((square @ (vectors / s)).mT @ a, b @ (turn / root @ (vectors * s)), strict=True)
+        accurate = (values_b[:, 0] > _RANGE**2 * values_b[:, -1]) & (values[:, 0] > _RANGE**2 * values[:, -1])
+        found |= {i: pair for i, pair, fine in zip(own, balanced, accurate.tolist(), strict=True) if fine}
+    return [found[i] if i in found else align_svd(pair) for i, pair in enumerate(pairs)]
+
+
+def _basis(columns: Tensor, dtype: torch.dtype) -> Tensor:
+    """Left singular vectors of the singular values that are not round-off of ``dtype``; signs fixed."""
+    u = _left(columns, dtype)
     signed: Tensor = u * fix_signs(u.mT)
     return signed
+
+
+def _left(columns: Tensor, dtype: torch.dtype) -> Tensor:
+    if dtype != torch.float64 and columns.shape[0] <= columns.shape[1]:
+        return _left_of_gram(columns @ columns.mT, columns.shape[1], dtype)
+    u, s, _ = torch.linalg.svd(columns, full_matrices=False)
+    return _above_round_off(u, s, max(columns.shape), dtype)
+
+
+def _left_of_gram(gram: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+    """As :func:`_left` of n columns C, from ``C @ C.T`` in float64."""
+    values, vectors = torch.linalg.eigh(gram)
+    return _above_round_off(vectors.flip(1), values.flip(0).clamp_min(0).sqrt(), max(len(gram), n), dtype)
+
+
+def _above_round_off(u: Tensor, s: Tensor, size: int, dtype: torch.dtype) -> Tensor:
+    return u[:, s > s[:1] * size * torch.finfo(dtype).eps]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
@@ -22,7 +23,7 @@ from ..linalg import (
     dense_svd,
     knots_space,
     split_svd,
-    truncate,
+    truncate_wide,
 )
 from ._common import cuts, largest_rank, stack_factors
 
@@ -48,6 +49,9 @@ class ElementwiseMerger(BaseMerger):
     merged, :meth:`_combine` merges them. In the spaces 'delta' and 'knots' a block is a few rows, so that
     a module takes the memory of about two of its updates, or two representations, however many adapters there are.
     """
+
+    _draws: ClassVar[bool] = False  # whether :meth:`_sparsify` draws random numbers
+    _measures: ClassVar[bool] = False  # whether :meth:`_measure` is there
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseMerger._parameter_constraints,
@@ -77,7 +81,7 @@ class ElementwiseMerger(BaseMerger):
 
         ``adapter`` is its position among those whose weight is not zero.
         """
-        return None
+        raise NotImplementedError
 
     def _sparsify(self, x: Tensor, measured: Any, rng: np.random.RandomState) -> Tensor:
         """Change some rows, (rows, n), of one adapter's tensor."""
@@ -100,7 +104,7 @@ class ElementwiseMerger(BaseMerger):
         """Apply the whole rule to T tensors: (T, m, n) to (m, n)."""
         if stack.numel() == 0:  # the updates are all zero: their common bases are empty
             return stack[0]
-        measured = [self._measure(x, i) for i, x in enumerate(stack)]
+        measured = [self._measure(x, i) if self._measures else None for i, x in enumerate(stack)]
         sparse = torch.stack(
             [self._sparsify(x, found, rng) for x, found, rng in zip(stack, measured, rngs, strict=True)]
         )
@@ -129,7 +133,8 @@ class ElementwiseMerger(BaseMerger):
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
     ) -> list[LoraFactors]:
         """Merge adapters that are there and count, and cut the result to each rank of ``ks``."""
-        rngs = _streams(updates, weights, rng)
+        # in 'delta' the noise of the randomised SVD comes after these draws
+        rngs = _streams(updates, weights, rng) if self._draws or self.space == "delta" else [rng] * len(updates)
         w = torch.from_numpy(weights).to(updates[0].A)
         if self.space == "factors":
             a, b = stack_factors(updates)
@@ -137,12 +142,13 @@ class ElementwiseMerger(BaseMerger):
         if self.space == "core":
             small = compress(updates)
             u, v, cores = core_space(small.updates)
-            widest = LoraFactors(*small.expand(truncate((v.mT, u @ self._rule(cores, w, rngs)), max(ks))))
+            a, b = truncate_wide(self._rule(cores, w, rngs), max(ks))
+            widest = LoraFactors(*small.expand((a @ v.mT, u @ b)))
         elif self.space == "knots":
-            u, parts = knots_space(updates)
-            merged = self._merge_delta([LoraFactors(*part) for part in parts], w, rngs)
-            a, b = truncate((merged, torch.eye(len(merged)).to(u)), max(ks))
-            widest = LoraFactors(a, u @ b)
+            space = knots_space(updates)
+            merged = self._merge_delta([LoraFactors(*part) for part in space.representations], w, rngs)
+            a, b = truncate_wide(merged, max(ks))
+            widest = LoraFactors(a, space.expand(b))
         else:
             return self._cut_delta(self._merge_delta(updates, w, rngs), ks, rng)
         return [leading_msus(widest, k) for k in ks]
@@ -153,15 +159,22 @@ class ElementwiseMerger(BaseMerger):
         """Apply the rule to the updates: never more than one whole update, the result and some rows of each."""
         tiles = _tiles(updates)
         merged = updates[0].A.new_empty(updates[0].d_out, updates[0].d_in)
-        measured = []
-        for i, update in enumerate(updates):
-            for rows in tiles:  # as below: a whole product may differ in its last bits, and thresholds are compared
-                merged[rows] = update.B[rows] @ update.A
-            measured.append(self._measure(merged, i))
+        measured: list[Any] = [None] * len(updates)
+        if self._measures:
+            for i, update in enumerate(updates):
+                for rows in tiles:  # as below: a whole product may differ in its last bits, and thresholds are compared
+                    torch.mm(update.B[rows], update.A, out=merged[rows])
+                measured[i] = self._measure(merged, i)
+
+        buffer = merged.new_empty(len(updates) * len(merged[: _step(updates)]) * updates[0].d_in)
 
         def sparse(rows: slice) -> Tensor:
-            blocks = zip(updates, measured, rngs, strict=True)
-            return torch.stack([self._sparsify(update.B[rows] @ update.A, found, rng) for update, found, rng in blocks])
+            shape = (len(updates), *merged[rows].shape)
+            stack = buffer[: math.prod(shape)].view(shape)  # of all tiles: fresh memory takes longer than the product
+            for block, update, found, rng in zip(stack, updates, measured, rngs, strict=True):
+                torch.mm(update.B[rows], update.A, out=block)
+                block.copy_(self._sparsify(block, found, rng))
+            return stack
 
         survey = sum(self._survey(sparse(rows), weights) for rows in tiles) if self._surveys else None
         for rows in tiles:
@@ -180,7 +193,7 @@ class ElementwiseMerger(BaseMerger):
             yield from ((i, half) for i in there for half in updates[i])
         else:
             if self.space == "knots":
-                updates = [LoraFactors(*part) for part in knots_space(updates)[1]]
+                updates = [LoraFactors(*part) for part in knots_space(updates).representations]
             tiles = _tiles(updates)
             yield from ((i, updates[i].B[rows] @ updates[i].A) for i in there for rows in tiles)
 
@@ -206,9 +219,13 @@ class ElementwiseMerger(BaseMerger):
 
 
 def _tiles(updates: Sequence[LoraFactors]) -> list[slice]:
-    d_in, d_out = updates[0].d_in, updates[0].d_out
-    step = max(1, _TILE // (d_in * len(updates)))
-    return [slice(start, start + step) for start in range(0, d_out, step)]
+    step = _step(updates)
+    return [slice(start, start + step) for start in range(0, updates[0].d_out, step)]
+
+
+def _step(updates: Sequence[LoraFactors]) -> int:
+    """Rows of a tile."""
+    return max(1, _TILE // (updates[0].d_in * len(updates)))
 
 
 def uniform_like(x: Tensor, rng: np.random.RandomState) -> Tensor:

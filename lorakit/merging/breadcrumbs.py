@@ -13,7 +13,7 @@ from torch import Tensor
 from .._ranks import Rank
 from .._sklearn import Interval
 from ..adapter_set import AdapterSet
-from ..linalg import magnitude_window
+from ..linalg import keep_between, magnitude_window
 from ._elementwise import ElementwiseMerger
 
 
@@ -90,6 +90,7 @@ class BreadcrumbsMerger(ElementwiseMerger):
 
     method = "breadcrumbs"
     paper = "arXiv 2312.06795"
+    _measures = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,
@@ -140,8 +141,7 @@ class BreadcrumbsMerger(ElementwiseMerger):
         return magnitude_window(x, self.density, self.gamma)
 
     def _sparsify(self, x: Tensor, measured: tuple[float, float], rng: np.random.RandomState) -> Tensor:
-        low, high = measured
-        return x * ((x.abs() >= low) & (x.abs() <= high))
+        return keep_between(x, *measured)
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
         return torch.tensordot(weights, stack, dims=1)

@@ -11,6 +11,7 @@ from lorakit.linalg import (
     drop_randomly,
     elect_sign,
     keep_above,
+    keep_between,
     magnitude_threshold,
     magnitude_window,
     rank_probabilities,
@@ -91,6 +92,19 @@ def test_probabilities_rise_with_the_rank_in_the_row(seed, n):
     torch.testing.assert_close(pi.mean(dim=1), torch.full((5,), 0.6, dtype=torch.float64))
 
 
+@given(SEED, st.integers(2, 50), st.floats(0.5, 20))
+def test_of_equal_magnitudes_the_first_ranks_lowest(seed, n, scale):
+    """In both precisions, which sort in different ways."""
+    x = (scale * normal(4, n, seed=seed)).round()  # many zeros, of both signs, and ties
+    order = np.argsort(x.abs().numpy(), axis=1, kind="stable")
+    rising = torch.linspace(0.35, 0.85, n, dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        pi = rank_probabilities(x.to(dtype), 0.6, 0.25)
+        assert pi.dtype == dtype
+        for row, places in zip(pi, order, strict=True):
+            torch.testing.assert_close(row[places].double(), rising, rtol=1e-6, atol=0)
+
+
 def test_probabilities_of_rows_of_one_entry_or_none():
     assert rank_probabilities(normal(3, 1), 0.6, 0.25).tolist() == [[0.6]] * 3
     assert rank_probabilities(normal(0, 4), 0.6, 0.25).shape == (0, 4)
@@ -158,8 +172,12 @@ def test_thresholds_of_many_entries_are_exact(kind, density):
         x[:: len(x) // sparsify_module._SAMPLE | 1] *= 1e-3  # all that the sample sees
     elif kind == "mostly zero":
         x[torch.rand(len(x), generator=torch.Generator().manual_seed(1)) < 0.9] = 0
-    keep = int(density * len(x))
-    assert magnitude_threshold(x.reshape(300, -1), density) == x.abs().sort().values[-keep].item()
+    keep, rising = int(density * len(x)), x.abs().sort().values
+    assert magnitude_threshold(x.reshape(300, -1), density) == rising[-keep].item()
+    drop = int(len(x) - keep) // 2
+    window = magnitude_window(x.reshape(300, -1), density, drop / len(x))
+    drop = int(drop / len(x) * len(x))
+    assert window == (rising[-keep - drop].item(), rising[-1 - drop].item())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -167,3 +185,15 @@ def test_entries_at_the_threshold_are_kept(dtype):
     x = torch.tensor([-3.0, 0.1, -0.1, 0.0, 2.0], dtype=dtype)
     for threshold in (0.0, x[1].item(), 2.0, 3.5, float("inf")):
         assert torch.equal(keep_above(x, threshold), x * (x.abs() >= threshold))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_entries_at_either_end_of_a_window_are_kept(dtype):
+    x = torch.tensor([-3.0, 0.1, -0.1, 0.0, 2.0, -2.0, 1.0], dtype=dtype)
+    before = x.clone()
+    for low in (0.0, x[1].item(), 1.0, 2.0, 3.5, float("inf")):
+        for high in (0.0, x[1].item(), 1.0, 2.5, 3.0):
+            kept = keep_between(x, low, high)
+            assert torch.equal(kept, x * ((x.abs() >= low) & (x.abs() <= high)))
+            assert kept.dtype == dtype
+    assert torch.equal(x, before)
