@@ -10,7 +10,7 @@ from scipy.spatial.distance import pdist
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from lorakit import MSUKMeans
+from lorakit import MSUKMeans, _execution
 from lorakit.cluster import _backends, _partition
 from lorakit.cluster._rows import argsort_rows, distinct_rows, isometric_coordinates, weighted_means
 
@@ -53,6 +53,7 @@ def test_lloyd_runs_on_one_thread(monkeypatch):
         return KMeans(*args, **kwargs)
 
     monkeypatch.setattr(_backends, "KMeans", spy)
+    _execution._controller.cache_clear()  # other tests may have loaded libraries since that have threads of their own
     X = np.random.default_rng(0).standard_normal((600, 8))
     with threadpool_limits(2, user_api="openmp"):
         MSUKMeans(4, n_init=1, backend="sklearn").fit(X)

@@ -128,7 +128,7 @@ def results(lego: float) -> lego_table4.Found:
 
 def test_the_sentences_are_those_of_the_numbers():
     text = lego_table4.verdict(results(0.55))
-    assert "with own adapter: LEGO is number 2 of 6, -5.0 points ahead of the best other, selection (ahead in 0" in text
+    assert "with own adapter: LEGO is number 2 of 6, 5.0 points behind the best other, selection (ahead in 0" in text
     assert (
         "without own adapter: LEGO is number 1 of 6, 5.0 points ahead of the best other, selection (ahead in 1" in text
     )
