@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import torch
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 Update = Iterable[Tensor]  # unpacks as A (r, d_in), B (d_out, r); LoraFactors is one
@@ -65,8 +63,8 @@ def gram_of(columns: Sequence[Tensor]) -> Tensor:
     gram = torch.zeros(n, n, dtype=torch.float64, device=columns[0].device)
     if n == 0:
         return gram
-    on_host = gram.device.type == "cpu"
-    half = np.zeros((n, n), order="F")  # the upper triangle
+    # NumPy sees that both factors are one and does half the work; torch does all of it, and SciPy holds the GIL
+    total = gram.numpy() if gram.device.type == "cpu" else None
     # Each part lies in memory as the columns do: turning it over would take as long as converting it
     by_rows = columns[0].stride(1) == 1
     step = max(1, _CHUNK // n)
@@ -77,17 +75,14 @@ def gram_of(columns: Sequence[Tensor]) -> Tensor:
         part = buffer[: size * n].view((size, n) if by_rows else (n, size))
         for piece, c in zip(torch.split(part, widths, dim=1 if by_rows else 0), columns, strict=True):
             piece.copy_(c[rows] if by_rows else c[rows].mT)
-        if on_host:  # half the work of a general product; torch has no name for it
-            half = dsyrk(1.0, part.numpy().T, beta=1.0, c=half, trans=0 if by_rows else 1, overwrite_c=1)
+        if total is not None:
+            few = part.numpy()
+            total += few.T @ few if by_rows else few @ few.T
         elif by_rows:
             gram.addmm_(part.mT, part)
         else:
             gram.addmm_(part, part.mT)
-    if not on_host:
-        return gram
-    whole = half + half.T
-    np.fill_diagonal(whole, half.diagonal())
-    return torch.from_numpy(whole)
+    return gram
 
 
 def frobenius_norm(x: Update) -> Tensor:

@@ -205,7 +205,7 @@ def main() -> None:
             table, found = series(name, title, values, load_of, options.repeat)
             tables.append(table)
             points += found
-        tables.append(workers(2 if options.quick else 16, options.repeat))
+        tables.append(workers(2 if options.quick else 64, options.repeat))
     rates = model(points)
     tables += [rate_table(rates), extrapolated(rates)]
     publish(tables, options.page)
