@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -204,6 +204,12 @@ def sweep(paths: Sequence[Path], repeat: int) -> Table:
     return Table("sweep", titles, rows)
 
 
+def each(job: Callable[[Any], object], items: Iterable[Any]) -> None:
+    """Run a job on every item."""
+    for item in items:
+        job(item)
+
+
 def parts(paths: Sequence[Path], whole: Load, repeat: int) -> Table:
     """Where the time of SVD goes: its steps on the factors of one layer, in memory, times the number of layers."""
     X = load_adapters(paths)
@@ -218,18 +224,18 @@ def parts(paths: Sequence[Path], whole: Load, repeat: int) -> Table:
     ]
     few = [torch.linalg.eigh(core).eigenvectors[:, -K:] for core in cores]
     svds = [svd_of_sum(updates, weights, K) for updates in modules]
+    sides = [side for updates in modules for side in ([u.B for u in updates], [u.A.mT for u in updates])]
+    # one after another, and none is kept: fresh memory would count as work
     found = interleaved(
         {
-            "pool": lambda: [joined(side) for u in modules for side in ([f.B for f in u], [f.A.mT for f in u])],
-            "gram": lambda: [gram_of([columns]) for columns in outputs + inputs],
-            "gram, outputs": lambda: [gram_of([columns]) for columns in outputs],
-            "frames": lambda: [frame_of([columns]) for columns in outputs],
-            "eigen": lambda: [torch.linalg.eigh(core) for core in cores],
-            "outputs": lambda: [frame.expand(u) for frame, u in zip(frames, few, strict=True)],
-            "inputs": lambda: [
-                combine_rows(u.mT, columns.mT, double=False) for u, columns in zip(few, inputs, strict=True)
-            ],
-            "split": lambda: [split_svd(*svd, K) for svd in svds],
+            "pool": partial(each, joined, sides),
+            "gram": partial(each, lambda columns: gram_of([columns]), outputs + inputs),
+            "gram, outputs": partial(each, lambda columns: gram_of([columns]), outputs),
+            "frames": partial(each, lambda columns: frame_of([columns]), outputs),
+            "eigen": partial(each, torch.linalg.eigh, cores),
+            "outputs": partial(each, lambda i: frames[i].expand(few[i]), range(len(few))),
+            "inputs": partial(each, lambda i: combine_rows(few[i].mT, inputs[i].mT, double=False), range(len(few))),
+            "split": partial(each, lambda svd: split_svd(*svd, K), svds),
         },
         repeat=max(3, repeat),
     )
