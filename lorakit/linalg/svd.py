@@ -24,8 +24,8 @@ def svd_of_sum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD of ``sum_i w_i B_i A_i``, without ever forming it.
 
-    Orthonormal frames of the concatenated B and of the concatenated A^T, then the SVD of their small core: O(d R^2)
-    instead of the O(d^3) of a dense SVD, and exact.
+    From orthonormal frames of the concatenated B and A^T and the SVD of their small core, or, where that is as accurate
+    for float32, from a frame of B alone and an eigenproblem: O(d R^2) instead of the O(d^3) of a dense SVD, and exact.
 
     Parameters
     ----------
