@@ -9,7 +9,7 @@ from torch import Tensor
 
 # Relative difference below which two distances differ by round-off only. Batched products round differently in batches
 # of other sizes: without a tolerance, points that are equally far from two centres would go by what else is there.
-_TIE = 1e-12
+TIE = 1e-12
 
 
 class Solved(NamedTuple):
@@ -82,7 +82,7 @@ def _nearest(x: Tensor, c: Tensor) -> Tensor:
     norms = x.square().sum(dim=2, keepdim=True)
     squared = torch.baddbmm(norms + c.square().sum(dim=2)[:, None, :], x, c.mT, alpha=-2)  # (M, n, k)
     nearest = squared.amin(dim=2, keepdim=True).clamp(min=0)
-    return (squared <= nearest + _TIE * (nearest + norms)).to(torch.uint8).argmax(dim=2)
+    return (squared <= nearest + TIE * (nearest + norms)).to(torch.uint8).argmax(dim=2)
 
 
 def _means(x: Tensor, w: Tensor, labels: Tensor, c: Tensor) -> Tensor:

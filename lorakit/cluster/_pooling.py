@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ..factors import LoraFactors
-from ..linalg import align_svd, balance_msus, place_msus, pool_msus
+from ..linalg import align_svd, balance_msus, pool_msus
 from ._rows import PREFIX, Distinct, Floats, distinct_rows
 
 Align = Literal["balance", "svd"]
@@ -68,6 +68,6 @@ def distinct_units(updates: Sequence[LoraFactors], weights: Floats) -> Distinct:
 def in_order(updates: Sequence[LoraFactors], distinct: Distinct) -> Tensor:
     """Return the distinct units themselves, (m, d). In their order: sums depend on the order of their terms."""
     if len(distinct.chosen) == len(distinct.inverse):
-        return place_msus(updates, distinct.inverse)
+        return pool_msus(updates, distinct.inverse)
     pool = pool_msus(updates)
     return pool.index_select(0, torch.from_numpy(distinct.chosen).to(pool.device))

@@ -6,11 +6,11 @@ Nothing here forms a (d_out, d_in) matrix unless the function's name says *dense
 
 from .damping import damp_shared_outputs
 from .frames import Compressed, compress, frame_of
-from .msu import align_svd, balance_msus, place_msus, pool_msus, split_msus
+from .msu import align_svd, balance_msus, pool_msus, split_msus
 from .products import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
 from .regression import regression_mean
 from .signs import disjoint_mean, elect_sign
-from .spaces import core_space, knots_space, truncate_wide
+from .spaces import core_space, knots_space
 from .sparsify import (
     drop_randomly,
     keep_above,
@@ -30,7 +30,15 @@ from .spectral import (
     task_svds,
     tucker2,
 )
-from .svd import dense_randomized_svd, dense_svd, singular_values_of_sum, split_svd, svd_of_sum, truncate
+from .svd import (
+    dense_randomized_svd,
+    dense_svd,
+    singular_values_of_sum,
+    split_svd,
+    svd_of_sum,
+    truncate,
+    truncate_wide,
+)
 
 __all__ = [
     "Compressed",
@@ -59,7 +67,6 @@ __all__ = [
     "magnitude_window",
     "merge_singular_vectors",
     "orthogonalize",
-    "place_msus",
     "pool_msus",
     "rank_probabilities",
     "regression_mean",

@@ -16,40 +16,27 @@ from .products import Update
 from .svd import split_svd, svd_of_sum
 
 
-def pool_msus(updates: Sequence[Update]) -> Tensor:
+def pool_msus(updates: Sequence[Update], places: np.ndarray | None = None) -> Tensor:
     """Stack the MSUs of T updates.
 
     Parameters
     ----------
     updates : sequence of (A, B)
         T updates of one module, of any ranks, R in all.
+    places : ndarray of int of shape (R,), default=None
+        The row of the result that each MSU becomes: a permutation. None keeps the order of the updates.
 
     Returns
     -------
     Tensor of shape (R, d_in + d_out)
-        Row l is ``[A[l, :], B[:, l]]``, in the order of the updates.
-    """
-    return torch.cat([torch.cat([a, b.mT], dim=1) for a, b in updates])
-
-
-def place_msus(updates: Sequence[Update], places: np.ndarray) -> Tensor:
-    """Stack the MSUs of T updates in an order of their own: what :func:`pool_msus` returns, with its rows permuted.
-
-    Parameters
-    ----------
-    updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
-    places : ndarray of int of shape (R,)
-        The row of the result that each MSU becomes: a permutation.
-
-    Returns
-    -------
-    Tensor of shape (R, d_in + d_out)
+        A row is ``[A[l, :], B[:, l]]`` of one update.
     """
     pairs = [(a, b) for a, b in updates]
-    a, b = pairs[0]
-    pool = a.new_empty(len(places), a.shape[1] + b.shape[0])
-    to_a, to_b = pool[:, : a.shape[1]], pool[:, a.shape[1] :]
+    if places is None:
+        return torch.cat([torch.cat([a, b.mT], dim=1) for a, b in pairs])
+    d_in, d_out = pairs[0][0].shape[1], pairs[0][1].shape[0]
+    pool = pairs[0][0].new_empty(len(places), d_in + d_out)
+    to_a, to_b = pool[:, :d_in], pool[:, d_in:]
     for (a, b), own in zip(pairs, np.split(places, np.cumsum([len(a) for a, _ in pairs])[:-1]), strict=True):
         if pool.device.type == "cpu":  # where NumPy takes half of torch's time
             to_a.numpy()[own], to_b.numpy()[own] = a.numpy(), b.numpy().T

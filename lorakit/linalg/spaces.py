@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .frames import Frame, combine_rows, frame_of
+from .frames import Frame, frame_of
 from .msu import align_svd
 from .products import Update, gram_of
 from .signs import fix_signs
-from .svd import split_svd, truncate
+from .svd import RANGE
 
-# Gram matrices square what is small: in float64, up to here, that leaves 1e-8 of it, below the 6e-8 of float32 factors
-_RANGE = 1e-4
-_IN_SINGLE = 1e2  # sums of float32 that cancel by so much lose less than 1e-5 of what is left
 _TINY = 1e-300  # divides like zero would, without a warning or an infinity; what comes of it is not used
 
 
@@ -108,26 +105,6 @@ def knots_space(updates: Sequence[Update]) -> KnotsSpace:
     return KnotsSpace([(a, c) for (a, _), c in zip(pairs, mixed, strict=True)], outputs, basis)
 
 
-def truncate_wide(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Best rank-k approximation of a matrix of few rows, (p, q), such as what was merged in a space.
-
-    From the Gram matrix of its rows where that is accurate enough for float32.
-
-    Returns
-    -------
-    A : Tensor of shape (min(k, p, q), q)
-    B : Tensor of shape (p, min(k, p, q))
-        Balanced, signs fixed.
-    """
-    if matrix.dtype != torch.float64:
-        values, vectors = torch.linalg.eigh(gram_of([matrix.mT]))
-        s, u = values.flip(0).clamp_min(0).sqrt()[:k], vectors.flip(1)[:, :k]
-        if len(s) and s[-1] > _RANGE * s[0]:
-            vh = combine_rows((u / s).mT, matrix, double=bool(s[0] > _IN_SINGLE * s[-1]))
-            return split_svd(u.to(vh.dtype), s.to(vh.dtype), vh, k)
-    return truncate((matrix, torch.eye(len(matrix)).to(matrix)), k)
-
-
 def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     """Return what :func:`align_svd` makes of each update, but for signs.
 
@@ -144,7 +121,7 @@ def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tens
         values, vectors = torch.linalg.eigh(square.mT @ (a @ a.mT) @ square)
         s = values.clamp_min(_TINY)[:, None] ** 0.25
         balanced = zip((square @ (vectors / s)).mT @ a, b @ (turn / root @ (vectors * s)), strict=True)
-        accurate = (values_b[:, 0] > _RANGE**2 * values_b[:, -1]) & (values[:, 0] > _RANGE**2 * values[:, -1])
+        accurate = (values_b[:, 0] > RANGE**2 * values_b[:, -1]) & (values[:, 0] > RANGE**2 * values[:, -1])
         found |= {i: pair for i, pair, fine in zip(own, balanced, accurate.tolist(), strict=True) if fine}
     return [found[i] if i in found else align_svd(pair) for i, pair in enumerate(pairs)]
 

@@ -13,7 +13,7 @@ from .signs import fix_signs
 
 # Singular values as roots of eigenvalues, of a float64 matrix: one of 1e-4 times the largest is known to 1e-8 of
 # itself, and so are its vectors. Where smaller ones are wanted, the SVD of the core.
-_RANGE = 1e-4
+RANGE = 1e-4
 # How far inputs cancel, as the length of what is added up over that of the sum: float32's 6e-8 stay below 1e-5 with the
 # first, and what the square of the second makes of float64's 1e-16 in the Gram matrix below 1e-9.
 _IN_SINGLE, _CANCELLED = 1e2, 1e3
@@ -49,21 +49,21 @@ def svd_of_sum(
     outputs = frame_of([b for _, b in pairs])
     mixed = _weighted(outputs, weights)
     columns = joined([a.mT for a, _ in pairs])
-    found = _by_eigenvalues(outputs, mixed, columns, k)
+    found = _by_eigenvalues(mixed, columns, k)
     if found is not None:
-        return found
+        u, s, vh = found
+        return outputs.expand(u), s, vh
     inputs = frame_of([columns])
     u, s, vh = torch.linalg.svd(mixed @ inputs.blocks[0].mT, full_matrices=False)
     return outputs.expand(u[:, :k]), s.to(columns.dtype), inputs.expand_rows(vh[:k])
 
 
-def _by_eigenvalues(
-    outputs: Frame, mixed: Tensor, columns: Tensor, k: int | None
-) -> tuple[Tensor, Tensor, Tensor] | None:
-    """SVD of ``Q M A`` from the Gram matrix of A, the inputs; None where that is not accurate enough.
+def _by_eigenvalues(mixed: Tensor, columns: Tensor, k: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
+    """SVD of ``M A``, k triples, from the Gram matrix of A; None where that is not accurate enough.
 
     Its singular values squared and left vectors are those of ``M (A A^T) M^T``, its right vectors ``S^-1 U^T M A``: a
-    small eigenproblem, where a frame of the inputs and an SVD take twice as long. A, (R, d), is ``columns.T``.
+    small eigenproblem, where a frame of the inputs and an SVD take twice as long. A, (R, d), is ``columns.T``; M and U
+    are in float64.
     """
     d, n = columns.shape
     if columns.dtype == torch.float64 or not 0 < n <= d or not len(mixed):
@@ -71,14 +71,14 @@ def _by_eigenvalues(
     gram = gram_of([columns])
     values, vectors = torch.linalg.eigh(mixed @ gram @ mixed.mT)
     s, u = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)[:, :k]
-    if not s[u.shape[1] - 1] > _RANGE * s[0]:
+    if not s[u.shape[1] - 1] > RANGE * s[0]:
         return None
     mix = (u.mT @ mixed) / s[: u.shape[1], None]
     cancelled = float((mix.square() @ gram.diagonal()).max()) ** 0.5  # the rows that come out have length 1
     if not cancelled <= _CANCELLED:
         return None
     vh = combine_rows(mix, columns.mT, double=cancelled > _IN_SINGLE)
-    return outputs.expand(u), s.to(columns.dtype), vh
+    return u, s.to(columns.dtype), vh
 
 
 def singular_values_of_sum(updates: Sequence[Update], weights: Sequence[float]) -> Tensor:
@@ -157,6 +157,23 @@ def split_svd(u: Tensor, s: Tensor, vh: Tensor, k: int) -> tuple[Tensor, Tensor]
     a = root[:, None] * vh[:k]
     sign = fix_signs(a)
     return a.mul_(sign[:, None]), u[:, :k] * (root * sign)
+
+
+def truncate_wide(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Best rank-k approximation of a matrix of few rows, (p, q), such as what was merged in a space.
+
+    Returns
+    -------
+    A : Tensor of shape (min(k, p, q), q)
+    B : Tensor of shape (p, min(k, p, q))
+        Balanced, signs fixed.
+    """
+    eye = torch.eye(len(matrix), dtype=torch.float64, device=matrix.device)
+    found = _by_eigenvalues(eye, matrix.mT, k)
+    if found is None:
+        return truncate((matrix, eye.to(matrix.dtype)), k)
+    u, s, vh = found
+    return split_svd(u.to(vh.dtype), s, vh, k)
 
 
 def truncate(update: Update, k: int) -> tuple[Tensor, Tensor]:

@@ -50,8 +50,7 @@ class ElementwiseMerger(BaseMerger):
     a module takes the memory of about two of its updates, or two representations, however many adapters there are.
     """
 
-    _draws: ClassVar[bool] = False  # whether :meth:`_sparsify` draws random numbers
-    _measures: ClassVar[bool] = False  # whether :meth:`_measure` is there
+    _draws: ClassVar[bool] = True  # whether :meth:`_sparsify` may draw random numbers
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseMerger._parameter_constraints,
@@ -82,6 +81,11 @@ class ElementwiseMerger(BaseMerger):
         ``adapter`` is its position among those whose weight is not zero.
         """
         raise NotImplementedError
+
+    @property
+    def _measures(self) -> bool:
+        """Whether :meth:`_measure` is there."""
+        return type(self)._measure is not ElementwiseMerger._measure
 
     def _sparsify(self, x: Tensor, measured: Any, rng: np.random.RandomState) -> Tensor:
         """Change some rows, (rows, n), of one adapter's tensor."""

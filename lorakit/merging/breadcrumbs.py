@@ -90,7 +90,7 @@ class BreadcrumbsMerger(ElementwiseMerger):
 
     method = "breadcrumbs"
     paper = "arXiv 2312.06795"
-    _measures = True
+    _draws = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,

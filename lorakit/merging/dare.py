@@ -94,7 +94,6 @@ class DareMerger(ElementwiseMerger):
 
     method = "dare"
     paper = "arXiv 2311.03099"
-    _draws = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,

@@ -95,7 +95,6 @@ class DellaMerger(ElementwiseMerger):
 
     method = "della"
     paper = "arXiv 2406.11617"
-    _draws = True
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,

@@ -84,7 +84,7 @@ class MagnitudeMerger(ElementwiseMerger):
     """
 
     method = "magnitude"
-    _measures = True
+    _draws = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,

@@ -89,6 +89,7 @@ class TaskArithmeticMerger(ElementwiseMerger):
     """
 
     method = "task_arithmetic"
+    _draws = False
     paper = "arXiv 2212.04089"
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {

@@ -89,7 +89,7 @@ class TiesMerger(ElementwiseMerger):
 
     method = "ties"
     paper = "arXiv 2306.01708"
-    _measures = True
+    _draws = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,
