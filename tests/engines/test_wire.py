@@ -1,6 +1,7 @@
 """What workers are sent and send back: little, and nothing that they have to open twice."""
 
 import pickle
+import time
 import warnings
 
 import numpy as np
@@ -134,7 +135,7 @@ def test_engines_that_stream_and_engines_that_do_not(streams, saved):
 def test_no_more_is_computed_than_is_asked_for(streams, at_most, saved):
     """All modules at once would be the whole result in memory."""
     with pickled(streams=streams) as sent:
-        results = iter_modules(lambda module: rank_of, saved, n_jobs=None, verbose=0)
+        results = iter_modules(lambda module: rank_of_slowly, saved, n_jobs=None, verbose=0)
         next(results)
         results.close()  # nor a word from joblib, which would be an error here
         assert 0 < len(sent) <= at_most
@@ -151,5 +152,7 @@ def test_an_error_on_this_side_ends_the_loop(streams, saved, monkeypatch):
     assert len(sent) < N
 
 
-def rank_of(adapters, module):
+def rank_of_slowly(adapters, module):
+    """Long enough that a busy machine gets to ``close()`` before many more are done."""
+    time.sleep(0.05)
     return adapters.factors(module)[0].rank
