@@ -1,5 +1,10 @@
 """The loop over modules: seeds, threads, progress, errors."""
 
+import os
+import platform
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -93,3 +98,33 @@ def test_what_does_not_fit_is_refused():
     assert to_output(big, torch.bfloat16, "m").dtype == torch.bfloat16
     with pytest.raises(OutputError, match=r"'m'.*float16.*1e\+05.*bfloat16"):
         to_output(big, torch.float16, "m")
+
+
+COUNT_FAULTS = """
+import resource, sys
+import torch
+from lorakit._execution import _keep_freed_memory
+if sys.argv[1] == "keep":
+    _keep_freed_memory()
+for round in range(20):
+    several = [torch.zeros(2**20) for _ in range(8)]
+    del several
+    if round == 1:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other rules")
+def test_freed_memory_is_used_again():
+    """Or each module's matrices would be fresh pages, which the system fills with zeros one by one."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    given, kept = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", COUNT_FAULTS, how], check=True, capture_output=True, text=True, env=environment
+            ).stdout
+        )
+        for how in ("give", "keep")
+    )
+    assert kept < given / 4

@@ -61,7 +61,16 @@ def split_msus(units: Tensor, d_in: int) -> tuple[Tensor, Tensor]:
     A : Tensor of shape (k, d_in)
     B : Tensor of shape (d_out, k)
     """
-    return units[:, :d_in].contiguous(), units[:, d_in:].mT.contiguous()
+    return units[:, :d_in].contiguous(), _turned(units[:, d_in:])
+
+
+def _turned(rows: Tensor) -> Tensor:
+    """Return ``rows.T``, one row after the other in memory."""
+    turned = rows.new_empty(rows.shape[1], rows.shape[0])
+    # Few rows at a time: entries of one column often lie powers of 2 apart, of which a cache holds eight
+    for few, place in zip(torch.split(rows, 8), torch.split(turned, 8, dim=1), strict=True):
+        place.copy_(few.mT)
+    return turned
 
 
 def balance_msus(update: Update) -> tuple[Tensor, Tensor]:

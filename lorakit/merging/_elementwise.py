@@ -28,6 +28,7 @@ from ..linalg import (
 from ._common import cuts, largest_rank, stack_factors
 
 _TILE = 2**20  # entries of all updates together that are worked on at a time: a few MB, near the caches
+_KEPT = 2**24  # entries of all updates together up to which they are all formed at once, and once only: 64 MB
 _OVERSAMPLED = 16  # columns of the sketch beyond k
 _LARGE = 1024  # width from which a full SVD takes seconds
 
@@ -47,7 +48,8 @@ class ElementwiseMerger(BaseMerger):
     A rule has up to four steps. :meth:`_measure` sees a whole tensor of one adapter (for thresholds),
     :meth:`_sparsify` changes a block of its rows, :meth:`_survey` sees the blocks of all adapters before any are
     merged, :meth:`_combine` merges them. In the spaces 'delta' and 'knots' a block is a few rows, so that
-    a module takes the memory of about two of its updates, or two representations, however many adapters there are.
+    a module takes the memory of about two of its updates, or two representations, however many adapters there are;
+    or of all where that is little.
     """
 
     _draws: ClassVar[bool] = True  # whether :meth:`_sparsify` may draw random numbers
@@ -160,24 +162,28 @@ class ElementwiseMerger(BaseMerger):
     def _merge_delta(
         self, updates: Sequence[LoraFactors], weights: Tensor, rngs: Sequence[np.random.RandomState]
     ) -> Tensor:
-        """Apply the rule to the updates: never more than one whole update, the result and some rows of each."""
+        """Apply the rule to the updates: of large ones, one at a time is whole, and some rows of all."""
         tiles = _tiles(updates)
         merged = updates[0].A.new_empty(updates[0].d_out, updates[0].d_in)
+        keep = merged.numel() * len(updates) <= _KEPT
         measured: list[Any] = [None] * len(updates)
-        if self._measures:
-            for i, update in enumerate(updates):
-                for rows in tiles:  # as below: a whole product may differ in its last bits, and thresholds are compared
-                    torch.mm(update.B[rows], update.A, out=merged[rows])
-                measured[i] = self._measure(merged, i)
+        kept: list[Tensor] = []
+        for i, update in enumerate(updates if self._measures else ()):
+            whole = torch.empty_like(merged) if keep else merged
+            for rows in tiles:  # as below: a whole product may differ in its last bits, and thresholds are compared
+                torch.mm(update.B[rows], update.A, out=whole[rows])
+            measured[i] = self._measure(whole, i)
+            if keep:
+                kept.append(whole)
 
         buffer = merged.new_empty(len(updates) * len(merged[: _step(updates)]) * updates[0].d_in)
 
         def sparse(rows: slice) -> Tensor:
             shape = (len(updates), *merged[rows].shape)
             stack = buffer[: math.prod(shape)].view(shape)  # of all tiles: fresh memory takes longer than the product
-            for block, update, found, rng in zip(stack, updates, measured, rngs, strict=True):
-                torch.mm(update.B[rows], update.A, out=block)
-                block.copy_(self._sparsify(block, found, rng))
+            for i, (block, update) in enumerate(zip(stack, updates, strict=True)):
+                whole = kept[i][rows] if kept else torch.mm(update.B[rows], update.A, out=block)
+                block.copy_(self._sparsify(whole, measured[i], rngs[i]))
             return stack
 
         survey = sum(self._survey(sparse(rows), weights) for rows in tiles) if self._surveys else None

@@ -169,7 +169,7 @@ def test_thresholds_of_many_entries_are_exact(kind, density):
     elif kind == "sorted":
         x = x.sort().values
     elif kind == "periodic":
-        x[:: len(x) // sparsify_module._SAMPLE | 1] *= 1e-3  # all that the sample sees
+        x[:: sparsify_module._sample_step(len(x))] *= 1e-3  # all that the sample sees
     elif kind == "mostly zero":
         x[torch.rand(len(x), generator=torch.Generator().manual_seed(1)) < 0.9] = 0
     keep, rising = int(density * len(x)), x.abs().sort().values

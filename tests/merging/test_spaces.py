@@ -175,7 +175,8 @@ def with_cancelling(X):
 
 @EVERY_RULE
 @pytest.mark.parametrize("cancelling", [False, True])
-def test_tiles_do_not_show(merger, cancelling, monkeypatch):
+@pytest.mark.parametrize("kept", [False, True])
+def test_tiles_do_not_show(merger, cancelling, kept, monkeypatch):
     X = adapters()
     if cancelling:
         X = with_cancelling(X)
@@ -185,6 +186,8 @@ def test_tiles_do_not_show(merger, cancelling, monkeypatch):
         X = AdapterSet([Adapter({"layer.0": first}, name="0"), X[1], X[2]])
     whole = dense(merger, X)
     assert len(_elementwise._tiles(X.factors("layer.0"))) == 1
+    if not kept:
+        monkeypatch.setattr(_elementwise, "_KEPT", 0)
     for tile in (1, 3 * 21 * 5):  # rows of one adapter at a time: one, five
         monkeypatch.setattr(_elementwise, "_TILE", tile)
         assert len(_elementwise._tiles(X.factors("layer.0"))) == {1: 17, 315: 4}[tile]
