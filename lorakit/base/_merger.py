@@ -50,7 +50,9 @@ class _Merge:
         self.results.put(module, outcome.factors)
         self.norms[module] = outcome.norms
         for key, value in outcome.learned.items():
-            self.learned.setdefault(key, {})[module] = value
+            # What was made among a module's matrices would lie between them when they are freed, and keep the space
+            # from being used for larger ones: 80 MB after 200 modules of 32 adapters.
+            self.learned.setdefault(key, {})[module] = value.copy() if isinstance(value, np.ndarray) else value
 
 
 def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
