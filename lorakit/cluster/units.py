@@ -213,7 +213,7 @@ def _centroids(
     ``scale`` gives the factor on k units' update.
     """
     shares = cluster_shares(found.labels, found.distinct.totals)
-    centroids = _mixed(shares * found.signs, rows)
+    centroids = _mixed(shares * found.signs, found.labels, rows)
     root = scale(len(centroids)) ** 0.5  # a unit's halves share the factor
     if norm is not None and sizes is not None:
         before, after = torch.from_numpy(shares).to(rows) @ sizes, _NORMS[norm](centroids)
@@ -223,12 +223,15 @@ def _centroids(
     return centroids
 
 
-def _mixed(shares: Floats, rows: Tensor) -> Tensor:
-    """Return ``shares @ rows``, (k, m) by (m, d), where each row has a share in one result."""
+def _mixed(shares: Floats, labels: Ints, rows: Tensor) -> Tensor:
+    """Return ``shares @ rows``, (k, m) by (m, d), where each row has a share in the result that its label says."""
     if rows.device.type != "cpu":
         return torch.from_numpy(shares).to(rows) @ rows
     values = rows.numpy()  # m additions of rows, where the product has k m
-    return torch.from_numpy(csr_array(shares.astype(values.dtype)) @ values)
+    members = np.argsort(labels, kind="stable")
+    ends = np.concatenate([[0], np.bincount(labels, minlength=len(shares)).cumsum()])
+    entries = shares[labels[members], members].astype(values.dtype)
+    return torch.from_numpy(csr_array((entries, members, ends), shape=shares.shape) @ values)
 
 
 def pose_module(

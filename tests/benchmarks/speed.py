@@ -17,7 +17,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -31,13 +31,11 @@ from model_scale import LAYERS, SHAPES, make
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import clone
+from svd_steps import Files, steps_of_svd
 
 from lorakit import Adapter, LoraFactors, load_adapters, rank_path, results_on_disk, save_adapter
 from lorakit.discovery import all_estimators, all_methods
 from lorakit.io import _provenance
-from lorakit.linalg import frame_of, split_svd, svd_of_sum
-from lorakit.linalg.frames import combine_rows, joined
-from lorakit.linalg.products import gram_of
 
 K = 32
 KS = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -143,6 +141,11 @@ class Load:
         self.parts = {name: self.costs[name] for name in floors}
         self.merges = {name: self.costs[name] for name in methods}
 
+    def of_svd(self) -> Files:
+        """What the merge by SVD takes, and its files."""
+        jobs = ("read, cast: lorakit", "write rank 32: lorakit", "hash of the inputs")
+        return Files(*(self.parts[name].cpu for name in jobs), self.merges["svd"].cpu, self.n_modules)
+
     def rows(self, peaks: dict[str, float]) -> list[list[str]]:
         """Rows of the table."""
         named = {
@@ -204,63 +207,6 @@ def sweep(paths: Sequence[Path], repeat: int) -> Table:
     return Table("sweep", titles, rows)
 
 
-def each(job: Callable[[Any], object], items: Iterable[Any]) -> None:
-    """Run a job on every item."""
-    for item in items:
-        job(item)
-
-
-def parts(paths: Sequence[Path], whole: Load, repeat: int) -> Table:
-    """Where the time of SVD goes: its steps on the factors of one layer, in memory, times the number of layers."""
-    X = load_adapters(paths)
-    modules = [X.factors(module) for module in X.module_names]
-    weights = [1 / len(X)] * len(X)
-    outputs = [joined([u.B for u in updates]) for updates in modules]
-    inputs = [joined([u.A.mT for u in updates]) for updates in modules]
-    frames = [frame_of([columns]) for columns in outputs]
-    # of the size, and as well separated, as those whose eigenvectors are wanted
-    cores = [
-        frame.blocks[0] @ gram_of([columns]) @ frame.blocks[0].mT for frame, columns in zip(frames, inputs, strict=True)
-    ]
-    few = [torch.linalg.eigh(core).eigenvectors[:, -K:] for core in cores]
-    svds = [svd_of_sum(updates, weights, K) for updates in modules]
-    sides = [side for updates in modules for side in ([u.B for u in updates], [u.A.mT for u in updates])]
-    # one after another, and none is kept: fresh memory would count as work
-    found = interleaved(
-        {
-            "pool": partial(each, joined, sides),
-            "gram": partial(each, lambda columns: gram_of([columns]), outputs + inputs),
-            "gram, outputs": partial(each, lambda columns: gram_of([columns]), outputs),
-            "frames": partial(each, lambda columns: frame_of([columns]), outputs),
-            "eigen": partial(each, torch.linalg.eigh, cores),
-            "outputs": partial(each, lambda i: frames[i].expand(few[i]), range(len(few))),
-            "inputs": partial(each, lambda i: combine_rows(few[i].mT, inputs[i].mT, double=False), range(len(few))),
-            "split": partial(each, lambda svd: split_svd(*svd, K), svds),
-        },
-        repeat=max(3, repeat),
-    )
-    times = whole.n_modules / len(modules)
-    cpu = {name: times * c.cpu for name, c in found.items()}
-    algebra = {
-        "putting the units of all adapters together": cpu["pool"],
-        "Gram matrices, R^2 (d_in + d_out) in float64": cpu["gram"],
-        "Cholesky factor and its inverse, for outputs": cpu["frames"] - cpu["gram, outputs"],
-        "eigenvectors of an R x R matrix": cpu["eigen"],
-        "k singular vectors, R k (d_in + d_out)": cpu["outputs"] + cpu["inputs"],
-        "signs, splitting": cpu["split"],
-    }
-    steps = {
-        "read, cast, scale": whole.parts["read, cast: lorakit"].cpu,
-        **algebra,
-        "write": whole.parts["write rank 32: lorakit"].cpu,
-        "hash of the inputs": whole.parts["hash of the inputs"].cpu,
-    }
-    total = whole.merges["svd"].cpu
-    steps["the rest: small products, loop, checks, results on disk"] = total - sum(steps.values())
-    rows = [[name, f"{took:.2f}", f"{100 * took / total:.0f}%"] for name, took in (steps | {"all": total}).items()]
-    return Table("parts", ("step of SVD", "CPU s", "share"), rows)
-
-
 def peaks_of(loads: Sequence[tuple[Sequence[Path], dict[str, Any]]]) -> dict[str, float]:
     """Peak of anonymous memory of each merge in a fresh process, MB above that of two adapters of one layer."""
     tiny = make(loads[0][0][0].parents[1], adapters=2, layers=1)
@@ -300,7 +246,7 @@ def main() -> None:
         whole = Load("whole adapters", paths, on_all, out, options.repeat)
         part = Load("one module", few, {"svd": on_all["svd"], **on_few}, out, options.repeat)
         one_layer = make(options.folder, adapters=options.adapters, layers=1)
-        tables = [targets(whole), parts(one_layer, whole, options.repeat)]
+        tables = [targets(whole), *steps_of_svd(one_layer, whole.of_svd(), K, options.repeat)]
         if options.sweep_layers:
             swept = make(options.folder, adapters=options.adapters, layers=options.sweep_layers)
             tables.append(sweep(swept, options.repeat))
