@@ -55,7 +55,7 @@ def plusplus(
         steps = drawn[:, 1:].reshape(n_init, k - 1, m).swapaxes(0, 1)
         shares[: k - 1, own, :m], shares[: k - 1, own, m:] = steps, steps[:, :, :1]  # drawn again, one never wins
     chosen = np.empty((len(sizes), most), dtype=np.intp)
-    chosen[:, 0] = _at_shares(_cumulative(weights[None]), first[None])[0]
+    chosen[:, 0] = _at_shares(weights.cumsum()[None], first[None])[0]
     closest = squared[chosen[:, 0]]  # (s, n)
     for step in range(1, most):
         starts = np.arange(np.count_nonzero(sizes > step))

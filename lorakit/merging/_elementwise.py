@@ -28,7 +28,7 @@ from ..linalg import (
 from ._common import cuts, largest_rank, stack_factors
 
 _TILE = 2**20  # entries of all updates together that are worked on at a time: a few MB, near the caches
-_KEPT = 2**24  # entries of all updates together up to which they are all formed at once, and once only: 64 MB
+_KEPT = 2**24  # entries of all updates together up to which all are formed, and only once: 64 MB in float32
 _OVERSAMPLED = 16  # columns of the sketch beyond k
 _LARGE = 1024  # width from which a full SVD takes seconds
 
