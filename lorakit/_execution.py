@@ -115,7 +115,7 @@ def _keep_freed_memory() -> None:
     """Have glibc's allocator keep what a module frees for the next one; elsewhere this does nothing.
 
     It gives back to the system what is large, and learns what is large from the blocks that it has seen freed. Until it
-    has seen one of 32 MB, a module's matrices of a few MB are fresh memory each, which takes longer than their algebra.
+    has seen one of 32 MB, each of a module's matrices is fresh memory, which the system fills with zeros page by page.
     """
     torch.empty(_BLOCK, dtype=torch.uint8)  # freed at once, and never written to: it takes no memory
 

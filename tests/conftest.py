@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from lorakit._execution import one_thread
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -25,6 +28,13 @@ settings.load_profile("lorakit")
 torch.set_num_threads(1)  # tests run side by side, one process a core
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def one_blas_thread() -> Iterator[None]:
+    """One thread in NumPy's and SciPy's algebra too: of many, most would wait where the matrices are small."""
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -197,12 +197,12 @@ def _settled(pooled: _Pooled, labels: Ints, n_iter: int | None) -> FoundUnits:
     return FoundUnits(distinct, labels, flips[distinct.chosen] * turns, inertia, n_iter)
 
 
-def cluster_shares(labels: Ints, weights: Floats) -> Floats:
+def cluster_shares(labels: Ints, weights: Floats) -> csr_array:
     """Return each unit's share of each cluster, (k, m); rows sum to 1, and their product with units is the means."""
-    shares = np.zeros((labels.max(initial=-1) + 1, len(labels)))
-    shares[labels, np.arange(len(labels))] = weights
-    shares /= shares.sum(axis=1, keepdims=True)
-    return shares
+    members = np.argsort(labels, kind="stable")
+    ends = np.concatenate([[0], np.bincount(labels).cumsum()])
+    shares = weights / np.bincount(labels, weights)[labels]
+    return csr_array((shares[members], members, ends), shape=(len(ends) - 1, len(labels)))
 
 
 def _centroids(
@@ -213,25 +213,24 @@ def _centroids(
     ``scale`` gives the factor on k units' update.
     """
     shares = cluster_shares(found.labels, found.distinct.totals)
-    centroids = _mixed(shares * found.signs, found.labels, rows)
+    signed = shares.copy()
+    signed.data *= found.signs[signed.indices]
+    centroids = _mixed(signed, rows)
     root = scale(len(centroids)) ** 0.5  # a unit's halves share the factor
     if norm is not None and sizes is not None:
-        before, after = torch.from_numpy(shares).to(rows) @ sizes, _NORMS[norm](centroids)
+        before, after = _mixed(shares, sizes), _NORMS[norm](centroids)
         centroids *= torch.where(after > 0, root * before / torch.where(after > 0, after, 1), 0)[:, None]
     elif root != 1:
         centroids *= root
     return centroids
 
 
-def _mixed(shares: Floats, labels: Ints, rows: Tensor) -> Tensor:
-    """Return ``shares @ rows``, (k, m) by (m, d), where each row has a share in the result that its label says."""
+def _mixed(shares: csr_array, rows: Tensor) -> Tensor:
+    """Return ``shares @ rows``, (k, m) by (m, d) or (m,)."""
     if rows.device.type != "cpu":
-        return torch.from_numpy(shares).to(rows) @ rows
-    values = rows.numpy()  # m additions of rows, where the product has k m
-    members = np.argsort(labels, kind="stable")
-    ends = np.concatenate([[0], np.bincount(labels, minlength=len(shares)).cumsum()])
-    entries = shares[labels[members], members].astype(values.dtype)
-    return torch.from_numpy(csr_array((entries, members, ends), shape=shares.shape) @ values)
+        return torch.from_numpy(shares.toarray()).to(rows) @ rows
+    values = rows.numpy()  # m additions of rows, where a dense product has k m
+    return torch.from_numpy(shares.astype(values.dtype) @ values)
 
 
 def pose_module(

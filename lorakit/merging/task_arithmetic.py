@@ -89,8 +89,8 @@ class TaskArithmeticMerger(ElementwiseMerger):
     """
 
     method = "task_arithmetic"
-    _draws = False
     paper = "arXiv 2212.04089"
+    _draws = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,

@@ -5,15 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit._execution import one_thread
 from lorakit.linalg import align_svd, core_space, knots_space, truncate_wide
 from lorakit.linalg import spaces as spaces_module
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():  # of many, most would wait: the matrices are small
-        yield
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
 
 
 def normal(*shape, generator):

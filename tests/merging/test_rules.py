@@ -21,8 +21,9 @@ from lorakit import (
     TaskArithmeticMerger,
     TiesMerger,
 )
-from lorakit._execution import one_thread
 from lorakit.testing import make_adapters
+
+pytestmark = pytest.mark.usefixtures("one_blas_thread")
 
 CASES = sorted((Path(__file__).parents[1] / "data").glob("*.safetensors"))
 RULES = {
@@ -74,12 +75,6 @@ def seeded(merger, seed=0, **params):
 
 def merged(merger, X, **params):
     return seeded(merger, **params).set_params(k=full_rank(seeded(merger, **params), X)).fit(X).merged_
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    with one_thread():  # of many, most would wait: the matrices are small
-        yield
 
 
 @pytest.fixture
