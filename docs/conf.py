@@ -23,7 +23,7 @@ extensions = [
     "sphinx_gallery.gen_gallery",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "auto_examples/**/*.ipynb", "auto_examples/**/*.py", "conftest.py"]
+exclude_patterns = ["_build", "_*s.rst", "auto_examples/**/*.ipynb", "auto_examples/**/*.py", "conftest.py"]
 default_role = "literal"
 
 
@@ -65,9 +65,32 @@ def write_method_table(app):
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+KINDS = ("merger", "pruner", "transformer")
+autosummary_generate = ["api.rst", *(f"_{kind}s.rst" for kind in KINDS)]
+
+
+def write_estimator_lists(app):
+    """Write the lists of estimators that the page of the API includes, from the registry too."""
+    from lorakit.discovery import all_methods
+
+    for kind in KINDS:
+        names = sorted((info.name for info in all_methods(kind)), key=str.lower)
+        lines = [
+            ".. currentmodule:: lorakit",
+            "",
+            ".. autosummary::",
+            "   :toctree: generated/",
+            "   :nosignatures:",
+            "",
+        ]
+        listed = "\n".join([*lines, *(f"   {name}" for name in names)]) + "\n"
+        Path(app.srcdir, f"_{kind}s.rst").write_text(listed, encoding="utf-8")
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("builder-inited", write_method_table)
+    app.connect("builder-inited", write_estimator_lists, priority=400)  # before autosummary, which reads the lists
 
 
 suppress_warnings = ["config.cache"]  # of these two functions, which cannot be pickled

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
-from copy import copy, deepcopy
+from copy import copy
 from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, NamedTuple, Self
@@ -64,7 +64,7 @@ def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
 class BaseMerger(AdapterEstimator):
     """Base class of mergers: many adapters in, one out.
 
-    A subclass sets ``method`` and implements :meth:`_merge_module`; everything else is here. See
+    A subclass sets ``method`` and implements :meth:`_merge_module_path`; everything else is here. See
     :doc:`/contributing` for a worked example, and :func:`lorakit.testing.check_merger` to test one.
 
     A merger is a *reducer*: :meth:`fit` merges, :meth:`transform` returns the merged adapter whatever it is given,
@@ -82,12 +82,6 @@ class BaseMerger(AdapterEstimator):
         "scale_scope": [StrOptions({"module", "model"})],
     }
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        # An inherited sweep is one of the _merge_module that is inherited, not of another.
-        if "_merge_module" in vars(cls) and "_merge_module_path" not in vars(cls):
-            cls._merge_module_path = BaseMerger._merge_module_path  # type: ignore[method-assign]
-
     @property
     def needs_equal_ranks(self) -> bool:
         """Whether the adapters must share one rank at each module."""
@@ -96,7 +90,7 @@ class BaseMerger(AdapterEstimator):
     def _prepared(
         self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
     ) -> Self:
-        """Return the estimator whose :meth:`_merge_module` is to run on every module.
+        """Return the estimator whose :meth:`_merge_module_path` is to run on every module.
 
         For methods that must look at the whole model first: return a copy that carries what they found. ``ranks`` are
         the ``k`` at which each module is merged, one unless :func:`~lorakit.rank_path` asks for more;
@@ -116,39 +110,33 @@ class BaseMerger(AdapterEstimator):
         return min(sum(info.rank for info in infos), infos[0].d_in, infos[0].d_out)
 
     @abstractmethod
-    def _merge_module(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
-    ) -> tuple[LoraFactors, Learned]:
-        """Merge one module.
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
+        """Merge one module, at each rank of ``ks``.
+
+        :meth:`fit` asks for one rank and :func:`~lorakit.rank_path` for several, so that work that does not depend on
+        the rank can be done once. A result must not depend on which other ranks are asked for.
 
         Parameters
         ----------
         updates : sequence of LoraFactors
-            One an adapter, on one device, in one dtype (float32 or float64); of rank 0 where the adapter lacks the
-            module.
+            One for each adapter, on one device, in one dtype (float32 or float64); of rank 0 where the adapter lacks
+            the module.
         weights : ndarray of shape (n_adapters,)
             Weights whose absolute values sum to 1.
-        k : int or None
-            Rank of the result, at most :meth:`_rank_limit`; None is the method's own choice.
+        ks : sequence of int or None
+            Ranks of the results, each at most :meth:`_rank_limit`; None is the method's own choice.
         rng : RandomState
-            The module's own; the only source of randomness to use.
+            The module's own, and the only source of randomness to use. Where every rank draws numbers, each draws
+            from a copy of it.
 
         Returns
         -------
-        factors : LoraFactors
-            The merged update, before ``scale``.
-        learned : dict
-            What the method learned; each entry becomes the attribute ``<key>_``, a dict by module.
+        list of (LoraFactors, dict)
+            For each rank, the merged update before ``scale``, and what the method learned: each entry of the dict
+            becomes the attribute ``<key>_``, a dict by module.
         """
-
-    def _merge_module_path(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
-    ) -> list[tuple[LoraFactors, Learned]]:
-        """Merge one module at several ranks: for each what :meth:`_merge_module` gives with the module's fresh ``rng``.
-
-        The default merges once a rank. Override it, beside :meth:`_merge_module`, where ranks can share work.
-        """
-        return [self._merge_module(updates, weights, k, deepcopy(rng)) for k in ks]
 
     @fit_context(prefer_skip_nested_validation=False)
     def fit(self, X: AdapterSet | Iterable[Adapter], y: object = None) -> Self:
@@ -242,10 +230,7 @@ class BaseMerger(AdapterEstimator):
         dtype: torch.dtype,
     ) -> list[_Outcome]:
         updates = read_module(X, module, self.device)
-        if len(ks) == 1:
-            merged = [self._merge_module(updates, weights, ks[0], module_rng(seed, module))]
-        else:
-            merged = self._merge_module_path(updates, weights, ks, module_rng(seed, module))
+        merged = self._merge_module_path(updates, weights, ks, module_rng(seed, module))
         given = [frobenius_norm(update).item() for update in updates] if self.scale == "match" else []
         return [self._outcome(factors, learned, given, weights, dtype, module) for factors, learned in merged]
 

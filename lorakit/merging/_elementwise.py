@@ -116,11 +116,6 @@ class ElementwiseMerger(BaseMerger):
         )
         return self._combine(sparse, weights, self._survey(sparse, weights) if self._surveys else None)
 
-    def _merge_module(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
-    ) -> tuple[LoraFactors, Learned]:
-        return self._merge_module_path(updates, weights, [k], rng)[0]
-
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:

@@ -46,11 +46,6 @@ class SpectralMerger(BaseMerger):
         """Merge for several ranks; where nothing can be shared, one after another."""
         return [self._merged_svd(updates, weights, k) for k in ks]
 
-    def _merge_module(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
-    ) -> tuple[LoraFactors, Learned]:
-        return self._merge_module_path(updates, weights, [k], rng)[0]
-
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:

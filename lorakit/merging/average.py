@@ -109,11 +109,6 @@ class AverageMerger(BaseMerger):
     def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
         return largest_rank(infos)
 
-    def _merge_module(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
-    ) -> tuple[LoraFactors, Learned]:
-        return self._merge_module_path(updates, weights, [k], rng)[0]
-
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:

@@ -278,11 +278,6 @@ class LegoMerger(BaseMerger):
         worker._found, worker._module_found = None, self._found[module]
         return worker
 
-    def _merge_module(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
-    ) -> tuple[LoraFactors, Learned]:
-        return self._merge_module_path(updates, weights, [k], rng)[0]
-
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:

@@ -166,11 +166,6 @@ class RegMeanMerger(BaseMerger):
         self._module_grams = [self.grams.get(name, {}).get(module) for name in X.names]  # of the copy: see _for_module
         return super()._fit_module(X, module, **options)
 
-    def _merge_module(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
-    ) -> tuple[LoraFactors, Learned]:
-        return self._merge_module_path(updates, weights, [k], rng)[0]
-
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:

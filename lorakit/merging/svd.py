@@ -10,7 +10,7 @@ import numpy as np
 from .._ranks import Rank
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
-from ..linalg import split_svd, svd_of_sum
+from ..linalg import svd_of_sum
 from ._common import largest_rank, svd_cuts
 
 
@@ -106,17 +106,6 @@ class SVDMerger(BaseMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
-
-    def _merge_module(
-        self, updates: Sequence[LoraFactors], weights: np.ndarray, k: int | None, rng: np.random.RandomState
-    ) -> tuple[LoraFactors, Learned]:
-        k = largest_rank(updates) if k is None else k
-        u, s, vh = svd_of_sum(updates, weights.tolist(), k)
-        learned = {
-            "singular_values": s.cpu().numpy(),
-            "truncation_error": float(s[k:].double().norm()),
-        }
-        return LoraFactors(*split_svd(u, s, vh, k)), learned
 
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState

@@ -12,6 +12,7 @@ from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
 from lorakit import (
+    Adapter,
     AdapterSet,
     CtMMerger,
     DareMerger,
@@ -149,16 +150,41 @@ def test_the_merger_is_left_alone(adapters):
     assert "k=2" in path[2].merged_.provenance.operations[-1]
 
 
+def by_rank(merged):
+    return [(factors.scaled(1 / factors.rank), learned) for factors, learned in merged]
+
+
 class Reweighted(SVDMerger):
-    """Overrides one hook and inherits the other, which knows nothing of it."""
+    """Overrides the hook of a class that shares work between ranks."""
 
-    def _merge_module(self, updates, weights, k, rng):
-        factors, learned = super()._merge_module(updates, weights, k, rng)
-        return factors.scaled(1 / factors.rank), learned
+    def _merge_module_path(self, updates, weights, ks, rng):
+        return by_rank(super()._merge_module_path(updates, weights, ks, rng))
 
 
-def test_a_subclass_that_overrides_the_merge_alone(adapters):
-    same(Reweighted(), adapters, [2, 4])
+class ReweightedTwice(Reweighted):
+    """Overrides an override."""
+
+    def _merge_module_path(self, updates, weights, ks, rng):
+        return by_rank(super()._merge_module_path(updates, weights, ks, rng))
+
+
+class ReweightedTies(TiesMerger):
+    """Overrides a hook that its parent inherits."""
+
+    def _merge_module_path(self, updates, weights, ks, rng):
+        return by_rank(super()._merge_module_path(updates, weights, ks, rng))
+
+
+@pytest.mark.parametrize(
+    ("subclass", "parent", "power"),
+    [(Reweighted, SVDMerger, 1), (ReweightedTwice, SVDMerger, 2), (ReweightedTies, TiesMerger, 1)],
+)
+def test_a_subclass_that_overrides_the_merge(adapters, subclass, parent, power):
+    same(subclass(), adapters, [2, 4])
+    for k in (2, None):
+        merged = parent(k=k).fit(adapters).merged_
+        wanted = Adapter({module: factors.scaled(factors.rank**-power) for module, factors in merged.items()})
+        assert relative_error(subclass(k=k).fit(adapters).merged_, wanted) < 1e-12
 
 
 @pytest.mark.parametrize(

@@ -28,32 +28,33 @@ class MeanMerger(BaseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _merge_module(self, updates, weights, k, rng):
+    def _merge_module_path(self, updates, weights, ks, rng):
         u, s, vh = svd_of_sum(updates, list(weights))
-        return LoraFactors(*split_svd(u, s, vh, k or max(update.rank for update in updates))), {}
+        own = max(update.rank for update in updates)
+        return [(LoraFactors(*split_svd(u, s, vh, k or own)), {}) for k in ks]
 
 
 class InPlace(MeanMerger):
-    def _merge_module(self, updates, weights, k, rng):
+    def _merge_module_path(self, updates, weights, ks, rng):
         for update in updates:
             update.A.mul_(1.0 + 1e-3)
-        return super()._merge_module(updates, weights, k, rng)
+        return super()._merge_module_path(updates, weights, ks, rng)
 
 
 class FirstCounts(MeanMerger):
-    def _merge_module(self, updates, weights, k, rng):
-        return super()._merge_module(updates, weights * np.arange(len(weights), 0, -1), k, rng)
+    def _merge_module_path(self, updates, weights, ks, rng):
+        return super()._merge_module_path(updates, weights * np.arange(len(weights), 0, -1), ks, rng)
 
 
 class NoWeights(MeanMerger):
-    def _merge_module(self, updates, weights, k, rng):
-        return super()._merge_module(updates, np.full(len(updates), 1 / len(updates)), k, rng)
+    def _merge_module_path(self, updates, weights, ks, rng):
+        return super()._merge_module_path(updates, np.full(len(updates), 1 / len(updates)), ks, rng)
 
 
 class SinglePrecision(MeanMerger):
-    def _merge_module(self, updates, weights, k, rng):
-        factors, learned = super()._merge_module([u.to(torch.float32) for u in updates], weights, k, rng)
-        return factors.to(updates[0].dtype), learned
+    def _merge_module_path(self, updates, weights, ks, rng):
+        merged = super()._merge_module_path([u.to(torch.float32) for u in updates], weights, ks, rng)
+        return [(factors.to(updates[0].dtype), learned) for factors, learned in merged]
 
 
 class WrongDtype(MeanMerger):
@@ -71,9 +72,9 @@ class LooksAround(MeanMerger):
         other.n_ = len(X.module_names)
         return other
 
-    def _merge_module(self, updates, weights, k, rng):
-        factors, learned = super()._merge_module(updates, weights, k, rng)
-        return factors.scaled(self.n_), learned
+    def _merge_module_path(self, updates, weights, ks, rng):
+        merged = super()._merge_module_path(updates, weights, ks, rng)
+        return [(factors.scaled(self.n_), learned) for factors, learned in merged]
 
 
 class Eager(MeanMerger):
@@ -87,9 +88,9 @@ class Eager(MeanMerger):
 
 
 class GlobalDice(MeanMerger):
-    def _merge_module(self, updates, weights, k, rng):
-        factors, learned = super()._merge_module(updates, weights, k, rng)
-        return factors.scaled(0.9 + 0.1 * float(torch.rand(()))), learned
+    def _merge_module_path(self, updates, weights, ks, rng):
+        merged = super()._merge_module_path(updates, weights, ks, rng)
+        return [(factors.scaled(0.9 + 0.1 * float(torch.rand(()))), learned) for factors, learned in merged]
 
 
 class MoreThanItKeeps(MeanMerger):
@@ -97,10 +98,10 @@ class MoreThanItKeeps(MeanMerger):
 
     needs_equal_ranks = True
 
-    def _merge_module(self, updates, weights, k, rng):
+    def _merge_module_path(self, updates, weights, ks, rng):
         present = [(w, u) for w, u in zip(weights, updates, strict=True) if u.rank]
         mean = LoraFactors(sum(w * u.A for w, u in present), sum(w * u.B for w, u in present))
-        return super()._merge_module([mean], np.ones(1), k, rng)
+        return super()._merge_module_path([mean], np.ones(1), ks, rng)
 
 
 class Remembers(MeanMerger):
