@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from .factors import LoraFactors, dtype_name, promoted_dtype
-from .provenance import Beside, Made, Provenance, Source, Step
+from .provenance import Beside, Made, Provenance, Source, Step, combined
 
 __all__ = [
     "Adapter",
@@ -23,6 +23,7 @@ __all__ = [
     "Provenance",
     "Source",
     "Step",
+    "made_from",
 ]
 
 
@@ -246,6 +247,21 @@ class Adapter(Mapping[str, LoraFactors]):
     def __repr__(self) -> str:
         ranks = "/".join(map(str, self.ranks)) or "0"
         return f"Adapter({self.name!r}, modules={len(self)}, rank={ranks}, dtype={dtype_name(self.dtype)})"
+
+
+def made_from(adapters: Iterable[Adapter], operation: str) -> Provenance:
+    """Return the provenance of one adapter that a function made from several.
+
+    Parameters
+    ----------
+    adapters : iterable of Adapter
+        What it was made from, one or more.
+    operation : str
+        The function, with every argument that bears on the result.
+    """
+    given = list(adapters)
+    step = Step(operation, tuple((adapter.name, adapter.provenance.origin) for adapter in given))
+    return combined([adapter.provenance for adapter in given], Made(step))
 
 
 def _narrowed(reader: ModuleReader, modules: Sequence[str]) -> ModuleReader:

@@ -11,7 +11,6 @@ import torch
 from backbones import MINILM, Backbone
 from cache import cache_folder, content_key, written
 from evaluation import Evaluator, update_hash
-from torch import Tensor
 from training import Training, folder_of, trained
 
 from lorakit import Adapter, AdapterSet, LoraFactors, load_adapter, save_adapter
@@ -73,17 +72,6 @@ def joined(first: Adapter, *others: Adapter, name: str) -> Adapter:
         for module, found in parts.items()
     }
     return Adapter(modules, name=name, provenance=first.provenance)
-
-
-def dense(updates: Mapping[str, Tensor], *, name: str) -> Adapter:
-    """Return an adapter of full rank with these updates, each of shape (d_out, d_in)."""
-    modules = {}
-    for module, update in updates.items():
-        d_out, d_in = update.shape
-        low = d_out <= d_in
-        a, b = (update, torch.eye(d_out).to(update)) if low else (torch.eye(d_in).to(update), update)
-        modules[module] = LoraFactors(a, b)
-    return Adapter(modules, name=name)
 
 
 def norm(adapter: Adapter) -> float:

@@ -2,28 +2,33 @@
 LoRA Merging with SVD, table 1: direct, multiplied, multiplied plus noise
 =========================================================================
 
-A direct merge works on A and B, a multiplied one on the updates B A. What the direct one has more, M, are the cross
-terms of different adapters. The paper replaces M by noise of the same mean and deviation, entry by entry, and finds
-that noise hurts less than M does: M is not harmless. Pairs of tasks and all tasks together::
+A direct merge works on A and B, a multiplied one on the updates B A. What the direct one has more are the cross terms
+of different adapters, M of the paper's equation 3. The paper replaces M by Gaussian noise of the same mean and standard
+deviation, and finds that noise hurts no more than M does. Pairs of tasks and all tasks together::
 
     python examples/reproduce/svd_table1.py
 
-The scale of a merge counts as much as the method. It is one factor for the model, that gives the merge a multiple of
-the adapters' mean norm, chosen on validation texts with all adapters of the first seed and fixed, as in the paper. The
-direct merge is shown twice: at the multiplied merge's multiple, to which M and the noise belong, and at one of its own.
+The scale of a merge counts as much as the method. It is one factor for the model that gives the merge a multiple of the
+adapters' mean norm, chosen on validation texts with all adapters of the first seed and then fixed, as in the paper.
+
+Equation 3 adds M to the sum of the updates: the direct merge has the whole multiplied merge in it, and M comes on top.
+The columns "MM + M" and "MM + noise" do the same with the multiplied merge at its chosen norm. M and the noise are
+scaled as it is, by its norm over that of the sum of the updates. M is that of the adapters themselves, whatever the
+method; for averaging and task arithmetic "MM + M" is the direct merge, at the multiplied merge's factor. Direct merges
+are also shown as they are used: at the multiplied merge's norm, and at a norm of their own.
 """
 
 import argparse
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from adapters import at_norm, best_scale, dense, load_tasks
+from adapters import at_norm, best_scale, joined, load_tasks, norm, scaled
 from evaluation import Evaluator
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
 
 from lorakit import Adapter, AdapterSet, AverageMerger, ConcatMerger, DareMerger, TiesMerger
 from lorakit.base import BaseMerger
+from lorakit.metrics import cross_term_noise, cross_terms
 
 FULL = 384  # the narrower side of every adapted module: no rank is cut
 AS_IT_IS = 0.0  # a multiple of 0 stands for: not scaled
@@ -41,7 +46,7 @@ DIRECT: dict[str, BaseMerger] = {
     "DARE": DareMerger(space="factors", density=0.5, random_state=0),
 }
 METHODS = tuple(DIRECT)
-COLUMNS = ("MM", "DM", "MM + noise", "DM, own scale")
+COLUMNS = ("MM", "MM + M", "MM + noise", "DM", "DM, own scale")
 
 Scores = dict[str, dict[str, dict[str, float]]]  # accuracy by group of tasks, method and column
 
@@ -92,25 +97,24 @@ def one_seed(tasks: list[str], seed: int, targets: dict[str, dict[str, float]], 
 
 
 def variants(adapters: AdapterSet, method: str, targets: dict[str, float], seed: int) -> dict[str, Adapter]:
-    """The merges of one row: multiplied, direct, multiplied plus noise, direct at a scale of its own."""
+    """The merges of one row: multiplied, the same plus M or plus noise, direct, direct at a scale of its own."""
     multiplied, direct = (merger.fit(adapters).merged_ for merger in (MULTIPLIED[method], DIRECT[method]))
 
     def at(adapter: Adapter, target: float) -> Adapter:
         return adapter if target == AS_IT_IS else at_norm(adapter, adapters, target)
 
-    mm, dm = at(multiplied, targets["MM"]), at(direct, targets["MM"])
-    return {"MM": mm, "DM": dm, "MM + noise": noisy(mm, dm, seed), "DM, own scale": at(direct, targets["DM"])}
-
-
-def noisy(multiplied: Adapter, direct: Adapter, seed: int) -> Adapter:
-    """Add to each module noise with the mean and standard deviation of the entries of M = direct - multiplied."""
-    generator = torch.Generator().manual_seed(seed)
-    updates = {}
-    for module, factors in multiplied.items():
-        update = factors.delta()
-        m = direct[module].delta() - update
-        updates[module] = update + m.mean() + m.std() * torch.randn(m.shape, generator=generator)
-    return dense(updates, name="multiplied + noise")
+    mm = at(multiplied, targets["MM"])
+    scale = norm(mm) / norm(ConcatMerger().fit(adapters).merged_) * len(adapters)
+    m, noise = (
+        scaled(added, scale) for added in (cross_terms(adapters), cross_term_noise(adapters, random_state=seed))
+    )
+    return {
+        "MM": mm,
+        "MM + M": joined(mm, m, name="multiplied + cross terms"),
+        "MM + noise": joined(mm, noise, name="multiplied + noise"),
+        "DM": at(direct, targets["MM"]),
+        "DM, own scale": at(direct, targets["DM"]),
+    }
 
 
 def table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
@@ -118,7 +122,8 @@ def table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
     rows = rows_of(by_seed, COLUMNS)
     caption = (
         f"Mean accuracy of merges on the tasks of their adapters, {options.n_test} test texts each, {seeds(by_seed)}. "
-        "MM: multiplied, DM: direct."
+        "MM: multiplied. M: the cross terms of equation 3. Noise: of the mean and standard deviation of M. "
+        "DM: direct, at the norm of MM."
     )
     return Table("svd-table-1", ["tasks", "method", *COLUMNS], rows, caption, verdict(by_seed))
 
@@ -137,7 +142,7 @@ def rows_of(by_seed: list[Scores], columns: Sequence[str]) -> list[list[str]]:
 
 
 def verdict(by_seed: list[Scores]) -> str:
-    """Say how often and how far the multiplied merge is ahead, and what noise in the place of M does."""
+    """Say how often and how far the multiplied merge is ahead, and what M and noise in its place take from it."""
     *pairs, everything = by_seed[0]
     sentences = []
     for what, groups in (("pairs", pairs), (everything, [everything])):
@@ -150,8 +155,11 @@ def verdict(by_seed: list[Scores]) -> str:
                 f"MM against {column}, {what}: {100 * ahead.mean():+.1f} points, ahead in {(ahead > 0).sum()} of "
                 f"{len(ahead)} merges."
             )
-        noise = np.array([scores["MM + noise"] - scores["MM"] for scores in found])
-        sentences.append(f"Noise in the place of M, {what}: {100 * noise.mean():+.1f} points.")
+        m, noise = (np.array([scores[f"MM + {x}"] - scores["MM"] for scores in found]) for x in ("M", "noise"))
+        sentences.append(
+            f"M on top of MM, {what}: {100 * m.mean():+.1f} points; noise in the place of M: {100 * noise.mean():+.1f} "
+            f"points, and M hurts at least as much in {(m <= noise).sum()} of {len(m)} merges."
+        )
     return " ".join(
         [*sentences, "(The paper: MM ahead by 3.0 points on pairs and 50.2 on all eight; noise: 0.0 and +0.1.)"]
     )

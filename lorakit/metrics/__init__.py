@@ -2,6 +2,7 @@
 
 from .clusters import ClusterComposition, NormDecay, cluster_composition, norm_decay
 from .connectivity import ModeConnectivity, interpolate, mode_connectivity
+from .cross_terms import EntryMoments, cross_term_moments, cross_term_noise, cross_terms
 from .distances import MSUDistances, msu_distances
 from .interference import Interference, interference, module_interference
 from .reconstruction import (
@@ -18,6 +19,7 @@ from .variance import OutputVariance, output_variance, output_variance_path
 __all__ = [
     "ClusterComposition",
     "Comparison",
+    "EntryMoments",
     "Interference",
     "MSUDistances",
     "ModeConnectivity",
@@ -29,6 +31,9 @@ __all__ = [
     "compare_updates",
     "cosine_matrix",
     "cosine_similarity",
+    "cross_term_moments",
+    "cross_term_noise",
+    "cross_terms",
     "interference",
     "interpolate",
     "mode_connectivity",

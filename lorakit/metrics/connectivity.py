@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from .._execution import read_module, to_output
 from .._validation import check_adapters, check_equal_ranks
-from ..adapters import Adapter
+from ..adapters import Adapter, made_from
 from ..factors import LoraFactors
 from ..linalg import weighted_concat
-from ..provenance import Made, Step, combined
 
 Interpolated = Literal["updates", "factors"]
 
@@ -173,10 +172,7 @@ def interpolate(x: Adapter, y: Adapter, alpha: float, *, space: Interpolated = "
         for module in X.module_names
     }
     layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
-    step = Step(
-        f"interpolate(alpha={float(alpha)!r}, space={space!r})", tuple((a.name, a.provenance.origin) for a in X)
-    )
-    provenance = combined([adapter.provenance for adapter in X], Made(step))
+    provenance = made_from(X, f"interpolate(alpha={float(alpha)!r}, space={space!r})")
     return Adapter(modules, name="interpolated", layouts=layouts, provenance=provenance)
 
 

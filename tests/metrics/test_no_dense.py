@@ -35,6 +35,8 @@ def wide(dtype):
 METRICS = {
     "compare_to_each": lambda X: m.compare_to_each(X[0], X),
     "cosine_matrix": m.cosine_matrix,
+    "cross_terms": lambda X: (m.cross_terms(X), m.cross_term_moments(X)),
+    "cross_term_noise": lambda X: m.cross_term_noise(X, rank=6, random_state=0)["layer.0"],
     "interference": m.interference,
     "interpolate": lambda X: (m.interpolate(*X, 0.5), m.interpolate(*X, 0.5, space="factors")),
     "msu_distances": lambda X: (m.msu_distances(X), m.msu_distances(X, metric="cosine")),

@@ -4,7 +4,7 @@ import evaluation
 import numpy as np
 import pytest
 import torch
-from adapters import at_norm, best_scale, changed, dense, joined, norm, permuted, scaled
+from adapters import at_norm, best_scale, changed, joined, norm, permuted, scaled
 from evaluation import Evaluator, update_hash, updated
 from sklearn.model_selection import GridSearchCV
 from tiny import Tiny, tiny_task
@@ -128,14 +128,6 @@ def test_joined_adapters_add_up():
     total = joined(adapter(0), adapter(1, rank=1), name="both")
     for module, factors in total.items():
         torch.testing.assert_close(factors.delta(), adapter(0)[module].delta() + adapter(1, rank=1)[module].delta())
-
-
-def test_dense_adapters_hold_any_update():
-    updates = {"wide": torch.randn(3, 5), "high": torch.randn(5, 3)}
-    made = dense(updates, name="full")
-    for module, update in updates.items():
-        torch.testing.assert_close(made[module].delta(), update)
-        assert made[module].rank == 3
 
 
 def test_norms():

@@ -5,17 +5,19 @@ import svd_table1
 
 
 def test_multiplied_against_direct():
-    def scores(mm, dm, own, noise):
-        return {"MM": mm, "DM": dm, "DM, own scale": own, "MM + noise": noise}
+    def scores(mm, dm, own, noise, m):
+        return {"MM": mm, "DM": dm, "DM, own scale": own, "MM + noise": noise, "MM + M": m}
 
-    pair = dict.fromkeys(svd_table1.METHODS, scores(0.8, 0.7, 0.81, 0.79))
-    everything = dict.fromkeys(svd_table1.METHODS, scores(0.6, 0.3, 0.5, 0.61))
+    pair = dict.fromkeys(svd_table1.METHODS, scores(0.8, 0.7, 0.81, 0.79, 0.75))
+    everything = dict.fromkeys(svd_table1.METHODS, scores(0.6, 0.3, 0.5, 0.61, 0.65))
     text = svd_table1.verdict([{"a, b": pair, "c, d": pair, "all 4": everything}] * 3)
     assert "MM against DM, pairs: +10.0 points, ahead in 24 of 24 merges. " in text
     assert "MM against DM, own scale, pairs: -1.0 points, ahead in 0 of 24 merges. " in text
     assert "MM against DM, all 4: +30.0 points, ahead in 12 of 12 merges. " in text
-    assert "Noise in the place of M, pairs: -1.0 points." in text
-    assert "Noise in the place of M, all 4: +1.0 points." in text
+    assert "M on top of MM, pairs: -5.0 points; noise in the place of M: -1.0 points, and M hurts at least as" in text
+    assert "M on top of MM, all 4: +5.0 points; noise in the place of M: +1.0 points, and M hurts at least as" in text
+    assert "at least as much in 24 of 24 merges." in text
+    assert "at least as much in 0 of 12 merges." in text
     assert "pairs" not in svd_table1.verdict([{"all 2": everything}]).split("(The paper")[0]
 
 

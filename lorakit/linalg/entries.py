@@ -1,0 +1,30 @@
+"""Moments of the entries of an update, from its thin factors."""
+
+from __future__ import annotations
+
+from .frames import compress
+from .products import Update
+
+
+def entry_moments(update: Update) -> tuple[float, float]:
+    """Mean and variance of the entries of ``B @ A``, without forming it.
+
+    Parameters
+    ----------
+    update : (A, B)
+        Factors of one module, A of shape (r, d_in), B of shape (d_out, r).
+
+    Returns
+    -------
+    mean : float
+    variance : float
+        The mean squared deviation from ``mean``.
+    """
+    a, b = (x.double() for x in update)
+    n = len(b) * a.shape[1]
+    mean = (b.sum(dim=0) @ a.sum(dim=1)).item() / n
+    # The mean is taken off as one more unit: a difference of squares would lose the digits of a small spread
+    shift = a.new_full((1, a.shape[1]), -mean), b.new_ones(len(b), 1)
+    (small_a, small_b), (shift_a, shift_b) = compress([(a, b), shift]).updates
+    centred = small_b @ small_a + shift_b @ shift_a
+    return mean, centred.square().sum().item() / n
