@@ -101,7 +101,7 @@ numpydoc_xref_param_type = True
 DEFAULT_LINKS.clear()  # they lead to other projects' inventories, which would need a network
 numpydoc_xref_ignore = "all"
 numpydoc_xref_aliases = {name: f"lorakit.{name}" for name in ("Adapter", "AdapterSet", "LoraFactors")} | {
-    name: f"lorakit.adapters.{name}" for name in ("Layout", "ModuleInfo", "Provenance", "Source")
+    name: f"lorakit.adapters.{name}" for name in ("ModuleKind", "ModuleInfo", "Provenance", "Source")
 }
 
 sphinx_gallery_conf = {

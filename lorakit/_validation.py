@@ -66,7 +66,7 @@ def _check_module(X: AdapterSet, module: str) -> None:
     known: dict[tuple[Any, ...], str] = {}
     for adapter in X:
         if (info := adapter.infos.get(module)) is not None:
-            known.setdefault((info.d_out, info.d_in, info.layout), adapter.name)
+            known.setdefault((info.d_out, info.d_in, info.kind), adapter.name)
     if len(known) > 1:
         seen = "; ".join(f"{d_out} x {d_in} ({layout}) in {name!r}" for (d_out, d_in, layout), name in known.items())
         raise IncompatibleAdaptersError(

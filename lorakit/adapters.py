@@ -10,15 +10,15 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 
 from .factors import LoraFactors, dtype_name, promoted_dtype
-from .provenance import Beside, Made, Provenance, Source, Step, combined
+from .provenance import ExtraWeights, Made, Provenance, Source, Step, combined
 
 __all__ = [
     "Adapter",
-    "Beside",
-    "Layout",
+    "ExtraWeights",
     "LoraFactors",
     "Made",
     "ModuleInfo",
+    "ModuleKind",
     "ModuleReader",
     "Provenance",
     "Source",
@@ -28,12 +28,12 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a module's factors relate to its weight.
+class ModuleKind:
+    """What kind of layer a module is, and so how its factors relate to its weight.
 
     Parameters
     ----------
-    kind : {'linear', 'embedding', 'conv', 'expert'}, default='linear'
+    name : {'linear', 'embedding', 'conv', 'expert'}, default='linear'
         'embedding': the weight changes by ``(B @ A).T``. 'conv': A is the flattened kernel, (r, in * prod(kernel)).
         'expert': one matrix of a parameter that holds those of several experts; the last part of the module's name is
         its number.
@@ -46,15 +46,15 @@ class Layout:
         the module, and from their order in the base model.
     """
 
-    kind: Literal["linear", "embedding", "conv", "expert"] = "linear"
+    name: Literal["linear", "embedding", "conv", "expert"] = "linear"
     kernel: tuple[int, ...] = ()
     experts: int = 0
     parameters: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        if self.kind == "expert":
+        if self.name == "expert":
             return f"expert, one of {self.experts} of {' and '.join(self.parameters)}"
-        return " ".join(map(str, (self.kind, *self.kernel)))
+        return " ".join(map(str, (self.name, *self.kernel)))
 
 
 class ModuleInfo(NamedTuple):
@@ -66,14 +66,14 @@ class ModuleInfo(NamedTuple):
         Number of MSUs.
     d_in, d_out : int
         Widths of the module's update.
-    layout : Layout
+    kind : ModuleKind
         How its factors relate to its weight.
     """
 
     rank: int
     d_in: int
     d_out: int
-    layout: Layout = Layout()
+    kind: ModuleKind = ModuleKind()
 
     @property
     def n_parameters(self) -> int:
@@ -110,7 +110,7 @@ class Adapter(Mapping[str, LoraFactors]):
         Factors by module path, such as ``"encoder.layer.0.attention.self.query"`` (no ``base_model.model.`` prefix).
     name : str, default='adapter'
         What weights given by name, reports and error messages call it.
-    layouts : mapping of str to Layout, optional
+    kinds : mapping of str to ModuleKind, optional
         For the modules that are not linear.
     provenance : Provenance, optional
         Defaults to "made in memory".
@@ -138,13 +138,13 @@ class Adapter(Mapping[str, LoraFactors]):
         modules: Mapping[str, LoraFactors],
         *,
         name: str = "adapter",
-        layouts: Mapping[str, Layout] | None = None,
+        kinds: Mapping[str, ModuleKind] | None = None,
         provenance: Provenance | None = None,
     ) -> None:
         for module, factors in modules.items():
             if not isinstance(factors, LoraFactors):
                 raise TypeError(f"{name}: module {module!r} must be LoraFactors(A, B), got {type(factors).__name__}")
-        self._setup(MemoryReader(dict(modules), layouts or {}), name, provenance)
+        self._setup(MemoryReader(dict(modules), kinds or {}), name, provenance)
 
     @classmethod
     def from_reader(cls, reader: ModuleReader, *, name: str, provenance: Provenance) -> Adapter:
@@ -179,7 +179,7 @@ class Adapter(Mapping[str, LoraFactors]):
 
     @property
     def infos(self) -> Mapping[str, ModuleInfo]:
-        """Rank, widths and layout by module, known without reading weights."""
+        """Rank, widths and kind by module, known without reading weights."""
         return self._reader.infos
 
     def scale(self, module: str) -> float | None:
@@ -274,19 +274,19 @@ class MemoryReader:
     """The modules of an adapter that is held in memory."""
 
     def __init__(
-        self, modules: dict[str, LoraFactors], layouts: Mapping[str, Layout], dtype: torch.dtype | None = None
+        self, modules: dict[str, LoraFactors], kinds: Mapping[str, ModuleKind], dtype: torch.dtype | None = None
     ) -> None:
-        for module, layout in layouts.items():
+        for module, kind in kinds.items():
             if module not in modules:
-                raise ValueError(f"layouts names a module {module!r} that the adapter lacks")
-            if modules[module].d_in % prod(layout.kernel):
+                raise ValueError(f"kinds names a module {module!r} that the adapter lacks")
+            if modules[module].d_in % prod(kind.kernel):
                 raise ValueError(
-                    f"module {module!r}: d_in {modules[module].d_in} is no multiple of the kernel {layout.kernel}; "
+                    f"module {module!r}: d_in {modules[module].d_in} is no multiple of the kernel {kind.kernel}; "
                     "A of a convolution is (r, in_channels * prod(kernel))"
                 )
         self.modules = modules
         self.infos = {
-            name: ModuleInfo(f.rank, f.d_in, f.d_out, layouts.get(name, Layout())) for name, f in modules.items()
+            name: ModuleInfo(f.rank, f.d_in, f.d_out, kinds.get(name, ModuleKind())) for name, f in modules.items()
         }
         self.dtype = promoted_dtype(f.dtype for f in modules.values()) if dtype is None else dtype
 
@@ -294,8 +294,8 @@ class MemoryReader:
         return self.modules[module]
 
     def only(self, modules: Sequence[str]) -> MemoryReader:
-        layouts = {module: self.infos[module].layout for module in modules}
-        return MemoryReader({module: self.modules[module] for module in modules}, layouts, self.dtype)
+        kinds = {module: self.infos[module].kind for module in modules}
+        return MemoryReader({module: self.modules[module] for module in modules}, kinds, self.dtype)
 
 
 class _ViewReader:

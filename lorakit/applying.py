@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .adapters import Adapter, Layout, ModuleInfo
+from .adapters import Adapter, ModuleInfo, ModuleKind
 from .exceptions import IncompatibleAdaptersError, UnsupportedAdapterError
 from .factors import LoraFactors
 
@@ -123,7 +123,7 @@ def _update_of(module: nn.Module, adapter: Adapter, name: str) -> _Update:
             "would do nothing; expected a module that is called, so load the adapter with PEFT instead"
         )
     expected, update = _expected(module, where)
-    if (info.d_in, info.d_out, info.layout) != (expected.d_in, expected.d_out, expected.layout):
+    if (info.d_in, info.d_out, info.kind) != (expected.d_in, expected.d_out, expected.kind):
         raise IncompatibleAdaptersError(
             f"{where}: is for {_describe(info)}, the model's {kind} is {_describe(expected)}; "
             "is this the base model that the adapter was trained on?"
@@ -134,12 +134,12 @@ def _update_of(module: nn.Module, adapter: Adapter, name: str) -> _Update:
 def _expected(module: nn.Module, where: str) -> tuple[ModuleInfo, _Update]:
     size: Any = module
     if isinstance(module, nn.Embedding):
-        return ModuleInfo(0, size.num_embeddings, size.embedding_dim, Layout("embedding")), _embedding_update
+        return ModuleInfo(0, size.num_embeddings, size.embedding_dim, ModuleKind("embedding")), _embedding_update
     if isinstance(module, tuple(_CONV)):
         if size.groups != 1:
             raise UnsupportedAdapterError(f"{where}: the model's convolution has {size.groups} groups, expected 1")
         inputs = size.in_channels * int(torch.Size(size.kernel_size).numel())
-        return ModuleInfo(0, inputs, size.out_channels, Layout("conv", tuple(size.kernel_size))), _conv_update
+        return ModuleInfo(0, inputs, size.out_channels, ModuleKind("conv", tuple(size.kernel_size))), _conv_update
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' linear layer with (in, out) weight
         return ModuleInfo(0, size.weight.shape[0], size.nf), _linear_update
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
@@ -150,12 +150,12 @@ def _expected(module: nn.Module, where: str) -> tuple[ModuleInfo, _Update]:
 
 
 def _describe(info: ModuleInfo) -> str:
-    kernel = f" with kernel {info.layout.kernel}" if info.layout.kernel else ""
-    return f"{info.layout.kind} of d_in {info.d_in}, d_out {info.d_out}{kernel}"
+    kernel = f" with kernel {info.kind.kernel}" if info.kind.kernel else ""
+    return f"{info.kind.name} of d_in {info.d_in}, d_out {info.d_out}{kernel}"
 
 
 def _check_names(adapter: Adapter, modules: dict[str, nn.Module], prefix: str) -> None:
-    expert = next((name for name, info in adapter.infos.items() if info.layout.kind == "expert"), None)
+    expert = next((name for name, info in adapter.infos.items() if info.kind.name == "expert"), None)
     if expert is not None:
         raise UnsupportedAdapterError(
             f"{adapter.name}: module {expert!r} is one of several experts in a parameter, no module that is "

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-__all__ = ["Beside", "Made", "Provenance", "Source", "Step", "combined"]
+__all__ = ["ExtraWeights", "Made", "Provenance", "Source", "Step", "combined"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Made(NamedTuple):
     output: int = 0
 
 
-class Beside(Protocol):
+class ExtraWeights(Protocol):
     """Whole weights that an adapter's files hold beside the factors. Must pickle by path, not by content."""
 
     @property
@@ -106,7 +106,7 @@ class Provenance:
         What was done to them, in order, as estimator reprs.
     made : Made or None
         The same in full: the last step, what went into it, and so on back to the sources.
-    beside : Beside or None
+    extra_weights : ExtraWeights or None
         Weights that its files hold beside the factors and that are to be written again; of a result, those of the
         first of its sources that has some. They are carried, never merged.
     target_parameters : mapping of str to int
@@ -122,7 +122,7 @@ class Provenance:
     operations: tuple[str, ...] = ()
     # not compared: operations and sources say it in short
     made: Made | None = field(default=None, repr=False, compare=False)
-    beside: Beside | None = None
+    extra_weights: ExtraWeights | None = None
     target_parameters: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -156,6 +156,6 @@ def combined(given: Sequence[Provenance], made: Made) -> Provenance:
         sources=tuple(source for p in given for source in p.sources),
         operations=(*dict.fromkeys(op for p in given for op in p.operations), made.step.operation),
         made=made,
-        beside=next((p.beside for p in given if p.beside is not None), None),
+        extra_weights=next((p.extra_weights for p in given if p.extra_weights is not None), None),
         target_parameters=parameters[0] if parameters and all(p == parameters[0] for p in parameters[1:]) else {},
     )

@@ -14,7 +14,7 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from .adapters import Adapter, Layout, MemoryReader, ModuleInfo, Provenance
+from .adapters import Adapter, MemoryReader, ModuleInfo, ModuleKind, Provenance
 from .exceptions import OutputError
 from .factors import LoraFactors, promoted_dtype
 
@@ -79,13 +79,13 @@ class Results:
         """Return what was put, and forget it."""
         return self._kept.pop(module)
 
-    def adapter(self, *, name: str, layouts: Mapping[str, Layout], provenance: Provenance) -> Adapter:
+    def adapter(self, *, name: str, kinds: Mapping[str, ModuleKind], provenance: Provenance) -> Adapter:
         """Return all that was put, as an adapter."""
         if isinstance(self._kept, _InMemory):
-            return Adapter(self._kept.modules, name=name, layouts=layouts, provenance=provenance)
+            return Adapter(self._kept.modules, name=name, kinds=kinds, provenance=provenance)
         infos = {
             module: ModuleInfo(
-                place.shapes[0][0], place.shapes[0][1], place.shapes[1][0], layouts.get(module, Layout())
+                place.shapes[0][0], place.shapes[0][1], place.shapes[1][0], kinds.get(module, ModuleKind())
             )
             for module, place in self._kept.places.items()
         }
@@ -177,5 +177,5 @@ class _DiskReader:
         return _DiskReader(self._kept, {module: self.infos[module] for module in modules}, self.dtype)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        layouts = {module: info.layout for module, info in self.infos.items()}
-        return MemoryReader, ({module: self.read(module) for module in self.infos}, layouts, self.dtype)
+        kinds = {module: info.kind for module, info in self.infos.items()}
+        return MemoryReader, ({module: self.read(module) for module in self.infos}, kinds, self.dtype)

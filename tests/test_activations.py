@@ -10,7 +10,7 @@ from torch import nn
 
 from lorakit import Adapter, LoraFactors, RegMeanMerger, applied, collect_grams
 from lorakit.activations import Gram, Grams
-from lorakit.adapters import Layout
+from lorakit.adapters import ModuleKind
 from lorakit.exceptions import IncompatibleAdaptersError, UnsupportedAdapterError
 
 
@@ -87,7 +87,7 @@ def encoder():
     torch.manual_seed(0)
     adapter = Adapter(
         {"embed": factors(9, 6), "token": factors(6, 5), "pooled": factors(5, 4)},
-        layouts={"embed": Layout("embedding")},
+        kinds={"embed": ModuleKind("embedding")},
         name="text",
     )
     return Encoder(), adapter
@@ -145,7 +145,7 @@ def test_patches_of_a_convolution(case, batched):
     module = kind(3, 4, kernel, bias=False, **options).double()
     x = torch.randn(*((2,) if batched else ()), 3, *(7 for _ in kernel), dtype=torch.float64)
     weight = module.weight.flatten(start_dim=1).detach()
-    adapter = Adapter({"0": factors(weight.shape[1], 4)}, layouts={"0": Layout("conv", kernel)})
+    adapter = Adapter({"0": factors(weight.shape[1], 4)}, kinds={"0": ModuleKind("conv", kernel)})
     gram = collect_grams(nn.Sequential(module), adapter, [x], apply=False)["0"]
     out = module(x).movedim(1 if batched else 0, -1).reshape(-1, 4)
     assert gram.count == len(out)

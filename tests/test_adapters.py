@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lorakit import Adapter, LoraFactors
-from lorakit.adapters import Layout
+from lorakit.adapters import ModuleKind
 from lorakit.factors import promoted_dtype
 from lorakit.testing import make_adapters
 
@@ -104,15 +104,15 @@ class TestAdapter:
         assert list(adapter) == ["a"]
 
     def test_layouts(self):
-        adapter = Adapter({"a": factors(), "b": factors()}, layouts={"a": Layout("conv", (1, 1))})
-        assert adapter.infos["a"].layout == Layout("conv", (1, 1))
-        assert adapter.infos["b"].layout == Layout()
+        adapter = Adapter({"a": factors(), "b": factors()}, kinds={"a": ModuleKind("conv", (1, 1))})
+        assert adapter.infos["a"].kind == ModuleKind("conv", (1, 1))
+        assert adapter.infos["b"].kind == ModuleKind()
 
     def test_layouts_that_cannot_be(self):
         with pytest.raises(ValueError, match="'b' that the adapter lacks"):
-            Adapter({"a": factors()}, layouts={"b": Layout("conv", (1, 1))})
+            Adapter({"a": factors()}, kinds={"b": ModuleKind("conv", (1, 1))})
         with pytest.raises(ValueError, match="5 is no multiple of the kernel"):
-            Adapter({"a": factors()}, layouts={"a": Layout("conv", (2, 2))})
+            Adapter({"a": factors()}, kinds={"a": ModuleKind("conv", (2, 2))})
 
     def test_renaming(self):
         adapter = Adapter({"x.a": factors(), "x.b": factors(rank=4)}, name="old")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lorakit import Adapter, LoraFactors, applied
-from lorakit.adapters import Layout
+from lorakit.adapters import ModuleKind
 from lorakit.exceptions import IncompatibleAdaptersError, UnsupportedAdapterError
 
 
@@ -27,13 +27,13 @@ def random_factors(d_in, d_out, r=2):
 def conv_case(kind, kernel, **options):
     module = kind(3, 4, kernel, **options)
     size = (2, 3, *(9 for _ in kernel))
-    return module, torch.randn(size), random_factors(module.weight[0].numel(), 4), Layout("conv", tuple(kernel))
+    return module, torch.randn(size), random_factors(module.weight[0].numel(), 4), ModuleKind("conv", tuple(kernel))
 
 
 CASES = {
-    "linear": lambda: (nn.Linear(5, 4), torch.randn(2, 3, 5), random_factors(5, 4), Layout()),
-    "Conv1D": lambda: (Conv1D(4, 5), torch.randn(2, 3, 5), random_factors(5, 4), Layout()),
-    "embedding": lambda: (nn.Embedding(7, 4), torch.tensor([[0, 6, 2]]), random_factors(7, 4), Layout("embedding")),
+    "linear": lambda: (nn.Linear(5, 4), torch.randn(2, 3, 5), random_factors(5, 4), ModuleKind()),
+    "Conv1D": lambda: (Conv1D(4, 5), torch.randn(2, 3, 5), random_factors(5, 4), ModuleKind()),
+    "embedding": lambda: (nn.Embedding(7, 4), torch.tensor([[0, 6, 2]]), random_factors(7, 4), ModuleKind("embedding")),
     "conv1d": lambda: conv_case(nn.Conv1d, (3,), stride=2, padding=1),
     "conv2d": lambda: conv_case(nn.Conv2d, (3, 2), stride=(2, 1), padding=(1, 0), dilation=2),
     "conv2d same": lambda: conv_case(nn.Conv2d, (3, 3), padding="same", padding_mode="reflect"),
@@ -48,7 +48,7 @@ def test_same_as_adding_to_the_weight(case, dtype):
     module, x, factors, layout = CASES[case]()
     model = nn.Sequential(module).to(dtype)
     x = x.to(dtype) if x.is_floating_point() else x
-    adapter = Adapter({"0": factors}, layouts={"0": layout})
+    adapter = Adapter({"0": factors}, kinds={"0": layout})
     weight = module.weight.detach().clone()
     with applied(model, adapter) as same, torch.no_grad():
         assert same is model
@@ -110,7 +110,7 @@ def test_scaled_embedding():
     model = nn.Sequential(Scaled(7, 4))
     factors = random_factors(7, 4)
     x = torch.tensor([1, 5])
-    with applied(model, Adapter({"0": factors}, layouts={"0": Layout("embedding")})):
+    with applied(model, Adapter({"0": factors}, kinds={"0": ModuleKind("embedding")})):
         found = model(x)
     torch.testing.assert_close(found, model(x) + 3 * factors.delta().T[x])
 
@@ -148,24 +148,42 @@ def test_missing_modules_get_a_hint(model, name, prefix, hint):
         (
             nn.Linear(5, 4),
             (6, 4),
-            Layout(),
+            ModuleKind(),
             IncompatibleAdaptersError,
             r"linear of d_in 6, d_out 4, the model's Linear",
         ),
         (
             nn.Embedding(5, 4),
             (5, 4),
-            Layout(),
+            ModuleKind(),
             IncompatibleAdaptersError,
             r"the model's Embedding is embedding of d_in",
         ),
-        (nn.Conv2d(1, 4, 3), (9, 4), Layout("conv", (9, 1)), IncompatibleAdaptersError, r"kernel \(9, 1\).*\(3, 3\)"),
-        (nn.Conv2d(2, 4, 3, groups=2), (9, 4), Layout("conv", (3, 3)), UnsupportedAdapterError, "2 groups, expected 1"),
-        (nn.LayerNorm(5), (5, 4), Layout(), UnsupportedAdapterError, "is a LayerNorm in the model, expected a linear"),
+        (
+            nn.Conv2d(1, 4, 3),
+            (9, 4),
+            ModuleKind("conv", (9, 1)),
+            IncompatibleAdaptersError,
+            r"kernel \(9, 1\).*\(3, 3\)",
+        ),
+        (
+            nn.Conv2d(2, 4, 3, groups=2),
+            (9, 4),
+            ModuleKind("conv", (3, 3)),
+            UnsupportedAdapterError,
+            "2 groups, expected 1",
+        ),
+        (
+            nn.LayerNorm(5),
+            (5, 4),
+            ModuleKind(),
+            UnsupportedAdapterError,
+            "is a LayerNorm in the model, expected a linear",
+        ),
     ],
 )
 def test_what_does_not_fit(module, factors, layout, error, message):
-    adapter = Adapter({"0": random_factors(*factors)}, name="mine", layouts={"0": layout})
+    adapter = Adapter({"0": random_factors(*factors)}, name="mine", kinds={"0": layout})
     with pytest.raises(error, match=f"mine: module '0'.*{message}"), applied(nn.Sequential(module), adapter):
         pass
     assert not module._forward_hooks

@@ -1,12 +1,17 @@
-"""Imports point one way: a part of the package imports only parts that stand above it in this list."""
+"""Imports point one way: a part of the package imports only parts above it in its list, and no files form a circle."""
 
 import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lorakit"
 ORDER = [
     "_version",
     "exceptions",
+    "files",
     "linalg",
     "factors",
     "provenance",
@@ -35,45 +40,136 @@ ORDER = [
     "cli",
     "__main__",
 ]
+# The same for the folders that are large enough to have floors of their own, by the path of the folder
+FLOORS = {
+    "": ORDER,
+    "files": [
+        "_rename",
+        "_scratch",
+        "checks",
+        "json_text",
+        "safetensors",
+        "pickled",
+        "tensors",
+        "_automaton",
+        "patterns",
+        "atomic",
+    ],
+    "io": ["names", "formats", "hub", "convert", "load", "save", "_live_layers", "live", "servers"],
+    "io/names": ["table", "component", "diffusion", "kohya", "language", "steps"],
+    "io/formats": [
+        "_unsupported",
+        "_padding",
+        "_factors",
+        "_modules",
+        "codec",
+        "record",
+        "_pairs",
+        "_diffusers_keys",
+        "peft",
+        "kohya",
+        "mlx",
+        "comfyui",
+        "diffusers",
+        "registry",
+    ],
+}
 SIBLINGS = {"merging", "pruning", "preparing", "io", "metrics"}  # never import one another
 
 
-def imports_of(path: Path) -> set[str]:
-    """The top-level parts of lorakit that a file imports, wherever in the file it does."""
-    package = ("lorakit", *path.relative_to(PACKAGE).parts[:-1])
+def dotted(path: Path, package: Path) -> tuple[str, ...]:
+    """The parts of a file's module name, from the package's own on."""
+    parts = (package.name, *path.relative_to(package).with_suffix("").parts)
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+@cache
+def modules_of(package: Path) -> frozenset[tuple[str, ...]]:
+    return frozenset(dotted(path, package) for path in package.rglob("*.py"))
+
+
+def imports_of(path: Path, package: Path = PACKAGE) -> set[tuple[str, ...]]:
+    """The modules of the package that a file imports, wherever in the file it does."""
+    modules = modules_of(package)
+    own = dotted(path, package)
+    folder = own if path.name == "__init__.py" else own[:-1]
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
+            base = folder[: len(folder) - node.level + 1] if node.level else ()
             target = (*base, *(node.module or "").split(".")) if node.module else base
             names = [(*target, alias.name) for alias in node.names]
         elif isinstance(node, ast.Import):
             names = [tuple(alias.name.split(".")) for alias in node.names]
         else:
             continue
-        found |= {name[1] for name in names if name[0] == "lorakit" and len(name) > 1}
+        # a name may be a module, or what a module defines
+        found |= {
+            next((n for n in (name, name[:-1]) if n in modules), name) for name in names if name[0] == package.name
+        }
     return found
+
+
+def circle(package: Path) -> list[str]:
+    """Files that import one another in a circle; nothing if there is none."""
+    graph = {
+        dotted(path, package): imports_of(path, package) - {dotted(path, package)} for path in package.rglob("*.py")
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [".".join(module) for module in error.args[1]]
+    return []
 
 
 def part_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def test_every_part_has_its_place():
-    assert {part_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__"} == set(ORDER)
+@pytest.mark.parametrize("folder", FLOORS)
+def test_every_part_has_its_place(folder):
+    inside = {
+        path.stem for path in (PACKAGE / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert inside - {"__init__"} == set(FLOORS[folder])
 
 
-def test_imports_point_up_the_list():
+@pytest.mark.parametrize("folder", FLOORS)
+def test_imports_point_up_the_list(folder):
+    order, prefix = FLOORS[folder], ("lorakit", *Path(folder).parts)
     wrong = []
-    for path in PACKAGE.rglob("*.py"):
-        part = part_of(path)
+    for path in (PACKAGE / folder).rglob("*.py"):
+        part = path.relative_to(PACKAGE / folder).parts[0].removesuffix(".py")
         if part == "__init__":
             continue
-        for target in imports_of(path) & set(ORDER):
-            backwards = ORDER.index(target) > ORDER.index(part)
-            if backwards or (target != part and {target, part} <= SIBLINGS):
-                wrong.append(f"{path.relative_to(PACKAGE)} imports {target}")
+        for module in imports_of(path):
+            if module[: len(prefix)] != prefix or len(module) == len(prefix) or module[len(prefix)] not in order:
+                continue
+            target = module[len(prefix)]
+            backwards = order.index(target) > order.index(part)
+            if backwards or (not folder and target != part and {target, part} <= SIBLINGS):
+                wrong.append(f"{path.relative_to(PACKAGE)} imports {'.'.join(module)}")
     assert not wrong
+
+
+def test_no_files_import_one_another_in_a_circle():
+    assert circle(PACKAGE) == []
+
+
+def test_a_circle_is_found(tmp_path):
+    package = tmp_path / "planted"
+    (package / "deep").mkdir(parents=True)
+    for name, text in {
+        "__init__": "",
+        "deep/__init__": "",
+        "deep/first": "from . import second",
+        "deep/second": "def late():\n    from ..third import something",
+        "third": "import planted.deep.first",
+    }.items():
+        (package / f"{name}.py").write_text(text)
+    assert set(circle(package)) == {"planted.deep.first", "planted.deep.second", "planted.third"}
+    (package / "third.py").write_text("from planted import deep")
+    assert circle(package) == []
 
 
 def test_private_scikit_learn_names_stay_in_one_file():

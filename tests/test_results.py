@@ -18,7 +18,7 @@ from lorakit import (
     results_on_disk,
     save_adapter,
 )
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.exceptions import OutputError
 from lorakit.results import Results
 from lorakit.testing import make_adapters
@@ -80,13 +80,13 @@ def test_shapes_layouts_and_empty_modules(tmp_path):
         "empty": LoraFactors(torch.zeros(0, 5), torch.zeros(3, 0)),
         "double": LoraFactors(torch.randn(1, 5).double(), torch.randn(3, 1).double().t().contiguous().t()),
     }
-    layouts = {"conv": Layout("conv", (3, 3))}
+    kinds = {"conv": ModuleKind("conv", (3, 3))}
     with results_on_disk(tmp_path):
         results = Results()
     for module, factors in modules.items():
         results.put(module, factors)
-    made = results.adapter(name="mine", layouts=layouts, provenance=Provenance())
-    same(made, Adapter(modules, name="mine", layouts=layouts, provenance=Provenance()))
+    made = results.adapter(name="mine", kinds=kinds, provenance=Provenance())
+    same(made, Adapter(modules, name="mine", kinds=kinds, provenance=Provenance()))
     same(made.select(["double"]), Adapter(modules, name="mine", provenance=Provenance()).select(["double"]))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from lorakit import Adapter, AdapterSet
 from lorakit._validation import check_adapters, check_equal_ranks, check_weights
-from lorakit.adapters import Layout
+from lorakit.adapters import ModuleKind
 from lorakit.exceptions import IncompatibleAdaptersError
 from lorakit.testing import make_adapters
 
@@ -19,7 +19,7 @@ def test_a_list_becomes_a_set():
 
 
 def test_different_layouts():
-    conv = Adapter(dict(B), name="conv", layouts={"layer.0": Layout("conv", (2, 2))})
+    conv = Adapter(dict(B), name="conv", kinds={"layer.0": ModuleKind("conv", (2, 2))})
     with pytest.raises(IncompatibleAdaptersError, match=r"'layer.0'.*linear.*'task0'.*conv 2 2.*'conv'"):
         check_adapters([A, conv])
 

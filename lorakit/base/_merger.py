@@ -191,11 +191,11 @@ class BaseMerger(AdapterEstimator):
 
     def _store(self, X: AdapterSet, merge: _Merge) -> None:
         """Set the fitted attributes."""
-        layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
+        kinds = {module: info.kind for adapter in X for module, info in adapter.infos.items()}
         for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, learned_before)  # other parameters may learn other things
         provenance = combined([adapter.provenance for adapter in X], Made(self._step(X)))
-        self.merged_ = merge.results.adapter(name=self.method, layouts=layouts, provenance=provenance)
+        self.merged_ = merge.results.adapter(name=self.method, kinds=kinds, provenance=provenance)
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
         for key, by_module in merge.learned.items():
@@ -295,10 +295,10 @@ class BaseMerger(AdapterEstimator):
         for adapter in X:
             for module, info in adapter.infos.items():
                 seen = self.merged_.infos.get(module)
-                if seen is None or (seen.d_in, seen.d_out, seen.layout) != (info.d_in, info.d_out, info.layout):
-                    there = "lacks it" if seen is None else f"has {seen.d_out} x {seen.d_in} ({seen.layout.kind})"
+                if seen is None or (seen.d_in, seen.d_out, seen.kind) != (info.d_in, info.d_out, info.kind):
+                    there = "lacks it" if seen is None else f"has {seen.d_out} x {seen.d_in} ({seen.kind.name})"
                     raise IncompatibleAdaptersError(
-                        f"module {module!r} is {info.d_out} x {info.d_in} ({info.layout.kind}) in adapter "
+                        f"module {module!r} is {info.d_out} x {info.d_in} ({info.kind.name}) in adapter "
                         f"{adapter.name!r}; the adapters this {type(self).__name__} was fitted on: {there}"
                     )
 

@@ -103,7 +103,7 @@ class BaseTransformer(AdapterEstimator):
         return AdapterSet(
             results.adapter(
                 name=adapter.name,
-                layouts={module: info.layout for module, info in adapter.infos.items()},
+                kinds={module: info.kind for module, info in adapter.infos.items()},
                 provenance=combined([adapter.provenance], origins[i]),
             )
             for i, (adapter, results) in enumerate(zip(X, made, strict=True))

@@ -132,10 +132,10 @@ def differences(
 
 def _misfit(x: ModuleInfo, y: ModuleInfo) -> str | None:
     """Say how the shapes of two updates differ, if they do. A convolution with a kernel of 1 is a linear layer."""
-    plain = [info.layout.kind == "linear" or set(info.layout.kernel) == {1} for info in (x, y)]
-    if (x.d_in, x.d_out) == (y.d_in, y.d_out) and (x.layout == y.layout or all(plain)):
+    plain = [info.kind.name == "linear" or set(info.kind.kernel) == {1} for info in (x, y)]
+    if (x.d_in, x.d_out) == (y.d_in, y.d_out) and (x.kind == y.kind or all(plain)):
         return None
-    return " / ".join(f"{info.d_out} x {info.d_in} ({info.layout})" for info in (x, y))
+    return " / ".join(f"{info.d_out} x {info.d_in} ({info.kind})" for info in (x, y))
 
 
 def _coarsest(dtypes: Iterable[torch.dtype]) -> tuple[float, float]:

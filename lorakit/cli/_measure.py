@@ -34,7 +34,7 @@ def weights_bytes(output: Path) -> int:
 
 def written_bytes(infos: Mapping[str, ModuleInfo], *, layout: str, pad_to: Any, dtype: torch.dtype) -> int:
     """Return about how many bytes of weights a layout makes of these modules."""
-    from ..io._layout import written_ranks
+    from ..io.formats._padding import written_ranks
 
     ranks = written_ranks(infos, layout, pad_to)
     return sum(info._replace(rank=ranks[module]).n_parameters for module, info in infos.items()) * dtype.itemsize

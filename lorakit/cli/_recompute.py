@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from .. import Adapter, AdapterSet
 from ..base import BaseTransformer
-from ..io._provenance import file_digest
+from ..io.formats.record import file_digest
 from ._rebuild import CannotTell, rebuild
 
 

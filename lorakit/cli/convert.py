@@ -125,8 +125,8 @@ def _in_memory(adapter: Adapter, *, without_padding: bool) -> Adapter:
             kept = a.any(dim=1) & b.any(dim=0)
             a, b = a[kept], b[:, kept]
         modules[module] = LoraFactors(a, b)
-    layouts = {module: info.layout for module, info in adapter.infos.items()}
-    return Adapter(modules, name=adapter.name, layouts=layouts, provenance=adapter.provenance)
+    kinds = {module: info.kind for module, info in adapter.infos.items()}
+    return Adapter(modules, name=adapter.name, kinds=kinds, provenance=adapter.provenance)
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -114,7 +114,7 @@ def _answer(
     """Fill the report; return the exit code."""
     from .._version import __version__
     from ..factors import dtype_name
-    from ..io._safetensors import FLOAT_NAMES
+    from ..files.safetensors import FLOAT_NAMES
     from ._differences import differences
     from ._progress import progress_bar
     from ._rebuild import CannotTell
@@ -174,8 +174,8 @@ def _alike(result: Adapter, again: Adapter) -> tuple[Adapter, Adapter]:
 
 
 def _record(result: Adapter) -> Mapping[str, Any]:
-    from ..io._provenance import read_record
-    from ..io._safetensors import read_header
+    from ..files.safetensors import read_header
+    from ..io.formats.record import read_record
     from ._rebuild import CannotTell
 
     path = result.provenance.sources[0].path

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 from ..adapters import Adapter
 from ..exceptions import UnsupportedAdapterError
-from ._codec import by_name
-from ._formats import CODECS
-from ._names_steps import COMPONENTS, STEPS, Request
-from .kohya import base_of
+from .formats.codec import by_name
+from .formats.registry import CODECS
+from .names.kohya import base_of
+from .names.steps import COMPONENTS, STEPS, Request
 
 __all__ = ["convert_adapter"]
 

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..adapters import Adapter, Layout, MemoryReader, Provenance, Source
+from ..adapters import Adapter, MemoryReader, ModuleKind, Provenance, Source
 from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, UnsupportedAdapterError
 from ..factors import LoraFactors, promoted_dtype
-from ._factors import info_of
-from ._layout import plain_halves, plain_shapes, written_ranks
 from ._live_layers import (
     add_adapter,
     base_of,
@@ -25,12 +23,14 @@ from ._live_layers import (
     peft_modules,
     remove_adapter,
 )
-from ._modules import plain
-from ._peft_beside import MemoryBeside
-from ._peft_config import config_of
-from ._peft_experts import count_matches, owner
-from ._peft_keys import PREFIX
-from ._peft_writer import Plan, config_fields, make_plan, stacked_halves
+from .formats._factors import info_of
+from .formats._modules import plain
+from .formats._padding import plain_factors, plain_shapes, written_ranks
+from .formats.peft.config import config_of
+from .formats.peft.experts import count_matches, owner
+from .formats.peft.extra_weights import MemoryExtraWeights
+from .formats.peft.keys import PREFIX
+from .formats.peft.writing import Plan, config_fields, make_plan, stacked_factors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -90,9 +90,11 @@ def from_peft(
     fields = _config(model, adapter_name)
     where = f"adapter {adapter_name!r} of the model"
     config = config_of(Path(where), fields, None)
-    beside = _beside(model, adapter_name, where, fields, modules_to_save) if config.beside else None
+    extra_weights = (
+        _extra_weights(model, adapter_name, where, fields, modules_to_save) if config.extra_weights else None
+    )
     modules: dict[str, LoraFactors] = {}
-    layouts: dict[str, Layout] = {}
+    kinds: dict[str, ModuleKind] = {}
     dtypes: list[torch.dtype] = []
     layers: dict[str, Any] = {p: layer for p, layer in lora_layers(model, lora) if has_adapter(layer, adapter_name)}
     wrapper = getattr(lora, "ParamWrapper", ())  # PEFT has it since 0.17
@@ -108,24 +110,24 @@ def from_peft(
             parameters = tuple(sorted(layers[other].parameter_name for other in around))
             for index, expert_a in enumerate(a.chunk(experts)):
                 modules[f"{path}.{index}"] = LoraFactors(expert_a, b[:, index::experts]).scaled(scale)
-                layouts[f"{path}.{index}"] = Layout("expert", experts=experts, parameters=parameters)
+                kinds[f"{path}.{index}"] = ModuleKind("expert", experts=experts, parameters=parameters)
         else:
             info = info_of(f"{where}: module {path!r}", a.shape, b.shape, embedding)
             modules[path] = LoraFactors(*plain(a, b)).scaled(scale)
-            layouts[path] = info.layout
+            kinds[path] = info.kind
     if not modules:
         raise UnsupportedAdapterError(f"{where}: has no LoRA layers; expected at least one")
-    parameters_of = {f"{owner(m.rpartition('.')[0])}.{p}" for m, layout in layouts.items() for p in layout.parameters}
+    parameters_of = {f"{owner(m.rpartition('.')[0])}.{p}" for m, kind in kinds.items() for p in kind.parameters}
     called = adapter_name if name is None else name
     provenance = Provenance(
         base_model=config.base_model,
         task_type=config.task_type,
         fan_in_fan_out=config.fan_in_fan_out,
         sources=(Source(called),),
-        beside=beside,
+        extra_weights=extra_weights,
         target_parameters=count_matches(config.target_parameters, parameters_of),
     )
-    reader = MemoryReader(modules, layouts, promoted_dtype(dtypes))
+    reader = MemoryReader(modules, kinds, promoted_dtype(dtypes))
     return Adapter.from_reader(reader, name=called, provenance=provenance)
 
 
@@ -192,9 +194,9 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
         try:
             add_adapter(model, peft, peft.LoraConfig(**fields), adapter_name)
             _fill(model, lora, adapter, plan, adapter_name)
-            if adapter.provenance.beside is not None:
-                beside = adapter.provenance.beside
-                weights = {PREFIX + key: beside.read(key) for key in beside.names}
+            if adapter.provenance.extra_weights is not None:
+                extra_weights = adapter.provenance.extra_weights
+                weights = {PREFIX + key: extra_weights.read(key) for key in extra_weights.names}
                 peft.set_peft_model_state_dict(model, weights, adapter_name=adapter_name)
         except BaseException as error:
             remove_adapter(model, lora, adapter_name)
@@ -217,17 +219,17 @@ def _config(model: nn.Module, adapter_name: str) -> Mapping[str, Any]:
     return fields | plain_text
 
 
-def _beside(
+def _extra_weights(
     model: nn.Module, adapter_name: str, where: str, fields: Mapping[str, Any], policy: str
-) -> MemoryBeside | None:
+) -> MemoryExtraWeights | None:
     _, peft = peft_modules()
     state = peft.get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     weights = {key.removeprefix(PREFIX): value for key, value in state.items() if ".lora_" not in key}
     if policy == "refuse":
         raise UnsupportedAdapterError(
-            f"{where}: was trained with weights beside the LoRA factors: {', '.join(list(weights)[:3])}; expected "
-            "factors only; pass modules_to_save='drop' to leave them out, or modules_to_save='first' to carry those of "
-            "the first adapter along"
+            f"{where}: was trained with extra weights beside the LoRA factors: {', '.join(list(weights)[:3])}; "
+            "expected factors only; pass modules_to_save='drop' to leave them out, or modules_to_save='first' to carry "
+            "those of the first adapter along"
         )
     carried = policy == "first"
     warnings.warn(
@@ -240,7 +242,7 @@ def _beside(
         return None
     settings = {key: fields[key] for key in ("modules_to_save", "trainable_token_indices") if fields.get(key)}
     kept = {key: sorted(value) if isinstance(value, set) else value for key, value in settings.items()}
-    return MemoryBeside({key: value.detach().to("cpu", copy=True) for key, value in weights.items()}, kept)
+    return MemoryExtraWeights({key: value.detach().to("cpu", copy=True) for key, value in weights.items()}, kept)
 
 
 def _is_conv1d(module: Any) -> bool:
@@ -272,18 +274,18 @@ def _agree_on_parameters(fields: dict[str, Any], known: Mapping[str, Any]) -> No
 
 
 def _check_beside(model: nn.Module, adapter: Adapter, peft: Any) -> None:
-    beside = adapter.provenance.beside
-    if beside is None:
+    extra_weights = adapter.provenance.extra_weights
+    if extra_weights is None:
         return
-    saved = beside.settings.get("modules_to_save") or ()
+    saved = extra_weights.settings.get("modules_to_save") or ()
     own = [
         name
-        for name in beside.names
+        for name in extra_weights.names
         if ".token_adapter." not in name and not any(f".{module}." in f".{name}" for module in saved)
     ]
     if own or not isinstance(model, peft.PeftModel):
         raise UnsupportedAdapterError(
-            f"adapter {adapter.name!r} carries {', '.join(own or beside.names)}, which "
+            f"adapter {adapter.name!r} carries {', '.join(own or extra_weights.names)}, which "
             + ("would replace weights of the base model" if own else "only a peft.PeftModel can hold beside its own")
             + "; read it with modules_to_save='drop'"
         )
@@ -301,22 +303,22 @@ def _fill(model: nn.Module, lora: Any, adapter: Adapter, plan: Plan, adapter_nam
         where = f"adapter {adapter.name!r}: module {path!r}"
         a, b, embedding = factors_of(layer, adapter_name, where, lora)
         stack = plan.stacks.get(path)
-        kind = "expert" if stack is not None else adapter.infos[path].layout.kind
+        kind = "expert" if stack is not None else adapter.infos[path].kind.name
         info = stack.info if stack is not None else adapter.infos[path]
-        rank = plan.rank * info.layout.experts if stack is not None else plan.ranks[path]
+        rank = plan.rank * info.kind.experts if stack is not None else plan.ranks[path]
         shapes = plain_shapes(info, rank)
         if (tuple(a.shape), tuple(b.shape)) != shapes or embedding != (kind == "embedding"):
             raise IncompatibleAdaptersError(
-                f"{where}: is {info.layout} of d_in {info.d_in}, d_out {info.d_out}; the model's layer takes A "
+                f"{where}: is {info.kind} of d_in {info.d_in}, d_out {info.d_out}; the model's layer takes A "
                 f"{tuple(a.shape)} and B {tuple(b.shape)} for it, expected {shapes[0]} and {shapes[1]}; is this the "
                 "base model that it was trained on?"
             )
         if layer.scaling[adapter_name] != 1:
             raise OutputError(f"{where}: PEFT scales it by {layer.scaling[adapter_name]}, expected 1; report this")
         if stack is not None:
-            halves = stacked_halves(adapter, stack, plan.rank, a.dtype)
+            factors = stacked_factors(adapter, stack, plan.rank, a.dtype)
         else:
-            halves = plain_halves(adapter, path, rank, a.dtype)
+            factors = plain_factors(adapter, path, rank, a.dtype)
         with torch.no_grad():
-            a.copy_(halves[0])
-            b.copy_(halves[1])
+            a.copy_(factors[0])
+            b.copy_(factors[1])

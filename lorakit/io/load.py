@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
+
+import torch
 
 from .._base_models import differing_bases
 from ..adapter_set import AdapterSet
@@ -19,12 +21,13 @@ from ..exceptions import (
     UnsafeFileError,
     UnsupportedAdapterError,
 )
-from ._checks import HOW_TO_CONVERT, require_path, stamp
-from ._codec import Location, Opened, ReadOptions, by_name
-from ._formats import CODECS
-from ._pickled import SUFFIXES
-from ._refused import refuse_markers
-from ._scratch import put_back
+from ..files._scratch import put_back
+from ..files.checks import HOW_TO_CONVERT, FileStamp, require_path, require_unchanged, stamp
+from ..files.pickled import SUFFIXES
+from .formats._modules import FileModules, Stamps, Stored
+from .formats._unsupported import refuse_markers
+from .formats.codec import Location, Opened, ReadOptions, by_name
+from .formats.registry import CODECS
 from .hub import fetch, hub_id
 
 __all__ = ["load_adapter", "load_adapters"]
@@ -105,12 +108,48 @@ def load_adapter(
     if modules_to_save not in ("refuse", "drop", "first"):
         raise ValueError(f"modules_to_save must be 'refuse', 'drop' or 'first', got {modules_to_save!r}")
     location, hub = _fetched(path, allow_pickle)
-    opened = open_path(location, ReadOptions(format, modules_to_save, assume_alpha, allow_pickle))
+    options = ReadOptions(format, modules_to_save, assume_alpha, allow_pickle)
+    opened = open_path(location, options)
     for note in opened.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     named = _parts(spoken_path(path))[-1] if name is None else name
-    provenance = replace(opened.provenance, sources=(Source(named, opened.reader.weights, opened.reader.config, hub),))
-    return Adapter.from_reader(opened.reader, name=named, provenance=provenance)
+    reader = _reader(location, options, opened.modules)
+    provenance = replace(opened.provenance, sources=(Source(named, reader.weights, reader.config, hub),))
+    return Adapter.from_reader(reader, name=named, provenance=provenance)
+
+
+class FileReader(FileModules):
+    """All modules of an adapter that was opened. It pickles as its path, the options and the stamps of its files.
+
+    Parameters
+    ----------
+    path : Path
+        What the user gave, absolute.
+    options : ReadOptions
+        What the user chose.
+    stamps, stored, dtype
+        As in :class:`~lorakit.io.formats._modules.FileModules`.
+    """
+
+    def __init__(
+        self, path: Path, options: ReadOptions, stamps: Stamps, stored: Mapping[str, Stored], dtype: torch.dtype
+    ) -> None:
+        super().__init__(stamps, stored, dtype)
+        self.path, self.options = path, options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Paths as texts: joblib.hash tells one object that is met twice from two equal ones, but not for texts.
+        return _reopen, (str(self.path), self.options, tuple((str(path), seen) for path, seen in self.stamps))
+
+
+def _reader(path: Path, options: ReadOptions, modules: FileModules) -> FileReader:
+    return FileReader(path.absolute(), options, modules.stamps, modules.stored, modules.dtype)
+
+
+def _reopen(path: str, options: ReadOptions, stamps: tuple[tuple[str, FileStamp], ...]) -> FileReader:
+    for file, expected in stamps:  # before anything is parsed: of another file the message would be puzzling
+        require_unchanged(Path(file), expected)
+    return _reader(Path(path), options, open_path(Path(path), options).modules)
 
 
 def open_path(path: Path, options: ReadOptions) -> Opened:
@@ -230,12 +269,12 @@ def load_adapters(
         )
     formats = {adapter.provenance.format for adapter in adapters}
     for codec in CODECS:
-        if codec.twins is not None and formats == {codec.name}:
-            _warn_of_twins(adapters, codec.twins(adapters.module_names))
+        if codec.aliases is not None and formats == {codec.name}:
+            _warn_of_aliases(adapters, codec.aliases(adapters.module_names))
     return adapters
 
 
-def _warn_of_twins(adapters: AdapterSet, found: tuple[str, str] | None) -> None:
+def _warn_of_aliases(adapters: AdapterSet, found: tuple[str, str] | None) -> None:
     if found is not None:
         one, other = (f"{name!r} ({next(a.name for a in adapters if name in a)!r})" for name in found)
         warnings.warn(

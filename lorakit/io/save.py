@@ -11,11 +11,11 @@ import torch
 from .._execution import one_thread
 from ..adapters import Adapter
 from ..exceptions import OutputError
-from . import _atomic
-from ._codec import Codec, WriteOptions, Writer, by_name
-from ._formats import CODECS
-from ._safetensors import FLOAT_DTYPES
+from ..files import atomic as _atomic
+from ..files.safetensors import FLOAT_DTYPES
 from .convert import convert_adapter
+from .formats.codec import Codec, WriteOptions, Writer, by_name
+from .formats.registry import CODECS
 
 __all__ = ["check_output", "save_adapter"]
 
@@ -145,17 +145,17 @@ def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrit
 def _check_holds(output: Path, codec: Codec, adapter: Adapter) -> None:
     """Raise OutputError if the adapter has something that the format has no place for."""
     writer = _writer(codec)
-    expert = next((module for module, info in adapter.infos.items() if info.layout.kind == "expert"), None)
-    beside = adapter.provenance.beside
+    expert = next((module for module, info in adapter.infos.items() if info.kind.name == "expert"), None)
+    extra_weights = adapter.provenance.extra_weights
     if expert is not None and not writer.experts:
         raise OutputError(
             f"{output}: module {expert!r} is an expert of a parameter that holds several, which a {codec.name} file "
             "cannot say; write it as peft, or leave the experts out with Adapter.select"
         )
-    if beside is not None and not writer.beside:
+    if extra_weights is not None and not writer.extra_weights:
         raise OutputError(
-            f"{output}: the adapter carries {', '.join(beside.names[:3])} beside its factors, which a {codec.name} "
-            "file has no place for; write it as peft, or read the inputs with modules_to_save='drop'"
+            f"{output}: the adapter carries {', '.join(extra_weights.names[:3])} beside its factors, which a "
+            f"{codec.name} file has no place for; write it as peft, or read the inputs with modules_to_save='drop'"
         )
 
 

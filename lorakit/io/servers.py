@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..adapters import Adapter
-from ._layout import SERVER_RANKS
+from .formats._padding import SERVER_RANKS
 
 __all__ = ["ServerCheck", "check_servers"]
 
@@ -96,7 +96,7 @@ class _File:
 
     def kinds(self, kind: str) -> list[str]:
         """Modules of a kind of layer: linear, conv, embedding, expert."""
-        return [module for module, info in self.adapter.infos.items() if info.layout.kind == kind]
+        return [module for module, info in self.adapter.infos.items() if info.kind.name == kind]
 
     def of_scale(self, rule: Callable[[str], float]) -> list[str]:
         """Modules whose scale a rule gets wrong."""
@@ -107,7 +107,7 @@ class _File:
         ]
 
     @property
-    def beside(self) -> list[str]:
+    def extra_weights(self) -> list[str]:
         """Modules that were trained in whole."""
         kept = self.config.get("modules_to_save")
         return [str(name) for name in kept] if isinstance(kept, list) else []
@@ -167,7 +167,7 @@ def _vllm(file: _File, check: ServerCheck) -> None:
         check.refuse(f"takes ranks up to {SERVER_RANKS[-1]}, this is {widest:g}: lorakit prune -k {SERVER_RANKS[-1]}")
     elif room > 16:  # LoRAConfig.max_lora_rank
         check.setting = f"--max-lora-rank {room}"
-    other = sorted(set(file.beside) - {"classifier", "score"})
+    other = sorted(set(file.extra_weights) - {"classifier", "score"})
     if other:
         check.refuse(f"takes no modules_to_save but classifier and score: {_some(other)}")
     if file.kinds("conv"):
@@ -209,8 +209,8 @@ def _sglang(file: _File, check: ServerCheck) -> None:
     ]
     if alone:
         check.mistake(f"leaves out k_proj and v_proj without q_proj, and up_proj without gate_proj: {_some(alone)}")
-    if file.beside:
-        check.mistake(f"leaves out modules_to_save: {_some(file.beside)}")
+    if file.extra_weights:
+        check.mistake(f"leaves out modules_to_save: {_some(file.extra_weights)}")
     if file.kinds("expert"):
         check.notes.append(f"only for models whose experts take LoRA: {_some(file.kinds('expert'))}")
     check.setting = f"--max-lora-rank {file.rank}, or this adapter among its --lora-paths"
@@ -270,8 +270,8 @@ def _stacked(file: _File, check: ServerCheck) -> None:
                 "pads ranks to 8 or a multiple of 16, and takes a padded rank for the scale of the kinds of layer "
                 f"after it: {_some(wrong)}; write it with --pad-to {_padded(file.rank)}"
             )
-    if file.beside:
-        check.mistake(f"leaves out modules_to_save: {_some(file.beside)}")
+    if file.extra_weights:
+        check.mistake(f"leaves out modules_to_save: {_some(file.extra_weights)}")
 
 
 def _padded(rank: int) -> int:
@@ -285,8 +285,8 @@ def _llama_cpp(file: _File, check: ServerCheck) -> None:
     for kind in ("conv", "expert"):
         if file.kinds(kind):
             check.refuse(f"has no LoRA for layers of the kind {kind!r}: {_some(file.kinds(kind))}")
-    if file.beside:
-        check.refuse(f"stops at modules_to_save: {_some(file.beside)}")
+    if file.extra_weights:
+        check.refuse(f"stops at modules_to_save: {_some(file.extra_weights)}")
     if not file.config.get("base_model_name_or_path"):
         check.setting = "--base FOLDER"
         check.notes.append("needs the config of the base model, whose name the adapter lacks")

@@ -171,9 +171,9 @@ def interpolate(x: Adapter, y: Adapter, alpha: float, *, space: Interpolated = "
         module: to_output(combine(read_module(X.only(module), module, None), weights), X.dtype, module)
         for module in X.module_names
     }
-    layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
+    kinds = {module: info.kind for adapter in X for module, info in adapter.infos.items()}
     provenance = made_from(X, f"interpolate(alpha={float(alpha)!r}, space={space!r})")
-    return Adapter(modules, name="interpolated", layouts=layouts, provenance=provenance)
+    return Adapter(modules, name="interpolated", kinds=kinds, provenance=provenance)
 
 
 def _check_space(space: str) -> None:

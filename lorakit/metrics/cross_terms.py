@@ -87,9 +87,9 @@ def cross_terms(adapters: AdapterSet | Iterable[Adapter], *, weights: Weights = 
     """
     X, w = _checked(adapters, weights)
     modules = {module: _cross_terms(read_module(X.only(module), module, None), w) for module in X.module_names}
-    layouts = {module: info.layout for adapter in X for module, info in adapter.infos.items()}
+    kinds = {module: info.kind for adapter in X for module, info in adapter.infos.items()}
     provenance = made_from(X, f"cross_terms(weights={w})")
-    return Adapter(modules, name="cross_terms", layouts=layouts, provenance=provenance)
+    return Adapter(modules, name="cross_terms", kinds=kinds, provenance=provenance)
 
 
 def cross_term_moments(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import OutputError
-from ..io._atomic import check_file, replaced_file
+from ..files.atomic import check_file, replaced_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -84,7 +84,7 @@ def changed(x: LoraFactors | Adapter | Iterable[Adapter], change: Change, genera
         return Adapter(
             {module: changed(factors, change, generator) for module, factors in x.items()},
             name=x.name,
-            layouts={module: info.layout for module, info in x.infos.items()},
+            kinds={module: info.kind for module, info in x.infos.items()},
             provenance=x.provenance,
         )
     return AdapterSet(changed(adapter, change, generator) for adapter in x)

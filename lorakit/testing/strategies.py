@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter, Layout
+from ..adapters import Adapter, ModuleKind
 from ..base import GAUGES
 from ..factors import LoraFactors
 from .changes import Gauge
 
 CONTENTS = ("random", "zero", "duplicate_msus", "identical_adapters", "rank_deficient", "huge", "tiny")
-_LAYOUTS = {"linear": Layout(), "conv": Layout("conv", (3, 3)), "embedding": Layout("embedding")}
+_KINDS = {"linear": ModuleKind(), "conv": ModuleKind("conv", (3, 3)), "embedding": ModuleKind("embedding")}
 _TAPS = 9  # of the convolutions' kernel: A is (r, in_channels * 9)
 _SEEDS = 2**31 - 1
 _FACTOR_SCALES = {"huge": 1e8, "tiny": 1e-8}  # of an update: 1e4 or 1e-4 on each of its factors
@@ -60,9 +60,9 @@ def lora_factors(
         rank = draw(st.integers(min_rank, max_rank))
         width = st.integers(max(rank, 1), max(max_width, rank))
         shape = (rank, draw(width), draw(width))
-        kind = draw(_choice(st, content))
+        filled = draw(_choice(st, content))
         chosen = draw(_choice(st, dtype))
-        return _factors(shape, chosen, kind, _stream(draw(st.integers(0, _SEEDS))))
+        return _factors(shape, chosen, filled, _stream(draw(st.integers(0, _SEEDS))))
 
     return draw_factors()
 
@@ -78,7 +78,7 @@ def adapter_sets(
     equal_ranks: bool = False,
     missing_modules: bool = True,
     dtype: Any = torch.float64,
-    layout: Any = "linear",
+    kind: Any = "linear",
     content: Any = "random",
 ) -> Any:
     """Hypothesis strategy for sets of adapters.
@@ -102,7 +102,7 @@ def adapter_sets(
         Whether an adapter, the first excepted, may lack one module; only with two modules or more.
     dtype : torch.dtype or sequence of those, default=torch.float64
         Dtype of the factors; of several, each adapter draws its own.
-    layout : {'linear', 'conv', 'embedding'} or sequence of those, default='linear'
+    kind : {'linear', 'conv', 'embedding'} or sequence of those, default='linear'
         What the modules are; of several, each module draws its own. A convolution has a kernel of 3 x 3, so that its
         d_in is a multiple of 9.
     content : str or sequence of str, default='random'
@@ -119,7 +119,7 @@ def adapter_sets(
     -------
     SearchStrategy
         Of :class:`~lorakit.AdapterSet`. It shrinks to few adapters, low ranks and narrow modules without gaps, and to
-        the first dtype, layout and content given; numbers come from one drawn seed. Needs the package ``hypothesis``
+        the first dtype, kind and content given; numbers come from one drawn seed. Needs the package ``hypothesis``
         (``pip install "lorakit[testing]"``).
 
     Raises
@@ -127,7 +127,7 @@ def adapter_sets(
     ImportError
         If hypothesis is not installed.
     ValueError
-        If a content or a layout is not one of those above.
+        If a content or a kind is not one of those above.
 
     Examples
     --------
@@ -142,8 +142,8 @@ def adapter_sets(
     """
     st = _hypothesis("adapter_sets").strategies
     _check_contents(content)
-    if unknown := set(_listed(layout)) - set(_LAYOUTS):
-        raise ValueError(f"layout must be of {list(_LAYOUTS)}; got {sorted(unknown)}")
+    if unknown := set(_listed(kind)) - set(_KINDS):
+        raise ValueError(f"kind must be of {list(_KINDS)}; got {sorted(unknown)}")
 
     @st.composite
     def draw_set(draw: Any) -> AdapterSet:
@@ -151,7 +151,7 @@ def adapter_sets(
         rank = st.integers(min_rank, max_rank)
         ranks = [draw(rank)] * n if equal_ranks else [draw(rank) for _ in range(n)]
         modules = [f"layer.{i}" for i in range(n_modules)]
-        layouts = {module: draw(_choice(st, layout)) for module in modules}
+        kinds = {module: draw(_choice(st, kind)) for module in modules}
         width = st.integers(max(sum(ranks), 1), max(max_width, sum(ranks)))
         d_in, d_out = draw(width), draw(width)
         dtypes = [draw(_choice(st, dtype)) for _ in range(n)]
@@ -159,22 +159,22 @@ def adapter_sets(
         if missing_modules and n_modules > 1:
             # the first adapter keeps every module, so that none is left alone with modules nobody shares
             lacking[1:] = [draw(st.sampled_from([None, None, *modules])) for _ in range(n - 1)]
-        kind = draw(_choice(st, content))
+        filled = draw(_choice(st, content))
         seed = draw(st.integers(0, _SEEDS))
 
         def factors(i: int, number: int, module: str) -> LoraFactors:
-            taps = _TAPS if layouts[module] == "conv" else 1
+            taps = _TAPS if kinds[module] == "conv" else 1
             shape = (ranks[i], -(-d_in // taps) * taps, d_out)
-            own = "random" if kind == "zero" and i else kind
+            own = "random" if filled == "zero" and i else filled
             # a stream for each adapter and module: what an adapter lacks does not change what the others hold
-            stream = _stream(seed, number, 0 if kind == "identical_adapters" else i)
+            stream = _stream(seed, number, 0 if filled == "identical_adapters" else i)
             return _factors(shape, dtypes[i], own, stream)
 
         return AdapterSet(
             Adapter(
                 {m: factors(i, number, m) for number, m in enumerate(modules) if m != lacking[i]},
                 name=f"task{i}",
-                layouts={m: _LAYOUTS[layouts[m]] for m in modules if m != lacking[i]},
+                kinds={m: _KINDS[kinds[m]] for m in modules if m != lacking[i]},
             )
             for i in range(n)
         )

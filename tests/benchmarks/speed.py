@@ -35,7 +35,7 @@ from svd_steps import Files, steps_of_svd
 
 from lorakit import Adapter, LoraFactors, load_adapters, rank_path, results_on_disk, save_adapter
 from lorakit.discovery import all_estimators, all_methods
-from lorakit.io import _provenance
+from lorakit.io.formats import record as _provenance
 
 K = 32
 KS = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -114,10 +114,10 @@ def floor_jobs(paths: Sequence[Path], out: Path) -> dict[str, Callable[[], objec
     for module, info in infos.items():
         a, b = (torch.randn(*s, generator=generator).bfloat16() for s in ((K, info.d_in), (info.d_out, K)))
         new[module] = LoraFactors(a, b)
-    halves = {f"{m}.{name}": half for m, f in new.items() for name, half in zip("AB", f, strict=True)}
+    factors = {f"{m}.{name}": half for m, f in new.items() for name, half in zip("AB", f, strict=True)}
     return {
         "read, cast: safetensors": partial(read_with_safetensors, paths),
-        "write rank 32: safetensors": partial(write_with_safetensors, halves, out.parent / "floor.safetensors"),
+        "write rank 32: safetensors": partial(write_with_safetensors, factors, out.parent / "floor.safetensors"),
         "read, cast: lorakit": partial(read_with_lorakit, paths),
         "write rank 32: lorakit": partial(save_adapter, Adapter(new, name="new"), out, overwrite=True),
         "hash of the inputs": partial(hash_files, paths),

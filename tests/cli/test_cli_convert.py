@@ -126,7 +126,7 @@ def test_overflow_names_the_option(lorakit_, tmp_path, out):
 
 def test_a_loss_is_an_error(lorakit_, tasks, out, monkeypatch):
     """If what is read back were something else, it would be said."""
-    import lorakit.io.peft as peft
+    import lorakit.io.formats.peft.codec as peft
 
     right = peft.tensors
     monkeypatch.setattr(peft, "tensors", lambda *args, **kw: (tensor * 1.01 for tensor in right(*args, **kw)))

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorakit import Adapter, LoraFactors, load_adapter, save_adapter
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.base import GAUGES
 from lorakit.cli._differences import differences
 from lorakit.testing import Gauge, make_adapters
@@ -146,7 +146,7 @@ def test_shapes_that_differ(lorakit_json, tasks, tmp_path):
     assert report["differences"][0]["note"] == "16 x 24 (linear) / 16 x 48 (linear)"
     linear = Adapter({"m": LoraFactors(torch.ones(1, 12), torch.ones(4, 1))})
     for kernel, misfit in (((1, 1), False), ((3, 2), True)):
-        conv = Adapter(dict(linear), layouts={"m": Layout("conv", kernel)})
+        conv = Adapter(dict(linear), kinds={"m": ModuleKind("conv", kernel)})
         assert differences(linear, conv)[1].same is not misfit
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lorakit import ConcatMerger, SVDMerger, TSVMerger, load_adapter, load_adapters, save_adapter
 from lorakit.discovery import all_estimators
-from lorakit.io._safetensors import FLOAT_DTYPES
+from lorakit.files.safetensors import FLOAT_DTYPES
 from lorakit.metrics import cosine_similarity, relative_error
 
 

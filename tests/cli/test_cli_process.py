@@ -26,12 +26,12 @@ lorakit.merging.lego.reassemble = stall
 {START}"""
 INTERRUPT_WRITING = f"""
 import os, signal, sys
-import lorakit.io._atomic
+import lorakit.files.atomic
 def interrupt(file):
     assert (file.parent / "adapter_model.safetensors").exists()
     os.kill(os.getpid(), signal.SIGINT)
     for _ in range(1000): pass
-lorakit.io._atomic._settle = interrupt
+lorakit.files.atomic._settle = interrupt
 {START}"""
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lorakit import Adapter, LoraFactors, convert_adapter, load_adapter, save_adapter
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.io.servers import check_servers
 from lorakit.testing import make_adapters
 
@@ -22,10 +22,10 @@ def factors(rank):
     return LoraFactors(torch.ones(rank, 20), torch.ones(20, rank))
 
 
-def written(folder, modules, *, layout="portable", layouts=None, **config):
+def written(folder, modules, *, layout="portable", kinds=None, **config):
     """A PEFT directory of these modules (names, or ranks by name), with fields of its config changed."""
     ranks = modules if isinstance(modules, dict) else dict.fromkeys(modules, 8)
-    adapter = Adapter({name: factors(rank) for name, rank in ranks.items()}, layouts=layouts)
+    adapter = Adapter({name: factors(rank) for name, rank in ranks.items()}, kinds=kinds)
     path = save_adapter(adapter.with_provenance(base_model="org/base"), folder / "a", layout=layout)
     file = path / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
@@ -147,8 +147,8 @@ def test_targets_as_a_regular_expression(tmp_path):
 
 def test_layers_of_other_kinds(tmp_path):
     modules = [*LLAMA, "model.conv", "model.embed_tokens"]
-    layouts = {"model.conv": Layout("conv", (2, 2)), "model.embed_tokens": Layout("embedding")}
-    found = checks(written(tmp_path, modules, layouts=layouts))
+    kinds = {"model.conv": ModuleKind("conv", (2, 2)), "model.embed_tokens": ModuleKind("embedding")}
+    found = checks(written(tmp_path, modules, kinds=kinds))
     assert [found[server].loads for server in ("vLLM", "SGLang", "llama.cpp")] == ["no"] * 3
     assert found["TGI"].loads == found["LoRAX"].loads == "wrong"
     assert found["PEFT"].loads == "yes"

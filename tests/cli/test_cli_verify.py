@@ -32,8 +32,8 @@ from lorakit.activations import Grams
 from lorakit.adapters import Provenance
 from lorakit.cli._rebuild import CannotTell, rebuild
 from lorakit.discovery import all_estimators
-from lorakit.io._provenance import KEY
-from lorakit.io._safetensors import read_header
+from lorakit.files.safetensors import read_header
+from lorakit.io.formats.record import KEY
 
 WEIGHTS = "adapter_model.safetensors"
 

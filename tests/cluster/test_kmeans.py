@@ -96,10 +96,10 @@ def test_refuses_weights(weights):
         MSUKMeans(2).fit(noise(9, 2), sample_weight=weights)
 
 
-@pytest.mark.parametrize("twins", [False, True])
-def test_every_distinct_row_its_own_cluster(twins):
+@pytest.mark.parametrize("aliases", [False, True])
+def test_every_distinct_row_its_own_cluster(aliases):
     base = noise(12, 40)
-    if twins:  # rows that k-means++ cannot tell apart
+    if aliases:  # rows that k-means++ cannot tell apart
         base[6:] = np.nextafter(base[:6], np.inf)
     assert len(np.unique(base, axis=0)) == 12
     X = np.repeat(base, [1, 2, 3] * 4, axis=0)

@@ -88,7 +88,7 @@ def test_grams_of_one_module_go_with_it(saved):
 def test_one_module_of_a_file_pickles_without_opening_it(saved, monkeypatch):
     module = saved.module_names[7]
     data = pickle.dumps(saved.only(module))
-    for opens in ("lorakit.io._codec.read_header", "lorakit.io._peft_reader.read_config"):
+    for opens in ("lorakit.io.formats.codec.read_header", "lorakit.io.formats.peft.reading.read_config"):
         monkeypatch.setattr(opens, None)
     again = pickle.loads(data)
     assert again.module_names == (module,)

@@ -152,7 +152,7 @@ def test_a_model_of_diffusers():
     with torch.no_grad():
         styled = unet(**inputs).sample
     adapter = from_peft(unet, "style")
-    assert {info.layout.kind for info in adapter.infos.values()} == {"linear", "conv"}
+    assert {info.kind.name for info in adapter.infos.values()} == {"linear", "conv"}
     before = state_of(unet)
     to_peft(unet, adapter, "again")
     assert_kept(unet, before, but="again")
@@ -235,7 +235,7 @@ def test_a_head_comes_along_if_asked(tmp_path):
     with pytest.raises(UnsupportedAdapterError, match=r"classifier\.weight.*'drop'.*'first'"):
         from_peft(model)
     with pytest.warns(UserWarning, match=r"left out.*classifier\.weight"):
-        assert from_peft(model, modules_to_save="drop").provenance.beside is None
+        assert from_peft(model, modules_to_save="drop").provenance.extra_weights is None
     with pytest.warns(UserWarning, match=r"carried along.*classifier\.weight"):
         adapter = from_peft(model, modules_to_save="first")
     loaded = peft.PeftModel.from_pretrained(classifier(), save_adapter(adapter, tmp_path / "out")).eval()

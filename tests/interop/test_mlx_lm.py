@@ -107,7 +107,7 @@ def test_what_mlx_lm_writes(case, tmp_path):
     updates = updates_of(model)
     assert set(adapter) == set(updates)
     assert_same(adapter, updates)
-    kinds = {module: info.layout.kind for module, info in adapter.infos.items()}
+    kinds = {module: info.kind.name for module, info in adapter.infos.items()}
     assert {m for m, kind in kinds.items() if kind == "embedding"} == {m for m in kinds if "embed_tokens" in m}
 
 

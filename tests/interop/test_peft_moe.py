@@ -70,7 +70,7 @@ def test_read_written_and_live(name, tmp_path):
     adapter = load_adapter(tmp_path / "theirs")
     assert_same_updates(adapter, updates(wrapped))
     info = adapter.infos[f"model.layers.0.{EXPERTS[name]}.base_layer.3"]
-    assert (info.rank, info.layout.experts, info.layout.parameters) == (2, 4, ("down_proj", "gate_up_proj"))
+    assert (info.rank, info.kind.experts, info.kind.parameters) == (2, 4, ("down_proj", "gate_up_proj"))
 
     live = from_peft(wrapped)
     assert dict(live.infos) == dict(adapter.infos)
@@ -125,7 +125,7 @@ def test_one_parameter_and_a_router(tmp_path):
     wrapped = tuned("mixtral", target_modules=[], target_parameters=["mlp.gate.weight", "mlp.experts.down_proj"])
     wrapped.save_pretrained(tmp_path / "theirs")
     adapter = load_adapter(tmp_path / "theirs")
-    assert adapter.infos["model.layers.1.mlp.gate.0"].layout.experts == 1
+    assert adapter.infos["model.layers.1.mlp.gate.0"].kind.experts == 1
     loaded = peft.PeftModel.from_pretrained(build_moe("mixtral"), save_adapter(adapter, tmp_path / "ours"))
     torch.testing.assert_close(updates(loaded), updates(wrapped))
     torch.testing.assert_close(output_of(loaded.eval(), INPUTS), output_of(wrapped, INPUTS))

@@ -8,7 +8,7 @@ from torch import nn
 
 from lorakit import load_adapter
 from lorakit.exceptions import UnsupportedAdapterError
-from lorakit.io._refused import is_marked
+from lorakit.io.formats._unsupported import is_marked
 
 peft = pytest.importorskip("peft")
 safetensors = pytest.importorskip("safetensors.torch")

@@ -13,7 +13,7 @@ import torch
 
 from lorakit import load_adapter, save_adapter
 from lorakit.exceptions import CorruptFileError
-from lorakit.io import _rename
+from lorakit.files import _rename
 from lorakit.testing import make_adapters
 
 # Two of one rank, whose files differ in nothing but their numbers, and one of another.

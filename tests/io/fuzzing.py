@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 
 from lorakit import load_adapter, save_adapter
-from lorakit.adapters import Adapter, Layout
+from lorakit.adapters import Adapter, ModuleKind
 from lorakit.exceptions import LorakitError
 from lorakit.factors import LoraFactors
 
@@ -24,10 +24,8 @@ def samples(folder):
     def factors(r, d_in, d_out):
         return LoraFactors(torch.randn(r, d_in, generator=rng), torch.randn(d_out, r, generator=rng))
 
-    layouts = {"h.0.conv": Layout("conv", (3, 3))}
-    peft = Adapter(
-        {"h.0.q": factors(2, 5, 3), "h.1.q": factors(1, 5, 3), "h.0.conv": factors(2, 18, 4)}, layouts=layouts
-    )
+    kinds = {"h.0.conv": ModuleKind("conv", (3, 3))}
+    peft = Adapter({"h.0.q": factors(2, 5, 3), "h.1.q": factors(1, 5, 3), "h.0.conv": factors(2, 18, 4)}, kinds=kinds)
     one_rank = Adapter({"model.layers.0.q_proj": factors(2, 5, 3), "model.layers.1.q_proj": factors(2, 5, 3)})
     made = {
         "peft": (peft, "peft"),

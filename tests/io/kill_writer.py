@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from lorakit import load_adapter, save_adapter
-from lorakit.io import _atomic, _rename
+from lorakit.files import _rename
+from lorakit.files import atomic as _atomic
 from lorakit.testing import make_adapters
 
 OLD, NEW, NEXT = make_adapters(3, ranks=(2, 3, 4), random_state=0)

@@ -298,7 +298,7 @@ def test_row_40_an_output_that_is_an_input_is_replaced_at_the_end(tmp_path, monk
     before = (paths[0] / WEIGHTS).read_bytes()
     merged = SVDMerger(k=2).fit(load_adapters(paths)).merged_
     if way == "interrupted":
-        monkeypatch.setattr("lorakit.io.peft.model_card", interrupt)
+        monkeypatch.setattr("lorakit.io.formats.peft.codec.model_card", interrupt)
         with pytest.raises(KeyboardInterrupt):
             save_adapter(merged, paths[0], overwrite=True)
         assert (paths[0] / WEIGHTS).read_bytes() == before
@@ -314,7 +314,7 @@ def interrupt(*args, **kwargs):
 INTERRUPTED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's children ignore it
-import lorakit.io.peft as peft
+import lorakit.io.formats.peft.codec as peft
 from lorakit.cli import main
 write = peft.write_tensors
 def writes_half(path, *args, **kwargs):

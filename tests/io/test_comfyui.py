@@ -8,7 +8,7 @@ from safetensors import safe_open
 from single_files import factors, lora_ab, write_file
 
 from lorakit import Adapter, LoraFactors, SVDMerger, load_adapter, load_adapters, save_adapter
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.exceptions import CorruptFileError, OutputError, UnsupportedAdapterError
 
 BLOCK = "diffusion_model.double_blocks.0.img_attn.proj"
@@ -52,7 +52,7 @@ def test_convolution_whose_up_is_flat(tmp_path):
     down, up = torch.randn(2, 5, 3, 3, generator=rng), torch.randn(4, 2, generator=rng)
     path = write_file(tmp_path / "x.safetensors", {f"{BLOCK}.lora_down.weight": down, f"{BLOCK}.lora_up.weight": up})
     adapter = load_adapter(path)
-    assert adapter.infos[BLOCK].layout == Layout("conv", (3, 3))
+    assert adapter.infos[BLOCK].kind == ModuleKind("conv", (3, 3))
     torch.testing.assert_close(adapter[BLOCK].delta(), up @ down.flatten(1))
     again = load_adapter(save_adapter(adapter, tmp_path / "y.safetensors"))
     torch.testing.assert_close(again[BLOCK].delta(), adapter[BLOCK].delta())
@@ -103,13 +103,13 @@ def test_metadata_of_trainers_is_kept_where_all_agree(tmp_path):
     assert load_adapter(path).provenance.base_model == "flux1"
 
 
-def made(**layouts):
+def made(**kinds):
     rng = torch.Generator().manual_seed(1)
     modules = {
         f"diffusion_model.{name}": LoraFactors(torch.randn(r, 6, generator=rng), torch.randn(4, r, generator=rng))
         for name, r in (("b", 3), ("a", 2))
     }
-    return Adapter(modules, layouts=layouts, provenance=Provenance(format="comfyui"))
+    return Adapter(modules, kinds=kinds, provenance=Provenance(format="comfyui"))
 
 
 @pytest.mark.parametrize("layout", ["portable", "compact"])
@@ -126,7 +126,7 @@ def test_round_trip(tmp_path, layout):
 
 
 def test_embeddings_cannot_be_written(tmp_path):
-    adapter = made(**{"diffusion_model.a": Layout("embedding")})
+    adapter = made(**{"diffusion_model.a": ModuleKind("embedding")})
     with pytest.raises(OutputError, match=r"'diffusion_model.a' is an embedding"):
         save_adapter(adapter, tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit import Adapter, LoraFactors, SVDMerger, convert_adapter, load_adapter, load_adapters, save_adapter
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.exceptions import UnsupportedAdapterError
-from lorakit.io._names import NameTable
-from lorakit.io._names_kohya import dialects
+from lorakit.io.names.kohya import dialects
+from lorakit.io.names.table import NameTable
 from lorakit.testing import make_adapters
 
 ONE = LoraFactors(torch.ones(1, 2), torch.ones(2, 1))
@@ -257,15 +257,15 @@ def test_bases():
 def trained_files(tmp_path, n=2):
     """Adapters of a UNet and a text encoder, as kohya files."""
     modules = {
-        "lora_unet_mid_block_attentions_0_proj_in": Layout("conv", (1, 1)),
-        f"lora_unet_mid_block_attentions_0_{TO_Q.replace('.', '_')}": Layout(),
-        "lora_unet_down_blocks_0_resnets_0_conv1": Layout("conv", (2, 3)),
-        "lora_te_text_model_encoder_layers_0_mlp_fc1": Layout(),
+        "lora_unet_mid_block_attentions_0_proj_in": ModuleKind("conv", (1, 1)),
+        f"lora_unet_mid_block_attentions_0_{TO_Q.replace('.', '_')}": ModuleKind(),
+        "lora_unet_down_blocks_0_resnets_0_conv1": ModuleKind("conv", (2, 3)),
+        "lora_te_text_model_encoder_layers_0_mlp_fc1": ModuleKind(),
     }
     paths = []
     for i, made in enumerate(make_adapters(n, n_modules=len(modules), ranks=(2, 3), random_state=0)):
         factors = dict(zip(modules, (made[module] for module in made), strict=True))
-        adapter = Adapter(factors, layouts=modules, provenance=Provenance(format="kohya"))
+        adapter = Adapter(factors, kinds=modules, provenance=Provenance(format="kohya"))
         paths.append(save_adapter(adapter, tmp_path / f"{i}.safetensors"))
     return paths
 

@@ -8,8 +8,8 @@ from single_files import configs, lora_ab, pair, write_file, write_mlx
 
 from lorakit import load_adapter
 from lorakit.exceptions import LorakitError, UnsupportedAdapterError
-from lorakit.io._codec import Location
-from lorakit.io._formats import CODECS
+from lorakit.io.formats.codec import Location
+from lorakit.io.formats.registry import CODECS
 
 OLD = "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
 

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from single_files import configs, factors, lora_ab, pair, write_file
 
 from lorakit import Adapter, LegoMerger, LoraFactors, load_adapter, load_adapters, save_adapter
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.exceptions import CorruptFileError, IncompatibleAdaptersError, UnsafeFileError, UnsupportedAdapterError
 
 UNET = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1"
@@ -179,7 +179,7 @@ def made():
         for m, (r, i, o) in shapes.items()
     }
     known = Provenance(format="diffusers", base_model="org/base", metadata={"author": "x", "about": "é"})
-    return Adapter(modules, name="made", layouts={"unet.mid.conv": Layout("conv", (3, 3))}, provenance=known)
+    return Adapter(modules, name="made", kinds={"unet.mid.conv": ModuleKind("conv", (3, 3))}, provenance=known)
 
 
 @pytest.mark.parametrize("layout", ["portable", "compact"])
@@ -189,7 +189,7 @@ def test_round_trip(tmp_path, layout):
     assert set(back) == set(adapter)
     for module, factors_ in adapter.items():
         torch.testing.assert_close(back[module].delta(), factors_.delta())
-        assert back.infos[module].layout == adapter.infos[module].layout
+        assert back.infos[module].kind == adapter.infos[module].kind
         assert back.infos[module].rank == (4 if layout == "portable" and "unet" in module else factors_.rank)
     assert back.provenance.base_model == "org/base"
     assert {"author": "x", "about": "é"}.items() <= back.provenance.metadata.items()

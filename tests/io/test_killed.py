@@ -11,7 +11,8 @@ import pytest
 
 from lorakit import load_adapter, save_adapter
 from lorakit.exceptions import CorruptFileError, OutputError
-from lorakit.io import _checks, _rename, _scratch
+from lorakit.files import _rename, _scratch
+from lorakit.files import checks as _checks
 from lorakit.testing import make_adapters
 
 HERE = Path(__file__).parent
@@ -298,7 +299,7 @@ def test_a_reader_tells_versions_of_one_size_apart(out):
 
 def test_replaced_between_the_check_and_the_reading(out, monkeypatch):
     adapter = load_adapter(out)
-    monkeypatch.setattr("lorakit.io._safetensors._handle", handle_of_a_new_file(out))
+    monkeypatch.setattr("lorakit.files.safetensors._handle", handle_of_a_new_file(out))
     with pytest.raises(CorruptFileError, match="has changed since the adapter was opened"):
         adapter["layer.0"]
 
@@ -315,7 +316,7 @@ def handle_of_a_new_file(out):
 
 def test_replaced_while_it_is_opened(out, monkeypatch):
     """Weights of one version and config of another never become one adapter."""
-    from lorakit.io import _peft_config
+    from lorakit.io.formats.peft import config as _peft_config
 
     read, calls = _peft_config.read_json_object, []
 

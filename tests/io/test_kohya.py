@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save, save_file
 from torch.nn.functional import conv2d
 
 from lorakit import Adapter, LegoMerger, LoraFactors, convert_adapter, load_adapter, load_adapters, save_adapter
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.exceptions import CorruptFileError, LorakitError, OutputError, UnsupportedAdapterError
 
 UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -76,19 +76,19 @@ def test_assumed_alpha_is_for_files_without_one(write):
 @pytest.mark.parametrize(
     ("down", "up", "layout"),
     [
-        ((2, 5), (3, 2), Layout()),
-        ((2, 5, 1, 1), (3, 2, 1, 1), Layout("conv", (1, 1))),
-        ((2, 5, 1, 1), (3, 2), Layout("conv", (1, 1))),
-        ((2, 5, 3, 2), (3, 2, 1, 1), Layout("conv", (3, 2))),
-        ((2, 5, 3, 3), (3, 2), Layout("conv", (3, 3))),
-        ((2, 5, 3), (3, 2, 1), Layout("conv", (3,))),
+        ((2, 5), (3, 2), ModuleKind()),
+        ((2, 5, 1, 1), (3, 2, 1, 1), ModuleKind("conv", (1, 1))),
+        ((2, 5, 1, 1), (3, 2), ModuleKind("conv", (1, 1))),
+        ((2, 5, 3, 2), (3, 2, 1, 1), ModuleKind("conv", (3, 2))),
+        ((2, 5, 3, 3), (3, 2), ModuleKind("conv", (3, 3))),
+        ((2, 5, 3), (3, 2, 1), ModuleKind("conv", (3,))),
     ],
     ids=str,
 )
 def test_shapes(write, down, up, layout):
     tensors = pair(down=down, up=up, alpha=1.0)
     adapter = load_adapter(write(tensors))
-    assert adapter.infos[UNET].layout == layout
+    assert adapter.infos[UNET].kind == layout
     torch.testing.assert_close(adapter[UNET].delta(), delta_of(tensors) / 2)
 
 
@@ -98,7 +98,7 @@ def test_the_third_factor_of_a_convolution_is_folded_in(write):
     tensors = pair(CONV, down=(4, 5, 1, 1), up=(6, 3, 1, 1), alpha=2.0)
     mid = torch.randn(3, 4, 3, 2, generator=rng)
     adapter = load_adapter(write(tensors | {f"{CONV}.lora_mid.weight": mid}))
-    assert adapter.infos[CONV] == (3, 30, 6, Layout("conv", (3, 2)))
+    assert adapter.infos[CONV] == (3, 30, 6, ModuleKind("conv", (3, 2)))
     assert adapter.scale(CONV) == 0.5  # alpha over the rank of lora_down, as trainers and readers have it
     x = torch.randn(2, 5, 7, 7, generator=rng)
     thrice = conv2d(conv2d(conv2d(x, tensors[f"{CONV}.lora_down.weight"]), mid), tensors[f"{CONV}.lora_up.weight"])
@@ -133,7 +133,9 @@ def mixed_adapter(dtype=torch.float32):
         )
         for name, (r, d_in, d_out) in shapes.items()
     }
-    return Adapter(modules, name="mixed", layouts={CONV: Layout("conv", (3, 2))}, provenance=Provenance(format="kohya"))
+    return Adapter(
+        modules, name="mixed", kinds={CONV: ModuleKind("conv", (3, 2))}, provenance=Provenance(format="kohya")
+    )
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def test_formats_are_told_apart(write, tmp_path):
 def test_what_cannot_be_written(tmp_path):
     factors = LoraFactors(torch.ones(1, 2), torch.ones(2, 1))
     kohya = Provenance(format="kohya")
-    embedding = Adapter({"lora_te_a": factors}, layouts={"lora_te_a": Layout("embedding")}, provenance=kohya)
+    embedding = Adapter({"lora_te_a": factors}, kinds={"lora_te_a": ModuleKind("embedding")}, provenance=kohya)
     with pytest.raises(OutputError, match="'lora_te_a' is an embedding"):
         save_adapter(embedding, tmp_path / "a.safetensors")
     dotted = Adapter({"lora_te_a.b": factors}, provenance=kohya)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from single_files import factors, write_file, write_mlx
 
 from lorakit import Adapter, LegoMerger, LoraFactors, load_adapter, load_adapters, save_adapter
-from lorakit.adapters import Layout, Provenance
+from lorakit.adapters import ModuleKind, Provenance
 from lorakit.exceptions import CorruptFileError, OutputError, UnsupportedAdapterError
 
 Q = "model.layers.0.q"
@@ -45,7 +45,7 @@ def test_embeddings_are_known_by_name(tmp_path):
     }
     adapter = load_adapter(write_mlx(tmp_path / "x", tensors, scale=2.0))
     info = adapter.infos["model.embed_tokens"]
-    assert (info.layout.kind, info.rank, info.d_in, info.d_out) == ("embedding", 2, 50, 6)
+    assert (info.kind.name, info.rank, info.d_in, info.d_out) == ("embedding", 2, 50, 6)
     expected = 2 * tensors["model.embed_tokens.lora_a"] @ tensors["model.embed_tokens.lora_b"]  # of the weight (50, 6)
     torch.testing.assert_close(adapter["model.embed_tokens"].delta().T, expected)
 
@@ -109,7 +109,7 @@ def test_an_old_configs_alpha_is_ignored_aloud(tmp_path):
         assert load_adapter(write_mlx(tmp_path / "x", alpha=16)).scale(Q) == 20
 
 
-def made(dtype=torch.float32, **layouts):
+def made(dtype=torch.float32, **kinds):
     rng = torch.Generator().manual_seed(1)
     modules = {
         f"model.layers.{i}.q": LoraFactors(
@@ -117,7 +117,7 @@ def made(dtype=torch.float32, **layouts):
         )
         for i, r in ((11, 3), (2, 2))
     }
-    return Adapter(modules, layouts=layouts, provenance=Provenance(format="mlx", base_model="org/base"))
+    return Adapter(modules, kinds=kinds, provenance=Provenance(format="mlx", base_model="org/base"))
 
 
 def test_round_trip(tmp_path):
@@ -147,7 +147,7 @@ def test_what_cannot_be_written(tmp_path):
     with pytest.raises(OutputError, match=r"^[^/]*: dtype is float64.*torch.float32"):
         save_adapter(made(torch.float64), tmp_path / "x")
     with pytest.raises(OutputError, match=r"'model.layers.2.q' is a convolution"):
-        save_adapter(made(**{"model.layers.2.q": Layout("conv", (3,))}), tmp_path / "x")
+        save_adapter(made(**{"model.layers.2.q": ModuleKind("conv", (3,))}), tmp_path / "x")
     with pytest.raises(ValueError, match="layout must be 'portable' for mlx"):
         save_adapter(made(), tmp_path / "x", layout="compact")
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,9 @@ import torch
 from peft_files import pair, write_directory
 
 from lorakit import Adapter, LegoPruner, LoraFactors, SVDMerger, load_adapter, load_adapters, save_adapter
-from lorakit.adapters import Layout
+from lorakit.adapters import ModuleKind
 from lorakit.exceptions import CorruptFileError, IncompatibleAdaptersError, OutputError, UnsupportedAdapterError
-from lorakit.io import _tensors
+from lorakit.files import tensors as _tensors
 
 M = "model.layers.0.mlp.experts"
 TARGETS = ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"]
@@ -49,7 +49,7 @@ def test_each_expert_is_a_module(write_peft):
             torch.testing.assert_close(
                 found.delta().double(), 2 * update_of(tensors, module, expert), rtol=1e-5, atol=1e-5
             )
-    layout = Layout("expert", experts=E, parameters=("down_proj", "gate_up_proj"))
+    layout = ModuleKind("expert", experts=E, parameters=("down_proj", "gate_up_proj"))
     assert adapter.infos[f"{M}.base_layer.1"] == (R, 4, 7, layout)
     assert adapter.provenance.target_parameters == dict.fromkeys(TARGETS, 1)
 
@@ -79,8 +79,8 @@ def test_experts_of_several_ranks_share_the_largest(write_peft, tmp_path):
     adapter = load_adapter(write_peft(stacks(), target_parameters=TARGETS))
     modules = dict(adapter)
     modules[f"{M}.1"] = LoraFactors(modules[f"{M}.1"].A[:1], modules[f"{M}.1"].B[:, :1])
-    layouts = {module: info.layout for module, info in adapter.infos.items()}
-    mixed = Adapter(modules, layouts=layouts, provenance=adapter.provenance)
+    kinds = {module: info.kind for module, info in adapter.infos.items()}
+    mixed = Adapter(modules, kinds=kinds, provenance=adapter.provenance)
     again = load_adapter(save_adapter(mixed, tmp_path / "out", layout="compact"))
     assert again.ranks == (R,)
     for module in modules:
@@ -105,13 +105,13 @@ def test_a_target_without_a_dot_is_no_parameter_of_plain_modules(write_peft):
     """transformers writes them so when it converts an adapter; by their text alone they could be in any module."""
     tensors = {**stacks(), **pair("model.layers.0.q", r=R)}
     adapter = load_adapter(write_peft(tensors, target_parameters=["down_proj", "gate_up_proj"]))
-    assert adapter.infos["model.layers.0.q"].layout.kind == "linear"
+    assert adapter.infos["model.layers.0.q"].kind.name == "linear"
     assert f"{M}.2" in adapter
 
 
 def test_a_parameter_of_one_expert(write_peft, tmp_path):
     adapter = load_adapter(write_peft(pair("mlp.gate"), target_parameters=["mlp.gate.weight"], target_modules=[]))
-    assert adapter.infos["mlp.gate.0"].layout == Layout("expert", experts=1, parameters=("weight",))
+    assert adapter.infos["mlp.gate.0"].kind == ModuleKind("expert", experts=1, parameters=("weight",))
     config = json.loads((save_adapter(adapter, tmp_path / "out") / "adapter_config.json").read_text())
     assert (config["target_modules"], config["target_parameters"]) == ([], ["mlp.gate.weight"])
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lorakit import SVDMerger, load_adapter, load_adapters
 from lorakit.cli import main
 from lorakit.exceptions import CorruptFileError, UnsafeFileError, UnsupportedAdapterError
-from lorakit.io import _pickled
+from lorakit.files import pickled as _pickled
 
 BIN = "adapter_model.bin"
 

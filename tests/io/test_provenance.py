@@ -21,9 +21,9 @@ from lorakit import (
     load_adapters,
     save_adapter,
 )
-from lorakit.io import _provenance
-from lorakit.io._provenance import KEY, header_metadata, make_record, read_record
-from lorakit.io._safetensors import read_header
+from lorakit.files.safetensors import read_header
+from lorakit.io.formats import record as _provenance
+from lorakit.io.formats.record import KEY, header_metadata, make_record, read_record
 from lorakit.testing import make_adapters
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

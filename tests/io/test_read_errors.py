@@ -187,6 +187,6 @@ def test_truncated_while_open(write_peft):
     times = (path / WEIGHTS).stat()
     os.truncate(path / WEIGHTS, times.st_size - 4)
     seen = (times.st_size - 4, (path / WEIGHTS).stat().st_mtime_ns)
-    adapter._reader._stamps = ((path / WEIGHTS, seen), *adapter._reader._stamps[1:])
+    adapter._reader.stamps = ((path / WEIGHTS, seen), *adapter._reader.stamps[1:])
     with pytest.raises(CorruptFileError, match=r"cannot read .*lora_A"):
         adapter["enc.0.q"]

@@ -1,4 +1,4 @@
-"""What is read from a PEFT directory: scales, layouts, dtypes, names, laziness."""
+"""What is read from a PEFT directory: scales, kinds, dtypes, names, laziness."""
 
 import math
 import os
@@ -12,7 +12,7 @@ import torch
 from peft_files import pair, write_directory
 
 from lorakit import load_adapter, load_adapters
-from lorakit.adapters import Layout
+from lorakit.adapters import ModuleKind
 from lorakit.exceptions import CorruptFileError, UnsupportedAdapterError
 
 
@@ -73,9 +73,9 @@ def test_embedding_and_convolutions(write_peft):
         f"{prefix}c3.lora_B.weight": torch.randn(4, 2, 1, 1, 1),
     }
     adapter = load_adapter(write_peft(tensors))
-    assert adapter.infos["wte"] == (2, 11, 4, Layout("embedding"))
-    assert adapter.infos["c1"] == (2, 15, 4, Layout("conv", (5,)))
-    assert adapter.infos["c3"] == (2, 12, 4, Layout("conv", (2, 1, 2)))
+    assert adapter.infos["wte"] == (2, 11, 4, ModuleKind("embedding"))
+    assert adapter.infos["c1"] == (2, 15, 4, ModuleKind("conv", (5,)))
+    assert adapter.infos["c3"] == (2, 12, 4, ModuleKind("conv", (2, 1, 2)))
     torch.testing.assert_close(adapter["c3"].delta(), 2 * raw_update(tensors, "c3").float())
 
 

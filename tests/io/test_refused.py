@@ -9,7 +9,7 @@ from single_files import lora_ab, write_file
 
 from lorakit import load_adapter
 from lorakit.exceptions import UnsupportedAdapterError
-from lorakit.io._refused import is_marked, refuse_markers
+from lorakit.io.formats._unsupported import is_marked, refuse_markers
 
 # Ends of keys, as PEFT, LyCORIS and diffusers write them, and a word of the message.
 KINDS = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from lorakit import Adapter, LoraFactors, load_adapter, save_adapter
-from lorakit.adapters import Layout, Provenance, Source
+from lorakit.adapters import ModuleKind, Provenance, Source
 from lorakit.exceptions import OutputError
 from lorakit.testing import make_adapters
 
@@ -32,7 +32,7 @@ def mixed_adapter(seed=0, dtype=torch.float32):
         )
         for name, (r, d_in, d_out) in shapes.items()
     }
-    return Adapter(modules, name="mixed", layouts={"wte": Layout("embedding"), "conv": Layout("conv", (3, 2))})
+    return Adapter(modules, name="mixed", kinds={"wte": ModuleKind("embedding"), "conv": ModuleKind("conv", (3, 2))})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

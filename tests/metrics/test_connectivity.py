@@ -113,14 +113,14 @@ def test_dtype_and_layouts_are_kept():
     x, y = make_adapters(2, ranks=2, dtype=torch.bfloat16, random_state=0)
     assert interpolate(x, y, 0.3)["layer.0"].dtype == torch.bfloat16
     conv = adapter_of_conv()
-    assert interpolate(conv, conv.renamed("b"), 0.5).infos["m"].layout == conv.infos["m"].layout
+    assert interpolate(conv, conv.renamed("b"), 0.5).infos["m"].kind == conv.infos["m"].kind
 
 
 def adapter_of_conv():
-    from lorakit.adapters import Layout
+    from lorakit.adapters import ModuleKind
 
     factors = LoraFactors(torch.ones(2, 9), torch.ones(3, 2))
-    return Adapter({"m": factors}, layouts={"m": Layout("conv", (3, 3))}, name="a")
+    return Adapter({"m": factors}, kinds={"m": ModuleKind("conv", (3, 3))}, name="a")
 
 
 def test_what_is_refused():

@@ -128,8 +128,8 @@ def test_finalists_and_what_is_said_of_them():
     table = standings.final_table(finals, [right({"a": 1.0}, 400)])
     assert "At k = 8 svd is first, ahead of all others." in table.note
     assert "At k = 16 tsv is first, not told apart from it: svd." in table.note
-    twins = standings.final_table({"svd": finals["svd"], "PEFT svd": finals["svd"]}, [right({"a": 1.0}, 400)])
-    assert "At k = 8 svd is first, not told apart from it: PEFT svd." in twins.note
+    aliases = standings.final_table({"svd": finals["svd"], "PEFT svd": finals["svd"]}, [right({"a": 1.0}, 400)])
+    assert "At k = 8 svd is first, not told apart from it: PEFT svd." in aliases.note
     assert [row[:2] for row in table.rows] == [["k = 8", "svd"], ["", "tsv"], ["k = 16", "tsv"], ["", "svd"]]
     assert table.rows[1][-1].startswith("-40.0 ± ")
 

@@ -44,7 +44,7 @@ def in_float64(paths: Iterable[Path]) -> AdapterSet:
     return AdapterSet(changed(adapter, lambda factors: factors.to(torch.float64)) for adapter in load_adapters(paths))
 
 
-def halves(test: Evaluator, adapter: Adapter) -> np.ndarray:
+def factors(test: Evaluator, adapter: Adapter) -> np.ndarray:
     """Mean accuracy over the tasks on every other text and on the rest, shape (2,)."""
     scores = test.scores_by_task(adapter, dict.fromkeys(JUDGED))
     right = np.array([scores[task].argmax(axis=1) == test.labels(task) for task in JUDGED])
@@ -65,15 +65,15 @@ def test_the_direct_merge_of_nine_falls_below_the_multiplied_one():
     """
     nine, test = load_adapters(GROUPS["nine"]), Evaluator("test", 200)
     direct, multiplied = (merger.fit(nine).merged_ for merger in (AverageMerger(), ConcatMerger()))
-    of_direct = {norm: halves(test, at_norm(direct, nine, norm)) for norm in DIRECT}
-    of_multiplied = {norm: halves(test, at_norm(multiplied, nine, norm)) for norm in MULTIPLIED}
+    of_direct = {norm: factors(test, at_norm(direct, nine, norm)) for norm in DIRECT}
+    of_multiplied = {norm: factors(test, at_norm(multiplied, nine, norm)) for norm in MULTIPLIED}
     own, same = [], []
     for chosen_on, judged_on in ((0, 1), (1, 0)):
         norm = max(MULTIPLIED, key=lambda norm: of_multiplied[norm][chosen_on])
         norm_of_direct = max(DIRECT, key=lambda norm: of_direct[norm][chosen_on])
         found = of_multiplied[norm][judged_on]
         own.append(found - of_direct[norm_of_direct][judged_on])
-        same.append(found - halves(test, at_norm(direct, nine, norm))[judged_on])
+        same.append(found - factors(test, at_norm(direct, nine, norm))[judged_on])
     assert np.mean(own) > 0.005
     assert np.mean(same) > 0.03
 

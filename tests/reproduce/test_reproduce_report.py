@@ -31,8 +31,8 @@ def test_the_cache_is_where_the_variable_says(cache_of_the_test, monkeypatch):
 
 def test_files_are_whole_or_not_there(tmp_path):
     def stopped():
-        with cache.written(tmp_path / "f") as beside:
-            beside.write_text("half")
+        with cache.written(tmp_path / "f") as extra_weights:
+            extra_weights.write_text("half")
             raise RuntimeError("stopped")
 
     with pytest.raises(RuntimeError, match="stopped"):
@@ -46,8 +46,8 @@ def test_files_are_whole_or_not_there(tmp_path):
 
 
 def test_a_folder_that_another_process_finished_stays(tmp_path):
-    with cache.written(tmp_path / "folder") as beside:
-        beside.mkdir()
+    with cache.written(tmp_path / "folder") as extra_weights:
+        extra_weights.mkdir()
         (tmp_path / "folder").mkdir()
         (tmp_path / "folder" / "theirs").touch()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["theirs"]

@@ -49,8 +49,8 @@ def test_a_line_between_tasks_is_of_updates_and_of_factors(adapters, monkeypatch
     monkeypatch.setattr(svd_figure1, "cross_entropy", lambda adapter, tasks, evaluator: norm(adapter))
     found = svd_figure1.between_tasks(("a", "b"), seed=0, n=1)
     assert found["updates"].losses[[0, -1]] == pytest.approx([norm(adapters[0]), norm(adapters[1])], rel=1e-5)
-    halves = [a.values() for a in adapters[:2]]
-    middle = sum(next(iter(factors)).delta() for factors in halves) / 2
+    factors = [a.values() for a in adapters[:2]]
+    middle = sum(next(iter(factors)).delta() for factors in factors) / 2
     assert found["updates"].losses[5] == pytest.approx(middle.norm().item(), rel=1e-4)
     assert found["factors"].losses[5] != pytest.approx(found["updates"].losses[5], rel=0.01)
 

@@ -6,7 +6,7 @@ from hypothesis import find, given, settings
 from hypothesis import strategies as st
 
 from lorakit import AdapterSet, ConcatMerger, SVDMerger
-from lorakit.adapters import Layout
+from lorakit.adapters import ModuleKind
 from lorakit.base import GAUGES
 from lorakit.metrics import relative_error
 from lorakit.testing import Gauge, adapter_sets, adapter_weights, gauges, lora_factors, make_adapters
@@ -30,21 +30,21 @@ def test_bounds_are_kept(X):
             assert max(info.d_in, info.d_out) <= max(20, total)
 
 
-@given(X=adapter_sets(equal_ranks=True, missing_modules=False, dtype=HALVES, layout=("linear", "conv", "embedding")))
+@given(X=adapter_sets(equal_ranks=True, missing_modules=False, dtype=HALVES, kind=("linear", "conv", "embedding")))
 def test_options(X):
     assert len({rank for adapter in X for rank in adapter.ranks}) == 1
     assert all(adapter.dtype in HALVES for adapter in X)
     for module in X.module_names:
-        (layout,) = {info.layout for info in X.infos(module)}
-        assert layout in (Layout(), Layout("conv", (3, 3)), Layout("embedding"))
-        assert layout.kind != "conv" or X.infos(module)[0].d_in % 9 == 0
+        (kind,) = {info.kind for info in X.infos(module)}
+        assert kind in (ModuleKind(), ModuleKind("conv", (3, 3)), ModuleKind("embedding"))
+        assert kind.name != "conv" or X.infos(module)[0].d_in % 9 == 0
 
 
 @pytest.mark.parametrize(
     ("options", "wanted"),
     [
         ({"dtype": HALVES}, lambda X: len({a.dtype for a in X}) > 1),
-        ({"layout": ("linear", "conv", "embedding")}, lambda X: X[0].infos["layer.1"].layout.kind == "embedding"),
+        ({"kind": ("linear", "conv", "embedding")}, lambda X: X[0].infos["layer.1"].kind.name == "embedding"),
         ({}, lambda X: any(len(a) < 2 for a in X)),
         ({}, lambda X: len({a.ranks for a in X}) > 2),
         ({"content": CONTENTS}, lambda X: X[0]["layer.0"].delta().norm() == 0),
@@ -158,12 +158,12 @@ def test_gauges_change_the_factors(kind, dtype):
 
 
 def test_gauges_in_layouts_other_than_linear():
-    X = find(adapter_sets(layout="conv", missing_modules=False), lambda X: True)
-    assert Gauge("sign")(X)[0].infos["layer.0"].layout == Layout("conv", (3, 3))
+    X = find(adapter_sets(kind="conv", missing_modules=False), lambda X: True)
+    assert Gauge("sign")(X)[0].infos["layer.0"].kind == ModuleKind("conv", (3, 3))
 
 
 def test_wrong_options():
-    for options in ({"content": "zeros"}, {"layout": ("linear", "dense")}):
+    for options in ({"content": "zeros"}, {"kind": ("linear", "dense")}):
         with pytest.raises(ValueError, match="must be of"):
             adapter_sets(**options)
     with pytest.raises(ValueError, match="must be of"):

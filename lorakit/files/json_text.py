@@ -1,0 +1,95 @@
+"""JSON from files that nobody vouches for: headers, configs, metadata."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from reprlib import Repr
+from typing import Any
+
+from ..exceptions import CorruptFileError
+from .checks import stamp
+
+# Of alpha, ranks and scales: far above any that was trained with, and keeps the factors finite in float32.
+MAX_NUMBER = 1e12
+_MAX_CONFIG = 20_000_000  # bytes; the longest list of modules that a config could sensibly name takes a tenth of it
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # or half of a pair, which is fine
+
+
+def parse_json(raw: bytes) -> Any:
+    """Parse strictly what Python's parser lets pass: each key once, names that can be printed, text that is Unicode.
+
+    Parameters
+    ----------
+    raw : bytes
+        UTF-8, as everything that reads these files takes.
+
+    Raises
+    ------
+    ValueError
+        Saying what is wrong; a ``json.JSONDecodeError`` if it is the syntax.
+    """
+    text = raw.decode("utf-8")
+    try:
+        parsed = json.loads(text, object_pairs_hook=_object)
+        if _LONE_SURROGATE.search(raw):
+            json.dumps(parsed, ensure_ascii=False).encode("utf-8")
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it holds half of a character, {error.object[error.start]!a}") from None
+    return parsed
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Read a config file.
+
+    Raises
+    ------
+    UnsafeFileError
+        If it is not a regular file.
+    CorruptFileError
+        If it is not one JSON object, or absurdly large.
+    """
+    size = stamp(path)[0]  # refuses what is not a regular file before it is opened
+    if size > _MAX_CONFIG:
+        raise CorruptFileError(
+            f"{path}: has {size} bytes, expected a config of {_MAX_CONFIG} at most; copy or download it again"
+        )
+    try:
+        with path.open("rb") as file:
+            fields = parse_json(file.read(_MAX_CONFIG + 1).removeprefix(b"\xef\xbb\xbf"))
+    except json.JSONDecodeError as error:
+        raise CorruptFileError(
+            f"{path}: is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; copy or download it again"
+        ) from error
+    except ValueError as error:
+        raise CorruptFileError(f"{path}: is not JSON as expected: {error}; copy or download it again") from error
+    if not isinstance(fields, dict):
+        raise CorruptFileError(f"{path}: is a JSON {type(fields).__name__}, expected an object of settings")
+    return fields
+
+
+def is_number(value: object) -> bool:
+    """Whether a value from a file can be an alpha, a rank or a scale: finite, not absurd, not true or false."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+
+
+def shown(value: object) -> str:
+    """Return a value from a file as it may stand in a message: not longer than a message should be."""
+    return _SHORT.repr(value)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise ValueError(f"it names {twice[:100]!r} twice, expected each key once")
+    for key in found:
+        if not key.isprintable():  # it would reach terminals, and other programs split names at such characters
+            raise ValueError(f"the name {key[:100]!a} cannot be printed")
+    return found

@@ -1,0 +1,242 @@
+"""The safetensors container: a header checked by us, so that messages are specific; tensors read through safetensors.
+
+Layout: 8 bytes of header length (little endian), a JSON header ``{name: {dtype, shape, data_offsets}}``, the data.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ..exceptions import CorruptFileError
+from .checks import FileStamp, foreign_bytes, require_unchanged, stamp
+from .json_text import parse_json, shown
+
+_MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+_MAX_TENSORS, _MAX_NAME, _MAX_AXES = 1_000_000, 1_000, 64  # far above what any model has; torch has no more axes
+FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+_BITS = {"BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
+_BITS |= {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64}
+
+_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,19}")  # also those that are to come
+
+# pread, because a memory-mapped file that is truncated by someone else kills the process with SIGBUS
+_BACKEND = {"backend": "pread"} if "backend" in (getattr(safe_open, "__text_signature__", None) or "") else {}
+
+
+class TensorInfo(NamedTuple):
+    """What the header says of one tensor."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Header(NamedTuple):
+    """What a file says of itself: its tensors, in the order of the header, and free text by key."""
+
+    tensors: dict[str, TensorInfo]
+    metadata: dict[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Returns
+    -------
+    Header
+        Tensors and metadata.
+
+    Raises
+    ------
+    UnsafeFileError
+        If it is not a regular file, or is a pickle.
+    CorruptFileError
+        If it is anything else than one whole safetensors file.
+    """
+    size, _ = stamp(path)
+    if size == 0:
+        raise CorruptFileError(f"{path}: is empty (0 bytes); expected a safetensors file, copy or download it again")
+    with path.open("rb") as file:
+        head = file.read(512)
+        length = int.from_bytes(head[:8], "little")
+        # A header of 640 bytes starts like a pickle: look for foreign bytes only where no header follows the length.
+        if head[8:9] != b"{":
+            error = foreign_bytes(path, head)
+            if error is not None:
+                raise error
+        if size < 8 or length > _MAX_HEADER:
+            raise CorruptFileError(
+                f"{path}: is no safetensors file ({size} bytes, header length {length}; the limit is {_MAX_HEADER}); "
+                "copy or download it again"
+            )
+        if 8 + length > size:
+            raise _truncated(path, size, 8 + length)
+        file.seek(8)
+        raw = file.read(length)
+    entries, metadata = _parse(path, raw)
+    end = _check_offsets(path, entries)
+    if 8 + length + end > size:
+        raise _truncated(path, size, 8 + length + end)
+    if 8 + length + end < size:
+        raise CorruptFileError(
+            f"{path}: {size - 8 - length - end} bytes follow the data; have {size} bytes, header says "
+            f"{8 + length + end}; copy or download it again"
+        )
+    tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
+    return Header(tensors, metadata)
+
+
+def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tensor]:
+    """Read tensors by name, as they are stored.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    names : sequence of str
+        Names of its tensors.
+    opened : FileStamp
+        Size and time of the file whose header was checked.
+    """
+    try:
+        file = _handle(path, opened)
+        tensors = [file.get_tensor(name) for name in names]
+        require_unchanged(path, opened)  # it may have been replaced between the check before and the opening
+        return tensors
+    except (SafetensorError, OSError) as error:
+        require_unchanged(path, opened)
+        raise CorruptFileError(f"{path}: cannot read {names[0]!r}: {error}; copy or download it again") from error
+
+
+def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> Tensor:
+    """Read one of ``of`` equal parts of a tensor's rows, and nothing else of it; else as :func:`read_tensors`."""
+    try:
+        part = _handle(path, opened).get_slice(name)
+        rows = part.get_shape()[0] // of
+        tensor: Tensor = part[index * rows : (index + 1) * rows]
+        require_unchanged(path, opened)
+    except (SafetensorError, OSError) as error:
+        require_unchanged(path, opened)
+        raise CorruptFileError(f"{path}: cannot read {name!r}: {error}; copy or download it again") from error
+    return tensor
+
+
+# safetensors parses the whole header when it opens a file, which takes longer than reading a module of it. Files, not
+# adapters, are kept open, and no more than the usual limits of open files allow.
+@lru_cache(maxsize=128)
+def _handle(path: Path, opened: FileStamp) -> Any:
+    return safe_open(path, framework="pt", **_BACKEND)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, TensorInfo], data: Iterable[Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file, one tensor in memory at a time.
+
+    safetensors' own writer holds all of them, orders several metadata keys at random and makes files that only their
+    owner can read. This one writes the same bytes as it does for one metadata key.
+
+    Parameters
+    ----------
+    path : Path
+        The file to make; it must not exist.
+    tensors : mapping of str to TensorInfo
+        Name, dtype and shape of every tensor, in the order of ``data``.
+    data : iterable of Tensor
+        The tensors, asked for one by one.
+    metadata : mapping of str to str, optional
+        Free text, written in the order of its keys. ``format`` is always 'pt', which readers look for.
+    """
+    texts = {"format": "pt"} | dict(metadata or {})
+    header: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + math.prod(shape) * FLOAT_DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)  # the data starts at a multiple of 8
+    with path.open("xb") as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for (name, info), tensor in zip(tensors.items(), data, strict=True):
+            if tuple(tensor.shape) != info.shape or FLOAT_NAMES[tensor.dtype] != info.dtype:
+                raise RuntimeError(f"{name}: announced {info}, got {tuple(tensor.shape)} {tensor.dtype}")
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _parse(path: Path, raw: bytes) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    try:
+        entries = parse_json(raw)
+    except ValueError as error:
+        raise CorruptFileError(
+            f"{path}: the header is not JSON as expected ({error}); copy or download the file again"
+        ) from error
+    if not isinstance(entries, dict):
+        raise CorruptFileError(f"{path}: the header is a JSON {type(entries).__name__}, expected an object")
+    metadata = entries.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise CorruptFileError(f"{path}: __metadata__ is no object of texts; save the file again")
+    if len(entries) > _MAX_TENSORS:
+        raise CorruptFileError(f"{path}: names {len(entries)} tensors, expected {_MAX_TENSORS} at most; save it again")
+    for name, entry in entries.items():
+        _check_entry(path, name, entry)
+    return entries, metadata
+
+
+def _check_entry(path: Path, name: str, entry: Any) -> None:
+    if len(name) > _MAX_NAME:
+        raise CorruptFileError(
+            f"{path}: {name[:60]!r}... is a name of {len(name)} characters, expected {_MAX_NAME} at most; save it again"
+        )
+    fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
+    shape, offsets, dtype = fields.get("shape", ()), fields.get("data_offsets", ()), fields.get("dtype", "")
+    whole = isinstance(shape, list) and isinstance(offsets, list) and isinstance(dtype, str) and _DTYPE.fullmatch(dtype)
+    if not whole or len(shape) > _MAX_AXES or len(offsets) != 2 or not all(map(_is_size, (*shape, *offsets))):
+        raise CorruptFileError(
+            f"{path}: {name!r}: the header says {shown(entry)}; expected dtype, shape and two data_offsets, save the "
+            "file again"
+        )
+    bits = _BITS.get(dtype)  # of the dtypes that we do not know, the caller refuses the ones that it would read
+    if bits is not None and (offsets[1] - offsets[0]) * 8 != math.prod(shape) * bits:
+        raise CorruptFileError(
+            f"{path}: {name!r}: {offsets[1] - offsets[0]} bytes of data for shape {tuple(shape)} of {dtype}; "
+            "copy or download the file again"
+        )
+
+
+def _is_size(number: object) -> bool:
+    return type(number) is int and 0 <= number < 2**63
+
+
+def _check_offsets(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> int:
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, stop = entry["data_offsets"]
+        if begin != end or stop < begin:
+            raise CorruptFileError(
+                f"{path}: {name!r} lies at bytes {begin} to {stop}, expected to begin at {end}: overlap or hole; "
+                "copy or download the file again"
+            )
+        end = stop
+    return end
+
+
+def _truncated(path: Path, have: int, need: int) -> CorruptFileError:
+    return CorruptFileError(
+        f"{path}: is truncated: have {have} bytes, header says {need}; copy or download the file again"
+    )

@@ -1,0 +1,67 @@
+"""Tensors of an opened file by name, whatever kind of file it is; whole, or the part of one expert."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from .checks import FileStamp
+from .pickled import is_pickled, read_pickled
+from .safetensors import read_rows, read_tensors
+
+# The last B of stacked experts of each file. Its columns of one expert lie far apart, so the tensor is read whole, and
+# the next modules that are asked for are the other experts in it: without this, each would read it again.
+_last_stack: dict[Path, tuple[FileStamp, str, Tensor]] = {}
+_MOST_STACKS = 128  # files, as many as are kept open
+
+
+def read_whole(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tensor]:
+    """Read tensors by name, as they are stored.
+
+    Parameters
+    ----------
+    path : Path
+        The file; a pickle if its name says so.
+    names : sequence of str
+        Names of its tensors.
+    opened : FileStamp
+        Size and time of the file whose header was checked.
+    """
+    return (read_pickled if is_pickled(path) else read_tensors)(path, names, opened)
+
+
+def read_expert(path: Path, names: Sequence[str], index: int, of: int, opened: FileStamp) -> list[Tensor]:
+    """Read one expert's A and B out of the stacks of all experts, as PEFT or mlx-lm stores them.
+
+    Parameters
+    ----------
+    path, opened
+        As in :func:`read_whole`.
+    names : sequence of str
+        Names of the stack of A, (experts * r, d_in), and of B, (d_out, r * experts).
+    index, of : int
+        The expert, and the number of experts. Its A are the rows ``index * r`` to ``(index + 1) * r``, its B every
+        ``of``-th column from ``index`` on. Where the stacks have an axis for the experts, it is the first of both.
+    """
+    if is_pickled(path):
+        a, b = read_pickled(path, names, opened)
+        rows = a.shape[0] // of
+        return [a[index * rows : (index + 1) * rows], b[:, index::of]]
+    key_a, key_b = names
+    a = read_rows(path, key_a, index, of, opened)
+    if a.ndim == 3:
+        return [a[0], read_rows(path, key_b, index, of, opened)[0]]
+    return [a, _stack(path, key_b, opened)[:, index::of]]
+
+
+def _stack(path: Path, name: str, opened: FileStamp) -> Tensor:
+    known = _last_stack.get(path)
+    if known is not None and known[:2] == (opened, name):
+        return known[2]
+    (tensor,) = read_tensors(path, (name,), opened)
+    if len(_last_stack) >= _MOST_STACKS:
+        _last_stack.clear()
+    _last_stack[path] = (opened, name, tensor)  # two threads may both read it; either tensor is right
+    return tensor

@@ -1,0 +1,1 @@
+"""The formats of adapter files, each with its codec."""

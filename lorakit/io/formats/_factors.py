@@ -1,0 +1,67 @@
+"""What every reader asks of the tensors of a module, once it knows which is A and which is B."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ...adapters import ModuleInfo, ModuleKind
+from ...exceptions import CorruptFileError, UnsupportedAdapterError
+from ...files.safetensors import FLOAT_DTYPES, TensorInfo
+
+
+def check_factors(where: str, keys: Sequence[str], header: Mapping[str, TensorInfo]) -> None:
+    """Refuse factors that are no floating-point numbers, or that are empty; name ``where``."""
+    for key in keys:
+        dtype, shape = header[key]
+        if dtype not in FLOAT_DTYPES:
+            raise UnsupportedAdapterError(
+                f"{where}: {key!r} is stored as {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
+                "convert it to floating point (dequantize it) first"
+            )
+        if 0 in shape:
+            raise CorruptFileError(f"{where}: {key!r} is empty, shape {shape}; save or download the file again")
+
+
+def refuse_extra_weights(path: Path, extra_weights: Sequence[str]) -> None:
+    """Refuse a file for the tensors in it that are no part of a LoRA, if there are any."""
+    if extra_weights:
+        more = f", and {len(extra_weights) - 1} more" if extra_weights[1:] else ""
+        raise UnsupportedAdapterError(
+            f"{path}: {extra_weights[0]!r} is no part of a LoRA{more}; "
+            "expected factors only; pass modules_to_save='drop' to leave them out"
+        )
+
+
+def left_out(path: Path, dropped: Sequence[str]) -> tuple[str, ...]:
+    """Return the warning that these were left out because the options say so; nothing if there are none."""
+    return (f"{path}: left out, because of modules_to_save='drop': {', '.join(dropped)}",) if dropped else ()
+
+
+def info_of(where: str, a: Sequence[int], b: Sequence[int], embedding: bool, *, flat_b: bool = False) -> ModuleInfo:
+    """Return what two tensors of these shapes add up to; raise, naming ``where``, if they do not fit.
+
+    ``flat_b`` allows B of a convolution to be a matrix.
+    """
+    kernel = tuple(a[2:])
+    alike = len(b) == len(a) or (flat_b and len(b) == 2)
+    shapes = f"A {tuple(a)} and B {tuple(b)}"
+    if not 2 <= len(a) <= 5 or not alike or set(b[2:]) - {1} or (embedding and kernel):
+        raise CorruptFileError(
+            f"{where}: {shapes}; expected (r, in) and (out, r), or for convolutions (r, in, kernel...) and "
+            "(out, r, 1...); save or download the file again"
+        )
+    rank = a[0]
+    if b[1] != rank:
+        if kernel and rank % b[1] == 0:
+            raise UnsupportedAdapterError(
+                f"{where}: {shapes}: a grouped convolution, whose update is not B @ A; expected one group, so leave "
+                "this module out when training"
+            )
+        raise CorruptFileError(
+            f"{where}: {shapes}: their inner dimensions, {rank} and {b[1]}, should be one rank; "
+            "save or download the file again"
+        )
+    kind = ModuleKind("conv", kernel) if kernel else ModuleKind("embedding" if embedding else "linear")
+    return ModuleInfo(rank, a[1] * math.prod(kernel), b[0], kind)

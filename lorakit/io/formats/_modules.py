@@ -1,0 +1,131 @@
+"""The lazy side of every format: where each module lies in its file, and how its tensors become A and B."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...adapters import ModuleInfo
+from ...exceptions import CorruptFileError
+from ...factors import LoraFactors, all_finite, promoted_dtype
+from ...files.checks import FileStamp, require_unchanged
+from ...files.safetensors import FLOAT_DTYPES, TensorInfo
+from ...files.tensors import read_expert, read_whole
+
+Stamps = tuple[tuple[Path, FileStamp], ...]  # of every file that the adapter was made of, the weights first
+Form = Callable[..., tuple[Tensor, Tensor]]
+
+
+class Stored(NamedTuple):
+    """Where one module lies in the file.
+
+    Parameters
+    ----------
+    keys : tuple of str
+        Names of the tensors that make it.
+    info : ModuleInfo
+        What becomes of them.
+    scale : float
+        The factor on ``B @ A``.
+    form : callable
+        From those tensors, in float32 or better, and ``arguments``, to A (r, d_in) and B (d_out, r). A function at the
+        top of a file, as it travels to workers.
+    arguments : tuple
+        Plain values for ``form``.
+    expert : (int, int) or None
+        Which of how many experts it is, if the tensors hold those of all. See
+        :func:`~lorakit.files.tensors.read_expert`.
+    """
+
+    keys: tuple[str, ...]
+    info: ModuleInfo
+    scale: float
+    form: Form
+    arguments: tuple[Any, ...] = ()
+    expert: tuple[int, int] | None = None
+
+
+def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B as PEFT and kohya store them; kernels of convolutions are flattened."""
+    return a.flatten(1), b.flatten(1)
+
+
+class FileModules:
+    """Some modules of a file that was opened and checked.
+
+    It pickles as what it knows of them: a worker that is sent one module parses neither header nor config again, and a
+    file that has changed is reported when it is read, by module.
+
+    Parameters
+    ----------
+    stamps : Stamps
+        The files, the weights first.
+    stored : mapping of str to Stored
+        Where each module lies.
+    dtype : torch.dtype
+        Dtype in which the adapter is stored.
+    """
+
+    def __init__(self, stamps: Stamps, stored: Mapping[str, Stored], dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.infos: Mapping[str, ModuleInfo] = {module: place.info for module, place in stored.items()}
+        self.stamps = stamps
+        self.stored = stored
+
+    @property
+    def weights(self) -> Path:
+        """The file that holds the factors."""
+        return self.stamps[0][0]
+
+    @property
+    def config(self) -> Path | None:
+        """The file beside it that was read too, if there is one."""
+        return self.stamps[1][0] if len(self.stamps) > 1 else None
+
+    def scale(self, module: str) -> float:
+        """Return the factor on ``B @ A`` as it is stored: ``lora_alpha / r`` or ``lora_alpha / sqrt(r)``."""
+        return self.stored[module].scale
+
+    def read(self, module: str) -> LoraFactors:
+        """Read one module, its scale folded as a square root into both factors, in float32 or float64."""
+        for path, expected in self.stamps:
+            require_unchanged(path, expected)
+        place = self.stored[module]
+        opened = self.stamps[0][1]
+        if place.expert is None:
+            tensors = read_whole(self.weights, place.keys, opened)
+        else:
+            tensors = read_expert(self.weights, place.keys, *place.expert, opened)
+        for key, tensor in zip(place.keys, tensors, strict=True):
+            self._check_finite(module, key, tensor)
+        # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
+        dtype = promoted_dtype((torch.float32, *(tensor.dtype for tensor in tensors)))
+        a, b = place.form(*(t.to(dtype) for t in tensors), *place.arguments)
+        if any(t.dtype == dtype for t in tensors):  # not widened: they may be the file's own, mapped into memory
+            return LoraFactors(a, b).scaled(place.scale)
+        root = abs(place.scale) ** 0.5  # else in place, as a copy costs more than the product
+        return LoraFactors(a.mul_(root), b.mul_(root if place.scale >= 0 else -root))
+
+    def only(self, modules: Sequence[str]) -> FileModules:
+        """Return a reader of these modules alone."""
+        return FileModules(self.stamps, {m: self.stored[m] for m in modules}, self.dtype)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FileModules, (self.stamps, self.stored, self.dtype)
+
+    def _check_finite(self, module: str, key: str, tensor: Tensor) -> None:
+        if not all_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise CorruptFileError(
+                f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
+                "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"
+            )
+
+
+def stored_dtype(header: Mapping[str, TensorInfo], stored: Mapping[str, Stored]) -> torch.dtype:
+    """Return the smallest dtype that holds all factors as they are stored."""
+    return promoted_dtype(FLOAT_DTYPES[header[key].dtype] for place in stored.values() for key in place.keys)

@@ -1,0 +1,69 @@
+"""ComfyUI's generic files, as ai-toolkit and other trainers write them: ``diffusion_model.<module>.lora_A.weight``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from ...adapters import Adapter, ModuleInfo, Provenance
+from ...exceptions import OutputError
+from ...files.checks import stamp
+from ._factors import left_out
+from ._modules import FileModules, Stored, plain, stored_dtype
+from ._padding import written_ranks
+from ._pairs import Place, kept_metadata, place_of_key, read_pairs, write_pairs
+from ._unsupported import is_marked
+from .codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from .peft.keys import is_of_peft, peft_keys
+from .record import header_metadata, make_record
+
+__all__ = ["CODEC"]
+
+_PREFIX = re.compile(r"(?:diffusion_model|text_encoders)\.")
+
+
+def _recognises(location: Location) -> bool:
+    weights = location.weights()
+    if weights is None or is_of_peft(weights):
+        return False
+    return any(_PREFIX.match(key) and (place_of_key(key) or is_marked(key)) for key in location.header(weights).tensors)
+
+
+def _open(location: Location, options: ReadOptions) -> Opened:
+    weights = location.weights() or location.path
+    opened = stamp(weights)
+    header = location.header(weights)
+    pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
+    stored = {}
+    for module, pair in pairs.items():
+        alpha = options.assume_alpha if pair.alpha is None else pair.alpha
+        scale = 1.0 if alpha is None else alpha / pair.info.rank
+        stored[module] = Stored((pair.key_a, pair.key_b), pair.info, scale, plain)
+    modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
+    provenance = Provenance(
+        format="comfyui",
+        base_model=header.metadata.get("ss_base_model_version"),
+        metadata=kept_metadata(header.metadata),
+    )
+    return Opened(modules, provenance, left_out(weights, dropped))
+
+
+def _place(key: str) -> Place | None:
+    place = place_of_key(key)
+    return place if place is not None and _PREFIX.match(key) else None
+
+
+def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
+    ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    metadata = {**kept_metadata(adapter.provenance.metadata), **header_metadata(record)}
+    write_pairs(file, adapter, ranks, options.dtype, _keys, metadata)
+
+
+def _keys(module: str, info: ModuleInfo) -> tuple[str, str]:
+    if info.kind.name == "embedding":
+        raise OutputError(f"module {module!r} is an embedding, which ComfyUI's files cannot hold; write it as peft")
+    return peft_keys(module, info)
+
+
+CODEC = Codec("comfyui", _recognises, _open, Writer(_write, ("portable", "compact")))

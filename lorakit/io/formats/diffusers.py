@@ -1,0 +1,161 @@
+"""diffusers' single files, of all its versions: the factors of a pipeline's models, each under its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ...adapters import Adapter, Provenance
+from ...exceptions import CorruptFileError, UnsupportedAdapterError
+from ...files.checks import stamp
+from ...files.json_text import parse_json
+from ..names.component import ModuleName, split_component
+from ._diffusers_keys import read_key
+from ._factors import left_out
+from ._modules import FileModules, Stored, plain, stored_dtype
+from ._padding import written_ranks
+from ._pairs import Pair, Place, kept_metadata, read_pairs, write_pairs
+from ._unsupported import is_marked
+from .codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from .peft.config import PeftConfig, config_of
+from .peft.keys import PREFIX, is_of_peft, peft_keys
+from .peft.writing import config_fields, make_plan
+from .record import header_metadata, make_record
+
+__all__ = ["CODEC"]
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+_CONFIGS = "lora_adapter_metadata"  # key of the header: the config of every model, each field after the model's name
+
+
+def _recognises(location: Location) -> bool:
+    weights = location.weights(WEIGHTS)
+    if weights is None or is_of_peft(weights):
+        return False
+    header = location.header(weights)
+    if any(key.startswith(PREFIX) for key in header.tensors):
+        return False
+    if _CONFIGS in header.metadata:
+        return True
+    return any(split_component(key).component and (read_key(key) or is_marked(key)) for key in header.tensors)
+
+
+def _open(location: Location, options: ReadOptions) -> Opened:
+    weights = location.weights(WEIGHTS) or location.path
+    opened = stamp(weights)
+    header = location.header(weights)
+    pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
+    names = {module: _name(pair.key_a) for module, pair in pairs.items()}
+    configs = _configs(weights, header.metadata, {name.component for name in names.values()}, options)
+    stored = {
+        module: Stored(
+            (pair.key_a, pair.key_b),
+            pair.info,
+            _scale(weights, names[module], pair, configs.get(names[module].component), options),
+            plain,
+        )
+        for module, pair in pairs.items()
+    }
+    modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
+    bases = dict.fromkeys(config.base_model for config in configs.values() if config.base_model)
+    provenance = Provenance(
+        format="diffusers",
+        base_model=next(iter(bases), None),
+        metadata=kept_metadata(header.metadata, _CONFIGS),
+    )
+    unknown = (note for config in configs.values() for note in config.notes)
+    return Opened(modules, provenance, (*left_out(weights, dropped), *unknown))
+
+
+def _place(key: str) -> Place | None:
+    found = read_key(key)
+    return None if found is None else found[1]._replace(module=found[0].full)
+
+
+def _name(key: str) -> ModuleName:
+    found = read_key(key)
+    assert found is not None  # it was paired by it
+    return found[0]
+
+
+def _configs(
+    weights: Path, metadata: Mapping[str, str], components: set[str], options: ReadOptions
+) -> dict[str, PeftConfig]:
+    """Return the config of each model that has one."""
+    if _CONFIGS not in metadata:
+        return {}
+    try:
+        flat = parse_json(metadata[_CONFIGS].encode())
+    except ValueError as error:
+        raise CorruptFileError(f"{weights}: {_CONFIGS} is not JSON ({error}); save the file again") from error
+    if not isinstance(flat, dict):
+        raise CorruptFileError(f"{weights}: {_CONFIGS} is a JSON {type(flat).__name__}, expected an object of settings")
+    configs = {}
+    for component in sorted(components):
+        prefix = f"{component}."
+        fields = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
+        fields = fields or {key: value for key, value in flat.items() if "." not in key}
+        if fields:
+            where = Path(f"{weights} ({_CONFIGS}{f' of {component}' if component else ''})")
+            config = config_of(where, {"peft_type": "LORA"} | fields, options.assume_alpha)
+            if config.target_parameters:
+                raise UnsupportedAdapterError(
+                    f"{where}: target_parameters is set: bare parameters are adapted, which only files of PEFT can "
+                    "hold; save it with save_pretrained"
+                )
+            if config.kept_extra_weights and options.modules_to_save != "drop":
+                raise UnsupportedAdapterError(
+                    f"{where}: was trained with extra weights beside the LoRA factors: "
+                    f"{', '.join(config.kept_extra_weights)}; expected factors only; pass "
+                    "modules_to_save='drop' to leave them out"
+                )
+            configs[component] = config
+    return configs
+
+
+def _scale(weights: Path, name: ModuleName, pair: Pair, config: PeftConfig | None, options: ReadOptions) -> float:
+    """Return the factor on B @ A: of the config, else of alpha, else 1, as diffusers takes it."""
+    rank = pair.info.rank
+    by_tensor = None if pair.alpha is None else pair.alpha / rank
+    if config is None:
+        assumed = 1.0 if options.assume_alpha is None else options.assume_alpha / rank
+        return assumed if by_tensor is None else by_tensor
+    expected = config.rank(name.local)
+    if expected is not None and expected != rank:
+        raise CorruptFileError(
+            f"{weights}: module {name.full!r} has rank {rank}, {_CONFIGS} says {expected} (by its r and rank_pattern); "
+            "diffusers cannot load this either, so save the file again"
+        )
+    scale = config.scale(name.local, rank)
+    if by_tensor is not None and abs(by_tensor - scale) > 1e-6 * abs(scale):
+        raise CorruptFileError(
+            f"{weights}: module {name.full!r}: its alpha gives the scale {by_tensor:g}, {_CONFIGS} gives {scale:g}; "
+            "expected one of the two, so save the file without the other"
+        )
+    return scale
+
+
+def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
+    ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    configs = json.dumps(_config_fields(adapter, ranks), indent=2, sort_keys=True, ensure_ascii=False)
+    metadata = {**kept_metadata(adapter.provenance.metadata), **header_metadata(record), _CONFIGS: configs}
+    write_pairs(file, adapter, ranks, options.dtype, peft_keys, metadata)
+
+
+def _config_fields(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """Return what PEFT's config says of each model, every field after the model's name."""
+    split = {module: split_component(module) for module in adapter}
+
+    fields = {}
+    for component in sorted({name.component for name in split.values()}):
+        local = {module: name.in_any_version for module, name in split.items() if name.component == component}
+        part = adapter.select(local).rename_modules(local.__getitem__)
+        config = config_fields(part, make_plan(part, {new: ranks[old] for old, new in local.items()}))
+        fields.update({f"{component}.{key}" if component else key: value for key, value in config.items()})
+    return fields
+
+
+CODEC = Codec("diffusers", _recognises, _open, Writer(_write, ("portable", "compact")))

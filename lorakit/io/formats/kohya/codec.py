@@ -1,0 +1,55 @@
+"""Kohya's single file, as sd-scripts, musubi-tuner, OneTrainer and LyCORIS write it, read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ....adapters import Adapter, Provenance
+from ....files.checks import stamp
+from ....files.safetensors import write_tensors
+from ...names.kohya import base_of, two_spellings
+from .._factors import left_out
+from .._modules import FileModules, stored_dtype
+from .._padding import written_ranks
+from .._pairs import kept_metadata
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ..record import header_metadata, make_record
+from .keys import FAMILY, read_modules, split_modules
+from .writing import metadata_of, tensor_infos, tensors, write_hashes
+
+__all__ = ["CODEC"]
+
+
+def _recognises(location: Location) -> bool:
+    weights = location.weights()
+    return weights is not None and any(FAMILY.match(key) for key in location.header(weights).tensors)
+
+
+def _open(location: Location, options: ReadOptions) -> Opened:
+    weights = location.weights() or location.path
+    header, opened = location.header(weights), stamp(weights)
+    stored, dropped = read_modules(weights, opened, header.tensors, options)
+    notes = [*left_out(weights, dropped)]
+    if split := split_modules(stored, header.metadata):
+        notes.append(
+            f"{weights}: {len(split)} modules such as {split[0]!r} hold Q, K and V side by side, each with ranks of "
+            "its own (split_qkv): three or four times the rank of the others. They are read with alpha / all of these "
+            "ranks, as sd-scripts and ComfyUI do; what is merged of them cannot be trained on with split_qkv"
+        )
+    metadata = kept_metadata(header.metadata)
+    provenance = Provenance(format="kohya", base_model=base_of(metadata), metadata=metadata)
+    modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
+    return Opened(modules, provenance, tuple(notes))
+
+
+def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
+    ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
+    infos = tensor_infos(adapter, ranks, options.dtype)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    metadata = metadata_of(adapter, ranks) | header_metadata(record)
+    write_tensors(file, infos, tensors(adapter, ranks, options.dtype, infos), metadata)
+    write_hashes(file)
+
+
+# Readers take each module's rank from its tensors here, so that ranks of its own are natural
+CODEC = Codec("kohya", _recognises, _open, Writer(_write, ("compact", "portable")), two_spellings)

@@ -1,0 +1,55 @@
+"""mlx-lm's directory: ``adapters.safetensors`` and its own ``adapter_config.json``, read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ....adapters import Adapter, Provenance
+from ....exceptions import OutputError
+from ....files.json_text import read_json_object
+from ....files.safetensors import write_tensors
+from .._factors import left_out
+from .._padding import written_ranks
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ..record import header_metadata, make_record
+from .reading import CONFIG, KEY, read_mlx
+from .writing import config_text, layers, tensor_infos, tensors
+
+__all__ = ["CODEC"]
+
+WEIGHTS = "adapters.safetensors"
+
+
+def _recognises(location: Location) -> bool:
+    weights = location.weights(WEIGHTS)
+    if weights is None:
+        return False
+    if any(KEY.fullmatch(key) for key in location.header(weights).tensors):
+        return True
+    config = weights.parent / CONFIG  # of a fine-tuning without LoRA, which is refused by what it is
+    return weights.name == WEIGHTS and config.exists() and "fine_tune_type" in read_json_object(config)
+
+
+def _open(location: Location, options: ReadOptions) -> Opened:
+    weights = location.weights(WEIGHTS) or location.path
+    modules, config, dropped = read_mlx(location, weights, options)
+    notes = (*config.notes, *left_out(weights, dropped))
+    return Opened(modules, Provenance(format="mlx", base_model=config.base_model), notes)
+
+
+def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
+    if options.dtype == torch.float64:
+        raise OutputError(
+            f"{adapter.name}: dtype is float64, which MLX has on CPUs only; pass dtype=torch.float32 or a smaller one"
+        )
+    named = layers(adapter)
+    rank = max(written_ranks(adapter.infos, options.layout, options.pad_to).values())
+    infos = tensor_infos(adapter, named, rank, options.dtype)
+    metadata = {"format": "mlx", **header_metadata(make_record(adapter, layout=options.layout, dtype=options.dtype))}
+    write_tensors(folder / WEIGHTS, infos, tensors(adapter, named, rank, options.dtype), metadata)
+    (folder / CONFIG).write_text(config_text(adapter, named, rank), encoding="utf-8", newline="\n")
+
+
+CODEC = Codec("mlx", _recognises, _open, Writer(_write, ("portable",), (WEIGHTS, CONFIG), experts=True))

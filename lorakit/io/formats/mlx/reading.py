@@ -1,0 +1,168 @@
+"""Opening mlx-lm's adapters: one scale for all modules, factors the other way round, experts one behind the other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ....adapters import ModuleInfo, ModuleKind
+from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....files.checks import stamp
+from ....files.json_text import is_number, read_json_object, shown
+from ....files.safetensors import TensorInfo
+from .._factors import check_factors, refuse_extra_weights
+from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
+from .._unsupported import refuse_markers
+from ..codec import Location, ReadOptions
+
+CONFIG = "adapter_config.json"
+KEY = re.compile(r"(.+)\.lora_(a|b)")
+# What models call their embeddings. An embedding's file looks like a linear module's, and only its name tells.
+_EMBEDDING = re.compile(r"(?:.+\.)?(?:embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|wpe)")
+
+
+class Config(NamedTuple):
+    """What ``adapter_config.json`` says that matters here."""
+
+    rank: int | None
+    scale: float | None
+    base_model: str | None
+    notes: tuple[str, ...] = ()
+
+
+def read_mlx(location: Location, weights: Path, options: ReadOptions) -> tuple[FileModules, Config, tuple[str, ...]]:
+    """Open the adapter whose weights these are; return its modules, its config, and the keys that are left out.
+
+    Raises
+    ------
+    LorakitError
+        If the files are corrupt, unsafe, or hold something that cannot be merged exactly.
+    """
+    config_path = weights.parent / CONFIG
+    stamps: Stamps = ((weights, stamp(weights)),)
+    config = Config(None, None, None)
+    if config_path.exists():
+        stamps += ((config_path, stamp(config_path)),)
+        config = _read_config(config_path, read_json_object(config_path))
+    header = location.header(weights).tensors
+    refuse_markers(weights, header)
+    slots, extra_weights = _slots(weights, header, options)
+    stored: dict[str, Stored] = {}
+    for module, keys in slots.items():
+        for name, place in _stored(weights, module, keys, header).items():
+            stored[name] = place._replace(scale=_scale(weights, config_path, config, name, place.info.rank, options))
+    return FileModules(stamps, stored, stored_dtype(header, stored)), config, extra_weights
+
+
+def transposed(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B from lora_a (d_in, r) and lora_b (r, d_out)."""
+    return a.T, b.T
+
+
+def _read_config(path: Path, fields: Mapping[str, Any]) -> Config:
+    kind = fields.get("fine_tune_type", "lora")
+    if kind != "lora":
+        meaning = {"dora": "DoRA also rescales the base weights", "full": "whole weights were trained"}
+        means = meaning.get(str(kind), "it is not known here")
+        raise UnsupportedAdapterError(
+            f"{path}: fine_tune_type is {shown(kind)}, expected 'lora': {means}, so "
+            "B @ A is not the update; train with fine_tune_type='lora', or fuse it into its base model with mlx_lm.fuse"
+        )
+    found = fields.get("lora_parameters")
+    if not isinstance(found, dict):
+        raise UnsupportedAdapterError(
+            f"{path}: has no lora_parameters, and the scale of the update with them; expected the config that mlx-lm "
+            "writes, so copy it from where the adapter came from"
+        )
+    rank, scale, alpha = (_number(path, name, found.get(name)) for name in ("rank", "scale", "alpha"))
+    notes = []
+    if scale is not None and alpha is not None and rank and alpha != rank:
+        notes.append(
+            f"{path}: lora_parameters has scale={scale:g} and also alpha={alpha:g}, which mlx-lm ignores, as is done "
+            f"here; if it was trained with a version of early 2024, whose scale was scale * alpha / rank, set scale to "
+            f"{scale * alpha / rank:g} and remove alpha"
+        )
+    model = fields.get("model")
+    known = model if isinstance(model, str) and model else None
+    return Config(None if rank is None else int(rank), scale, known, tuple(notes))
+
+
+def _number(path: Path, name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not is_number(value):
+        raise CorruptFileError(
+            f"{path}: lora_parameters: {name} is {shown(value)}, expected a number; correct the file"
+        )
+    return float(value)
+
+
+def _scale(weights: Path, config_path: Path, config: Config, module: str, rank: int, options: ReadOptions) -> float:
+    if config.rank is not None and config.rank != rank:
+        raise CorruptFileError(
+            f"{weights}: module {module!r} has rank {rank}, {config_path.name} says {config.rank}; mlx-lm cannot load "
+            "this either, so correct the rank, or copy the matching file"
+        )
+    if config.scale is not None:
+        return config.scale
+    if options.assume_alpha is not None:
+        return options.assume_alpha / rank
+    seen = "has no scale in lora_parameters" if config_path.exists() else "is missing, and the scale with it"
+    raise UnsupportedAdapterError(
+        f"{config_path}: {seen}; expected the config that mlx-lm writes: copy it from where the adapter came from, or "
+        "pass assume_alpha= (scale times rank) if you know it"
+    )
+
+
+def _slots(
+    weights: Path, header: Mapping[str, TensorInfo], options: ReadOptions
+) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+    slots: dict[str, dict[str, str]] = {}
+    extra_weights = []
+    for key in header:
+        found = KEY.fullmatch(key)
+        if found is None:
+            extra_weights.append(key)
+        else:
+            slots.setdefault(found[1], {})[found[2]] = key
+    if not slots:
+        raise UnsupportedAdapterError(
+            f"{weights}: holds no LoRA factors: its first keys are {list(header)[:3]}, expected names like "
+            "'<module>.lora_a'; is it another kind of adapter, or a whole model?"
+        )
+    magnitude = next((key for key in extra_weights if key.endswith(".m") and key.removesuffix(".m") in slots), None)
+    if magnitude is not None:
+        raise UnsupportedAdapterError(
+            f"{weights}: {magnitude!r} belongs to DoRA, which also rescales the base weights; expected lora_a and "
+            "lora_b only; train a plain LoRA instead"
+        )
+    if options.modules_to_save != "drop":
+        refuse_extra_weights(weights, extra_weights)
+    return slots, tuple(extra_weights)
+
+
+def _stored(weights: Path, module: str, keys: Mapping[str, str], header: Mapping[str, TensorInfo]) -> dict[str, Stored]:
+    """Return where the module lies; of a layer of experts, where each of them does."""
+    where = f"{weights}: module {module!r}"
+    if set(keys) != {"a", "b"}:
+        raise CorruptFileError(
+            f"{where}: has lora_{' and lora_'.join(keys)} but expected the pair lora_a and lora_b; the file is "
+            "incomplete, save or download it again"
+        )
+    pair = (keys["a"], keys["b"])
+    check_factors(where, pair, header)
+    a, b = (header[key].shape for key in pair)
+    if len(a) == len(b) == 2 and a[1] == b[0]:
+        kind = ModuleKind("embedding" if _EMBEDDING.fullmatch(module) else "linear")
+        return {module: Stored(pair, ModuleInfo(a[1], a[0], b[1], kind), 1.0, transposed)}
+    if len(a) == len(b) == 3 and a[0] == b[0] and a[1] == b[2]:
+        info = ModuleInfo(a[1], a[2], b[1], ModuleKind("expert", experts=a[0], parameters=("weight",)))
+        return {f"{module}.{i}": Stored(pair, info, 1.0, plain, expert=(i, a[0])) for i in range(a[0])}
+    raise CorruptFileError(
+        f"{where}: lora_a {a} and lora_b {b}; expected (in, r) and (r, out), or for experts (experts, r, in) and "
+        "(experts, out, r); save or download the file again"
+    )

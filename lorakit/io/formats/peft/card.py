@@ -1,0 +1,74 @@
+"""The model card, README.md, that says where a written adapter came from."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ....adapters import Adapter
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+
+
+def model_card(adapter: Adapter, record: Mapping[str, Any], *, rank: int) -> str:
+    """Return the text of README.md: Hugging Face's front matter, sources, operations, versions.
+
+    It says for people what ``record``, of :func:`~lorakit.io.formats.record.make_record`, says for programs. It has no
+    dates and no paths, so that the same inputs give the same bytes on every machine.
+    """
+    base = adapter.provenance.base_model
+    front = ["library_name: peft", "tags:", "- lora", "- lorakit"]
+    if base and _HUB_ID.fullmatch(base):  # the hub refuses a card with a local path
+        front.insert(0, f"base_model: {json.dumps(base)}")
+    sources = [f"| {_cell(_origin(source))} | {_digest(source)} |" for source in record["sources"]]
+    table = ["| adapter | sha256 of its weights |", "|---|---|", *sources] if sources else ["None known."]
+    done = dict.fromkeys(operation["estimator"] for operation in record["operations"])
+    operations = [f"{i}. `{_line(text)}`" for i, text in enumerate(done, start=1)] or ["None."]
+    earlier = f", and {', '.join(record['rounded_to'])} before that" if record["rounded_to"] else ""
+    lines = [
+        *("---", *front, "---", ""),
+        *(f"# {_line(adapter.name)}", ""),
+        f"A LoRA adapter written by lorakit: {len(adapter)} modules, rank {rank}, {record['dtype']}{earlier}, "
+        f"{record['layout']} layout.",
+        *("", "## Sources", "", *table),
+        *_extra_weights(adapter),
+        *("", "## Operations", "", *operations),
+        *("", "## Versions", "", f"lorakit {record['version']}, torch {torch.__version__}"),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _extra_weights(adapter: Adapter) -> list[str]:
+    """Say which weights stand beside the factors, and whose they are."""
+    known = adapter.provenance
+    if known.extra_weights is None:
+        return []
+    owner = next((source.name for source in known.sources if source.path == known.extra_weights.path), "one of them")
+    names = ", ".join(f"`{_line(name)}`" for name in sorted(known.extra_weights.names))
+    return [
+        *("", "## Weights beside the factors", ""),
+        f"Taken as they are from {_line(owner)}, not merged: {names}.",
+    ]
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    return f"{source['name']} ({source['hub']})" if source.get("hub") else str(source["name"])
+
+
+def _digest(source: Mapping[str, Any]) -> str:
+    if source.get("in_memory"):
+        return "made in memory"
+    return f"`{_line(source['sha256'])}`" if source["sha256"] else "file no longer there"
+
+
+def _line(text: str) -> str:
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
+    return " ".join(text.split()).replace("`", "'")  # reprs of estimators wrap over lines
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")

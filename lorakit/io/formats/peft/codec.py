@@ -1,0 +1,67 @@
+"""The PEFT directory: ``adapter_config.json`` and ``adapter_model.safetensors``, read and written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ....adapters import Adapter, Provenance
+from ....files.safetensors import write_tensors
+from .._factors import left_out
+from .._padding import written_ranks
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ..record import header_metadata, make_record
+from .card import model_card
+from .keys import PREFIX
+from .reading import read_peft
+from .writing import config_text, make_plan, tensor_infos, tensors
+
+__all__ = ["CODEC"]
+
+WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+
+
+def _recognises(location: Location) -> bool:
+    weights = location.weights(WEIGHTS)
+    if weights is None:
+        return False
+    if weights.stem == Path(WEIGHTS).stem:
+        return True
+    keys = location.header(weights).tensors
+    if any(key.startswith(PREFIX) for key in keys):
+        return True
+    # mlx-lm calls its config the same; bare keys of LoRA beside one are a model's that was not wrapped
+    return (weights.parent / CONFIG).exists() and any(".lora_A" in key or ".lora_embedding_A" in key for key in keys)
+
+
+def _open(location: Location, options: ReadOptions) -> Opened:
+    weights = location.weights(WEIGHTS) or location.path
+    modules, config, dropped, extra_weights, target_parameters = read_peft(location, weights, options)
+    notes = [*left_out(weights, dropped)]
+    if extra_weights is not None:
+        notes.append(
+            f"{weights}: carried along, because of modules_to_save='first': {', '.join(extra_weights.names)}; a merge "
+            "takes them from the first of its adapters that has some and does not merge them"
+        )
+    provenance = Provenance(
+        format="peft",
+        base_model=config.base_model,
+        task_type=config.task_type,
+        fan_in_fan_out=config.fan_in_fan_out,
+        extra_weights=extra_weights,
+        target_parameters=target_parameters,
+    )
+    return Opened(modules, provenance, (*notes, *config.notes))
+
+
+def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
+    ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
+    plan = make_plan(adapter, ranks)
+    infos = tensor_infos(adapter, plan, options.dtype)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    write_tensors(folder / WEIGHTS, infos, tensors(adapter, plan, options.dtype), header_metadata(record))
+    (folder / CONFIG).write_text(config_text(adapter, plan), encoding="utf-8", newline="\n")
+    card = model_card(adapter, record, rank=max(ranks.values()))
+    (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
+
+
+CODEC = Codec("peft", _recognises, _open, Writer(_write, ("portable", "compact"), (WEIGHTS, CONFIG, CARD), True, True))

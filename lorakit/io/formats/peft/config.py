@@ -1,0 +1,262 @@
+"""PEFT's ``adapter_config.json``: what is read of it, and what is refused because it changes how weights act."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....files.json_text import MAX_NUMBER, is_number, read_json_object, shown
+from ....files.patterns import first_match
+
+_Default = TypeVar("_Default")
+
+_TRAIN_PLAIN = "train without it, or merge it into its base model with PEFT's merge_and_unload"
+# Field, what a set one means, what to do. Their files have the keys of plain LoRA: only the config tells.
+_REFUSED = (
+    ("use_dora", "DoRA also rescales the base weights", _TRAIN_PLAIN),
+    ("kasa_config", "KaSA changes the base weights", _TRAIN_PLAIN),
+    ("use_bdlora", "BD-LoRA's factors are block-diagonal", _TRAIN_PLAIN),
+    ("use_qalora", "QALoRA pools the input before A", _TRAIN_PLAIN),
+    ("alora_invocation_tokens", "aLoRA acts on some tokens only", _TRAIN_PLAIN),
+    ("arrow_config", "Arrow routes every token between adapters", "load the adapters that it routes to, one by one"),
+    ("monteclora_config", "MonteCLoRA samples its weights", _TRAIN_PLAIN),
+    ("lora_bias", "a bias is trained beside B", "train with lora_bias=False"),
+    ("layer_replication", "layers of the base model are repeated", "train on the base model as it is"),
+)
+_EXTRA_WEIGHTS = ("modules_to_save", "trainable_token_indices")
+_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_READ = """
+alpha_pattern base_model_name_or_path bias fan_in_fan_out init_lora_weights lora_alpha modules_to_save peft_type r
+rank_pattern target_parameters task_type trainable_token_indices use_rslora
+"""
+# They choose where or how to train, or how to run; none changes what the stored factors mean.
+_HARMLESS = """
+auto_mapping corda_config ensure_weight_tying eva_config exclude_modules inference_mode layers_pattern
+layers_to_transform loftq_config lora_dropout lora_ga_config megatron_config megatron_core peft_version
+qalora_group_size revision runtime_config target_modules velora_config
+"""
+_KNOWN = {*_READ.split(), *_HARMLESS.split(), *(name for name, _, _ in _REFUSED)}
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """What ``adapter_config.json`` says that matters here.
+
+    Parameters
+    ----------
+    path : Path
+        The file, or where it should be, for messages.
+    r : int or None
+        Rank of the modules that no rank pattern matches; None if not given.
+    alpha : float
+        ``lora_alpha`` of the modules that no alpha pattern matches.
+    use_rslora : bool
+        Whether the scale is ``alpha / sqrt(r)`` instead of ``alpha / r``.
+    rank_pattern, alpha_pattern : mapping of str to number
+        Regular expressions on module paths, in file order.
+    base_model, task_type : str or None
+        As given.
+    fan_in_fan_out : bool
+        Whether the base stores its weights as (in, out).
+    extra_weights : mapping of str to list or dict
+        The fields that say what was trained and stored beside the factors.
+    target_parameters : tuple of str
+        Ends of the names of parameters that are adapted without a module of their own, sorted.
+    unknown : tuple of str
+        Fields that are set and that this version does not know.
+    """
+
+    path: Path
+    r: int | None
+    alpha: float
+    use_rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    base_model: str | None = None
+    task_type: str | None = None
+    fan_in_fan_out: bool = False
+    extra_weights: Mapping[str, Any] = field(default_factory=dict)
+    target_parameters: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def kept_extra_weights(self) -> tuple[str, ...]:
+        """What was trained and stored beside the factors, for messages."""
+        return tuple(
+            f"{key}={shown(value)}" if key == "modules_to_save" else key for key, value in self.extra_weights.items()
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to warn of when it is read."""
+        if not self.unknown:
+            return ()
+        return (
+            f"{self.path}: sets {', '.join(self.unknown)}, which this version of lorakit does not know; if that "
+            "changes how B @ A acts, what is made of it is wrong",
+        )
+
+    def scale(self, module: str, rank: int) -> float:
+        """Return the factor on ``B @ A`` at a module whose tensors have this rank."""
+        alpha = self._matched("alpha_pattern", module, self.alpha)
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def rank(self, module: str) -> int | None:
+        """Return the rank that the config gives a module, if it gives one."""
+        return self._matched("rank_pattern", module, self.r)
+
+    def _matched(self, name: str, module: str, default: _Default) -> Any | _Default:
+        pattern = getattr(self, name)
+        # PEFT's rule: the first key in file order wins.
+        key = first_match(f"{self.path}: {name}", tuple(pattern), module) if pattern else None
+        return default if key is None else pattern[key]
+
+
+def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
+    """Read and check ``adapter_config.json``.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it may be absent if ``assume_alpha`` is given.
+    assume_alpha : float or None
+        ``lora_alpha`` if the file is absent or does not give it.
+
+    Returns
+    -------
+    PeftConfig
+        Its content.
+
+    Raises
+    ------
+    CorruptFileError
+        If it is not a JSON object, or a field is of a wrong type.
+    UnsupportedAdapterError
+        If it is absent, or describes something else than plain LoRA.
+    """
+    if not path.exists():
+        if assume_alpha is not None:
+            return PeftConfig(path, r=None, alpha=assume_alpha)
+        raise UnsupportedAdapterError(
+            f"{path}: is missing, and the scale of the update (lora_alpha / r) with it; copy it from where the adapter "
+            "came from, or pass assume_alpha= if you know lora_alpha (the rank itself if no scaling was used)"
+        )
+    fields = read_json_object(path)
+    return config_of(path, fields, assume_alpha)
+
+
+def config_of(path: Path, fields: Mapping[str, Any], assume_alpha: float | None) -> PeftConfig:
+    """Check the fields of a config, wherever they were found; as :func:`read_config` in everything else."""
+    peft_type = fields.get("peft_type")
+    if peft_type != "LORA":
+        raise UnsupportedAdapterError(
+            f"{path}: peft_type is {shown(peft_type)}, expected 'LORA'; other kinds of adapters cannot be merged as "
+            "factors"
+        )
+    refuse_variants(path, fields)
+    if fields.get("lora_alpha") is None and assume_alpha is None:
+        raise UnsupportedAdapterError(
+            f"{path}: has no lora_alpha (PEFT would silently take 8); add the value used in training, "
+            "or pass assume_alpha="
+        )
+    number = _Fields(path, fields)
+    patterns = {"rank_pattern": number.pattern("rank_pattern"), "alpha_pattern": number.pattern("alpha_pattern")}
+    return PeftConfig(
+        path,
+        r=None if fields.get("r") is None else number.rank("r", fields["r"]),
+        alpha=number.real("lora_alpha", fields["lora_alpha"] if fields.get("lora_alpha") is not None else assume_alpha),
+        use_rslora=bool(fields.get("use_rslora")),
+        rank_pattern={
+            key: number.rank(f"rank_pattern[{shown(key)}]", r) for key, r in patterns["rank_pattern"].items()
+        },
+        alpha_pattern={
+            key: number.real(f"alpha_pattern[{shown(key)}]", a) for key, a in patterns["alpha_pattern"].items()
+        },
+        base_model=_text(fields.get("base_model_name_or_path")),
+        task_type=_text(fields.get("task_type")),
+        fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
+        extra_weights={name: number.extra_weights(name) for name in _EXTRA_WEIGHTS if fields.get(name)},
+        target_parameters=tuple(sorted(set(number.texts("target_parameters")))),
+        unknown=tuple(sorted(key for key, value in fields.items() if value and key not in _KNOWN)),
+    )
+
+
+class _Fields:
+    """Typed access to the numbers in the config, with the file and field in every message."""
+
+    def __init__(self, path: Path, fields: Mapping[str, Any]) -> None:
+        self.path, self.fields = path, fields
+
+    def rank(self, field: str, value: Any) -> int:
+        real = self.real(field, value)
+        if real <= 0:
+            raise UnsupportedAdapterError(f"{self.path}: {field} is {value}, expected 1 or more; correct the file")
+        if real != int(real):
+            self.wrong(field, value, "a whole number")
+        return int(real)
+
+    def real(self, field: str, value: Any) -> float:
+        if not is_number(value):
+            self.wrong(field, value, f"a number of at most {MAX_NUMBER:.0e}")
+        return float(value)
+
+    def pattern(self, field: str) -> dict[str, Any]:
+        found = self.fields.get(field) or {}
+        if not isinstance(found, dict):
+            self.wrong(field, found, "an object of regular expressions and numbers")
+        first_match(f"{self.path}: {field}", tuple(found), "")  # refuses what is no regular expression
+        return found
+
+    def texts(self, field: str) -> list[str]:
+        found = self.fields.get(field) or []
+        if not _all(found, str):
+            self.wrong(field, found, "a list of texts")
+        return list(found)
+
+    def extra_weights(self, field: str) -> list[str] | list[int] | dict[str, list[int]]:
+        if field == "modules_to_save":
+            return self.texts(field)
+        found = self.fields[field]
+        by_module = found if isinstance(found, dict) else {"": found}
+        if not _all(list(by_module), str) or not all(_all(indices, int) for indices in by_module.values()):
+            self.wrong(field, found, "a list of token numbers, or one for each module")
+        return {name: list(indices) for name, indices in found.items()} if isinstance(found, dict) else list(found)
+
+    def wrong(self, field: str, value: Any, expected: str) -> NoReturn:
+        raise CorruptFileError(f"{self.path}: {field} is {shown(value)}, expected {expected}; correct the file")
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, (list, tuple, set)) and all(type(value) is kind for value in values)
+
+
+def refuse_variants(path: Path | str, fields: Mapping[str, Any]) -> None:
+    """Raise UnsupportedAdapterError if the fields of a config say that ``B @ A`` is not the update."""
+    for name, meaning, remedy in _REFUSED:
+        if fields.get(name):
+            raise UnsupportedAdapterError(f"{path}: {name} is set: {meaning}, so B @ A is not the update; {remedy}")
+    if fields.get("bias") not in (None, "none"):
+        raise UnsupportedAdapterError(
+            f"{path}: bias is {shown(fields['bias'])}, expected 'none': biases of the base model were trained too, and "
+            "a LoRA adapter cannot hold them; train with bias='none'"
+        )
+    init = fields.get("init_lora_weights")
+    if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
+        remedy = (
+            "merge it into its base model with PEFT's merge_and_unload"
+            if init.lower() == "loftq"
+            else "convert it with PEFT: model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        )
+        raise UnsupportedAdapterError(
+            f"{path}: init_lora_weights is {shown(init)}: the base model was changed at the start of training, "
+            f"so B @ A is not the update of the published base; {remedy}"
+        )
+
+
+def _text(value: Any) -> str | None:
+    # What cannot be printed is no model's name, and would reach terminals.
+    return value if isinstance(value, str) and value.isprintable() and value else None

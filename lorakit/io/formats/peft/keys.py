@@ -1,0 +1,144 @@
+"""PEFT's tensor names: which A belongs to which B, of what module, of what kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ....adapters import ModuleInfo
+from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....files.safetensors import TensorInfo
+from .._factors import check_factors, info_of
+from .._unsupported import refuse_markers
+
+PREFIX = "base_model.model."
+_KEY = re.compile(
+    r"(?P<module>.+)\.lora_(?:(?P<slot>[AB])(?:\.(?P<name>[^.]+))?\.weight"
+    r"|embedding_(?P<embedding_slot>[AB])(?:\.(?P<embedding_name>[^.]+))?)"
+)
+
+
+class Pair(NamedTuple):
+    """The two tensors of one module, and what they add up to."""
+
+    key_a: str
+    key_b: str
+    info: ModuleInfo
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Everything in a PEFT weights file: factors by module, and the keys of what is stored beside them."""
+
+    modules: Mapping[str, Pair]
+    extra_weights: tuple[str, ...]
+
+
+class _Match(NamedTuple):
+    module: str
+    slot: str
+    embedding: bool
+    adapter: str | None  # old versions of PEFT left the adapter's name in the key
+
+
+def peft_keys(module: str, info: ModuleInfo) -> tuple[str, str]:
+    """Return the names that PEFT gives A and B of a module, but for the prefix."""
+    if info.kind.name == "embedding":
+        return f"{module}.lora_embedding_A", f"{module}.lora_embedding_B"
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def is_of_peft(weights: Path) -> bool:
+    """Whether a file is half of a PEFT directory, whose config says how its factors scale, whatever its keys."""
+    return weights.name == "adapter_model.safetensors" and (weights.parent / "adapter_config.json").exists()
+
+
+def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
+    """Join the keys of a file into pairs.
+
+    Parameters
+    ----------
+    path : Path
+        The file, for messages.
+    header : mapping of str to TensorInfo
+        Its tensors.
+
+    Returns
+    -------
+    Pairs
+        Modules in the order of the file.
+
+    Raises
+    ------
+    CorruptFileError
+        If a factor is alone, is empty, or does not fit its partner.
+    UnsupportedAdapterError
+        If there are no LoRA factors, or factors of a kind that is not plain LoRA.
+    """
+    matches = {key: found for key in header if (found := _match(key)) is not None}
+    extra_weights = tuple(key for key in header if key not in matches)
+    of_lora = [key for key in extra_weights if ".lora_" in key]
+    refuse_markers(path, of_lora if matches else extra_weights)
+    if of_lora:
+        raise UnsupportedAdapterError(
+            f"{path}: {of_lora[0]!r} belongs to a kind of LoRA not known here; expected lora_A and lora_B only, so "
+            "train a plain LoRA instead"
+        )
+    if not matches:
+        raise UnsupportedAdapterError(
+            f"{path}: holds no LoRA factors: its first keys are {list(header)[:3]}, expected names like "
+            f"'{PREFIX}<module>.lora_A.weight'; is it another kind of adapter, or a whole model?"
+        )
+    _check_one_adapter(path, matches)
+    slots: dict[str, dict[str, str]] = {}
+    for key, found in matches.items():
+        slot = f"embedding_{found.slot}" if found.embedding else found.slot
+        slots.setdefault(found.module, {})[slot] = key
+    return Pairs({module: _pair(path, module, keys, header) for module, keys in slots.items()}, extra_weights)
+
+
+def _match(key: str) -> _Match | None:
+    found = _KEY.fullmatch(key.removeprefix(PREFIX))
+    if found is None:
+        return None
+    embedding = found["embedding_slot"] is not None
+    prefix = "embedding_" if embedding else ""
+    return _Match(found["module"], found[f"{prefix}slot"], embedding, found[f"{prefix}name"])
+
+
+def _check_one_adapter(path: Path, matches: Mapping[str, _Match]) -> None:
+    adapters = {found.adapter for found in matches.values()}
+    if len(adapters) > 1:
+        raise UnsupportedAdapterError(
+            f"{path}: holds several adapters: the names {sorted(map(str, adapters))} stand in its keys; "
+            "expected one, so save each into its own directory (PEFT: save_pretrained(selected_adapters=[...]))"
+        )
+    if len({key.startswith(PREFIX) for key in matches}) > 1:
+        bare = next(key for key in matches if not key.startswith(PREFIX))
+        raise UnsupportedAdapterError(
+            f"{path}: {bare!r} lacks the prefix {PREFIX!r} that other keys have; expected all or none, so rename it"
+        )
+    inside = next((found.module for found in matches.values() if ".base_layer." in found.module), None)
+    if inside is not None:
+        raise UnsupportedAdapterError(
+            f"{path}: module {inside!r} lies inside another adapted one, as in nn.MultiheadAttention, which is not "
+            "supported; train without it, or merge it into its base model with PEFT's merge_and_unload"
+        )
+
+
+def _pair(path: Path, module: str, keys: Mapping[str, str], header: Mapping[str, TensorInfo]) -> Pair:
+    where = f"{path}: module {module!r}"
+    embedding = any(slot.startswith("embedding_") for slot in keys)
+    names = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+    if set(keys) != set(names):
+        have, lacks = sorted(keys), sorted(set(names) - set(keys)) or "one kind"
+        raise CorruptFileError(
+            f"{where}: has lora_{' and lora_'.join(have)} but expected the pair lora_{' and lora_'.join(names)} "
+            f"(lacks {lacks}); the file is incomplete, save or download it again"
+        )
+    key_a, key_b = (keys[name] for name in names)
+    check_factors(where, (key_a, key_b), header)
+    return Pair(key_a, key_b, info_of(where, header[key_a].shape, header[key_b].shape, embedding))

@@ -1,0 +1,86 @@
+"""Opening a PEFT directory: header and config become modules with their scales, or a refusal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....files.checks import stamp
+from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
+from ..codec import Location, ReadOptions
+from .config import PeftConfig, read_config
+from .experts import count_targets, find_stacks
+from .extra_weights import FileExtraWeights, carried
+from .keys import Pairs, match_keys
+
+
+class OpenedPeft(NamedTuple):
+    """A PEFT adapter that was opened."""
+
+    modules: FileModules
+    config: PeftConfig
+    dropped: tuple[str, ...]  # what the options leave out
+    extra_weights: FileExtraWeights | None  # what they carry along
+    target_parameters: dict[str, int]
+
+
+def read_peft(location: Location, weights: Path, options: ReadOptions) -> OpenedPeft:
+    """Open the adapter whose weights these are; ``adapter_config.json`` is looked for beside them.
+
+    Raises
+    ------
+    LorakitError
+        If the files are corrupt, unsafe, or hold something that cannot be merged exactly.
+    """
+    config_path = weights.parent / "adapter_config.json"
+    stamps: Stamps = ((weights, stamp(weights)),)
+    if config_path.exists():
+        stamps += ((config_path, stamp(config_path)),)
+    header = location.header(weights).tensors
+    config = read_config(config_path, options.assume_alpha)
+    pairs = match_keys(weights, header)
+    found = _extra_weights(weights, config, pairs, options)
+    first = bool(found) and options.modules_to_save == "first"
+    kept = {key: header[key] for key in pairs.extra_weights}
+    extra_weights = carried(weights, stamps[0][1], kept, config.extra_weights) if first else None
+    stacks = find_stacks(weights, config, pairs.modules)
+    stored: dict[str, Stored] = {}
+    for module, pair in pairs.modules.items():
+        keys = (pair.key_a, pair.key_b)
+        if module in stacks:
+            stack = stacks[module]
+            info = stack.info(pair.info)
+            for index in range(stack.experts):
+                stored[f"{module}.{index}"] = Stored(keys, info, stack.scale, plain, expert=(index, stack.experts))
+        else:
+            _check_rank(weights, config, module, pair.info.rank)
+            stored[module] = Stored(keys, pair.info, config.scale(module, pair.info.rank), plain)
+    if len(stored) != sum(stacks[m].experts if m in stacks else 1 for m in pairs.modules):
+        raise UnsupportedAdapterError(
+            f"{weights}: an expert and another module have one name; expected experts to be stacked or apart, not both"
+        )
+    modules = FileModules(stamps, stored, stored_dtype(header, stored))
+    return OpenedPeft(modules, config, () if first else found, extra_weights, count_targets(config, stacks))
+
+
+def _extra_weights(path: Path, config: PeftConfig, pairs: Pairs, options: ReadOptions) -> tuple[str, ...]:
+    extra_weights = (*config.kept_extra_weights, *pairs.extra_weights)
+    if extra_weights and options.modules_to_save == "refuse":
+        more = f" and {len(extra_weights) - 3} more" if len(extra_weights) > 3 else ""
+        raise UnsupportedAdapterError(
+            f"{path}: was trained with extra weights beside the LoRA factors: {', '.join(extra_weights[:3])}{more}; "
+            "expected factors only, as whole weights cannot be merged with them (a base layer's own weights are there "
+            "because PEFT saves embeddings unless save_embedding_layers=False); pass modules_to_save='drop' to leave "
+            "them out, or modules_to_save='first' to carry those of the first adapter along"
+        )
+    return extra_weights
+
+
+def _check_rank(path: Path, config: PeftConfig, module: str, rank: int) -> None:
+    expected = config.rank(module)
+    if expected is not None and expected != rank:
+        raise CorruptFileError(
+            f"{path}: module {module!r} has rank {rank}, {config.path.name} says {expected} (by its r and "
+            "rank_pattern); PEFT cannot load this either, so correct r or rank_pattern, or copy the matching file"
+        )

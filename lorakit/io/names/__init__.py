@@ -1,0 +1,1 @@
+"""What a module is called in the files of each family."""

@@ -1,0 +1,165 @@
+"""Kohya's flat module names, and those of diffusers that they stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple
+
+from .diffusion import (
+    CLIP,
+    CLIP_WITHOUT_TEXT_MODEL,
+    FLUX_TO_DIFFUSERS,
+    SD3_TO_DIFFUSERS,
+    T5,
+    TRANSFORMER,
+    UNET,
+    sgm_to_diffusers,
+)
+from .table import NameTable
+
+# What is one module on one side and none, or several, on the other
+_NOT_ONE_TO_ONE = (
+    (
+        r"lora_unet_.*(_attn2?_qkv|_self_attn_qkv)|lora_unet_single_blocks_\d+_linear1",
+        "Q, K and V are one module there, and modules of their own in diffusers",
+    ),
+    (
+        r"lora_unet_.*adaLN_modulation_1",
+        "diffusers may hold scale and shift in the other order there, so that the update is not the same matrix",
+    ),
+)
+
+# FLUX.2, HunyuanVideo and others share flat names with it that mean other modules to diffusers
+_FLUX_1 = re.compile(r"flux(?![._-]?2)")
+_DEEP = re.compile(r"\.transformer_blocks\.[1-9]")  # SD 1 and 2 have one block an attention, SDXL up to ten
+
+
+class _Dialects(NamedTuple):
+    unet: NameTable  # Stable Diffusion 1 and 2; for SDXL, OneTrainer and many converters
+    sgm: NameTable  # SDXL as sd-scripts trains it
+    one_encoder: NameTable  # lora_te_
+    encoders: NameTable  # lora_te1_, lora_te2_, lora_te3_
+    transformer: NameTable  # OneTrainer: diffusers' names, flattened
+    flux: NameTable  # sd-scripts: names of the first implementation
+    sd3: NameTable
+
+
+@cache
+def dialects() -> _Dialects:
+    """Return the tables from kohya's names, left, to diffusers', right. They are made when they are first needed."""
+    return _Dialects(
+        unet=NameTable(_flattened("lora_unet", "unet", UNET)),
+        sgm=NameTable(_renamed("lora_unet", "unet", sgm_to_diffusers())),
+        one_encoder=NameTable(_clip("lora_te", "text_encoder")),
+        encoders=NameTable(
+            [
+                *_clip("lora_te1", "text_encoder"),
+                *_clip("lora_te2", "text_encoder_2"),  # SDXL's and SD3's; that of FLUX.1 is a T5
+                *_flattened("lora_te2", "text_encoder_2", T5),
+                *_flattened("lora_te3", "text_encoder_3", T5),
+            ]
+        ),
+        transformer=NameTable(_flattened("lora_transformer", "transformer", TRANSFORMER)),
+        flux=NameTable(_renamed("lora_unet", "transformer", FLUX_TO_DIFFUSERS)),
+        sd3=NameTable(_renamed("lora_unet", "transformer", SD3_TO_DIFFUSERS)),
+    )
+
+
+def model_of(metadata: Mapping[str, str]) -> str:
+    """Return what training metadata call the kind of base model, in small letters; nothing if they do not."""
+    return (metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture") or "").lower()
+
+
+def base_of(metadata: Mapping[str, str]) -> str | None:
+    """Return the base model that training metadata name.
+
+    The version comes first, such as ``sdxl_base_v1-0``: ``ss_sd_model_name`` is the name of a file on the trainer's
+    disk, and differs between adapters of one base.
+    """
+    return metadata.get("ss_base_model_version") or metadata.get("ss_sd_model_name") or None
+
+
+def diffusers_names(modules: Iterable[str], metadata: Mapping[str, str]) -> dict[str, str | None]:
+    """Translate kohya's names, of whatever dialect; None where there is no translation."""
+    known, model = dialects(), model_of(metadata)
+    tables = [table for table in known if table is not known.flux or not model or _FLUX_1.match(model)]
+    return {module: _right_of_any(tables, module) for module in modules}
+
+
+def two_spellings(modules: Iterable[str]) -> tuple[str, str] | None:
+    """Return two of these kohya names that mean one module; None if there are no such two.
+
+    SDXL's UNet is ``input_blocks`` to sd-scripts and ``down_blocks`` to OneTrainer, one text encoder ``te`` or ``te1``.
+    """
+    first: dict[str, str] = {}
+    for module, meant in diffusers_names(modules, {}).items():
+        if meant is not None and first.setdefault(meant, module) != module:
+            return first[meant], module
+    return None
+
+
+def kohya_names(modules: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str | None]:
+    """Translate diffusers' names; None where there is no translation.
+
+    One model may have several names in kohya files. Which are taken follows from what the other modules and
+    ``ss_base_model_version`` say of the model, so that names come back as they were: sgm's for SDXL's UNet, lora_te1_
+    where there are several text encoders, those of the first implementation for FLUX.1 and SD3 if all modules have one.
+    """
+    known, model = dialects(), model_of(metadata)
+    parts: dict[str, list[str]] = {}
+    for module in modules:
+        parts.setdefault(module.partition(".")[0], []).append(module)
+    more = {"text_encoder_2", "text_encoder_3"} & set(parts)
+    sdxl = model.startswith("sdxl") or ("unet" in parts and (more or any(map(_DEEP.search, parts["unet"]))))
+    native = [known.flux] * bool(_FLUX_1.match(model)) + [known.sd3] * model.startswith("sd3")
+    tables: dict[str, tuple[NameTable, ...]] = {
+        "unet": (known.sgm, known.unet) if sdxl else (known.unet,),
+        "transformer": (*native, known.transformer),
+        "text_encoder": (known.one_encoder,),
+    }
+    if sdxl or more or native or "transformer" in parts:
+        tables["text_encoder"] = (known.encoders,)
+    named: dict[str, str | None] = {}
+    for part, members in parts.items():
+        named |= _first_for_all(tables.get(part, (known.encoders,)), members)
+    return {module: named[module] for module in modules}
+
+
+def why_not(module: str) -> str:
+    """Say why a kohya name has no translation, if that is known."""
+    return next((f": {reason}" for pattern, reason in _NOT_ONE_TO_ONE if re.fullmatch(pattern, module)), "")
+
+
+def _right_of_any(tables: Iterable[NameTable], module: str) -> str | None:
+    return next((name for table in tables if (name := table.right_of(module)) is not None), None)
+
+
+def _first_for_all(tables: Sequence[NameTable], modules: Sequence[str]) -> dict[str, str | None]:
+    """Translate with the first table that knows all of these names, else with the last."""
+    for table in tables:
+        named = {module: table.left_of(module) for module in modules}
+        if all(named.values()):
+            break
+    return named
+
+
+def flat(name: str) -> str:
+    """Return a module's path as kohya's files spell it."""
+    return name.replace(".", "_")
+
+
+def _flattened(prefix: str, component: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    return [(f"{prefix}_{flat(name)}", f"{component}.{name}") for name in names]
+
+
+def _renamed(prefix: str, component: str, names: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(f"{prefix}_{flat(old)}", f"{component}.{new}") for old, new in names.items()]
+
+
+def _clip(prefix: str, component: str) -> list[tuple[str, str]]:
+    # The names without text_model come last: from kohya's side they are never reached, as diffusers reads files with
+    # text_model whatever its model has.
+    bare = [(f"{prefix}_text_model_{flat(name)}", f"{component}.{name}") for name in CLIP_WITHOUT_TEXT_MODEL]
+    return [*_flattened(prefix, component, CLIP), *bare]

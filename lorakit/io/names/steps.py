@@ -1,0 +1,174 @@
+"""One step from a family of names to a neighbouring one; conversions are made of these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import NamedTuple, NoReturn
+
+from ...exceptions import UnsupportedAdapterError
+from .component import split_component
+from .diffusion import (
+    FLUX_ALONE,
+    FLUX_TO_DIFFUSERS,
+    SD3_ALONE,
+    SD3_TO_DIFFUSERS,
+    TRANSFORMER,
+    UNET,
+    WAN,
+    sgm_to_diffusers,
+)
+from .kohya import diffusers_names, flat, kohya_names, model_of, why_not
+from .language import MLX_AND_PEFT
+from .table import NameTable
+
+COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+
+
+class Request(NamedTuple):
+    """What the steps of one conversion are to know."""
+
+    name: str  # of the adapter, for messages
+    format: str  # that its modules are named by
+    metadata: Mapping[str, str]
+    component: str | None
+
+
+Step = Callable[[Request, Sequence[str]], dict[str, str]]
+
+
+def _kohya_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    named = _complete(request, diffusers_names(modules, request.metadata), "diffusers")
+    if request.component is None:
+        return named
+    return _one_component(request, named)
+
+
+def _diffusers_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    return _one_component(request, {module: module for module in modules})
+
+
+def _diffusers_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    full = _one_component(request, {module: module for module in modules})
+    found = kohya_names(list(full.values()), request.metadata)
+    return _complete(request, {module: found[name] for module, name in full.items()}, "kohya")
+
+
+def _diffusers_to_peft(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    full = _one_component(request, {module: module for module in modules})
+    components = {split_component(name).component for name in full.values()}
+    if len(components) > 1:
+        raise UnsupportedAdapterError(
+            f"{request.name}: holds modules of {', '.join(sorted(components))}; expected those of one model, as a PEFT "
+            f"directory holds; pass component={min(components)!r}, or another of these, to convert_adapter"
+        )
+    return {module: split_component(name).local for module, name in full.items()}
+
+
+def _peft_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    component = request.component
+    if component is None:
+        known = {"unet": UNET, "transformer": TRANSFORMER}
+        fits = [name for name, names in known.items() if _knows_all(names, modules)]
+        if len(fits) != 1:
+            raise UnsupportedAdapterError(
+                f"{request.name}: modules such as {modules[0]!r} do not show which model of a pipeline they belong to; "
+                "expected names of a UNet or a transformer of diffusers; say which it is, as in "
+                "convert_adapter(adapter, ..., component='text_encoder')"
+            )
+        component = fits[0]
+    return {module: split_component(f"{component}.{module}").full for module in modules}
+
+
+def _kohya_to_comfyui(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    table = _comfyui(model_of(request.metadata))
+    return _complete(request, {module: table.right_of(module) for module in modules}, "comfyui")
+
+
+def _comfyui_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    table = _comfyui(model_of(request.metadata))
+    return _complete(request, {module: table.left_of(module) for module in modules}, "kohya")
+
+
+def _mlx_and_peft(other: str) -> Step:
+    def step(request: Request, modules: Sequence[str]) -> dict[str, str]:
+        known = _identity(MLX_AND_PEFT)
+        return _complete(request, {module: known.right_of(module) for module in modules}, other)
+
+    return step
+
+
+STEPS: dict[tuple[str, str], Step] = {
+    ("kohya", "diffusers"): _kohya_to_diffusers,
+    ("diffusers", "diffusers"): _diffusers_to_diffusers,
+    ("diffusers", "kohya"): _diffusers_to_kohya,
+    ("diffusers", "peft"): _diffusers_to_peft,
+    ("peft", "diffusers"): _peft_to_diffusers,
+    ("kohya", "comfyui"): _kohya_to_comfyui,
+    ("comfyui", "kohya"): _comfyui_to_kohya,
+    ("mlx", "peft"): _mlx_and_peft("peft"),
+    ("peft", "mlx"): _mlx_and_peft("mlx"),
+}
+
+
+def _one_component(request: Request, named: dict[str, str]) -> dict[str, str]:
+    """Return the modules of the component that is asked for; where names have none, it is put before them."""
+    if request.component is None:
+        return named
+    split = {module: split_component(name) for module, name in named.items()}
+    if {name.component for name in split.values()} == {""}:
+        return {module: split_component(f"{request.component}.{name.local}").full for module, name in split.items()}
+    chosen = {module: named[module] for module, name in split.items() if name.component == request.component}
+    if not chosen:
+        have = sorted({name.component for name in split.values()})
+        raise UnsupportedAdapterError(
+            f"{request.name}: has no modules of {request.component!r}, it has those of {', '.join(map(repr, have))}; "
+            "pass one of these as component"
+        )
+    return chosen
+
+
+def _complete(request: Request, found: Mapping[str, str | None], other: str) -> dict[str, str]:
+    """Return the names if there is one for every module, all different; else say which module has none."""
+    named: dict[str, str] = {}
+    taken: dict[str, str] = {}
+    for module, name in found.items():
+        if name is None:
+            _refuse(request, module, [m for m, n in found.items() if n is None], other)
+        if name in taken:
+            raise UnsupportedAdapterError(
+                f"{request.name}: modules {taken[name]!r} and {module!r} are both {name!r} in {other} files; expected "
+                "one of the two spellings, so leave the other out with adapter.select"
+            )
+        taken[name] = module
+        named[module] = name
+    return named
+
+
+def _refuse(request: Request, module: str, unknown: Sequence[str], other: str) -> NoReturn:
+    more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
+    reason = why_not(module) if other == "diffusers" else ""
+    raise UnsupportedAdapterError(
+        f"{request.name}: module {module!r}{more} has no name of its own in {other} files that lorakit knows{reason}; "
+        f"expected {request.format} names that it can translate exactly. Keep the adapter as it is (merge it with "
+        f"others of {request.format}), or name its modules with adapter.rename_modules and say so with "
+        f"adapter.with_provenance(format={other!r})"
+    )
+
+
+def _knows_all(names: Sequence[str], modules: Sequence[str]) -> bool:
+    table = _identity(tuple(names))
+    return all(table.right_of(module) is not None for module in modules)
+
+
+@cache
+def _identity(names: tuple[str, ...]) -> NameTable:
+    return NameTable((name, name) for name in names)
+
+
+@cache
+def _comfyui(model: str) -> NameTable:
+    """Return the names that sd-scripts flattens, left, and ComfyUI's files give as they are, right."""
+    flux = () if "hunyuan" in model else (*FLUX_TO_DIFFUSERS, *FLUX_ALONE)  # there img_attn_qkv is flat from the start
+    names = (*flux, *SD3_TO_DIFFUSERS, *SD3_ALONE, *sgm_to_diffusers(), *WAN)
+    return NameTable((f"lora_unet_{flat(name)}", f"diffusion_model.{name}") for name in names)
