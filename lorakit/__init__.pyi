@@ -19,10 +19,12 @@ from .merging.ctm import CtMMerger as CtMMerger
 from .merging.dare import DareMerger as DareMerger
 from .merging.della import DellaMerger as DellaMerger
 from .merging.iso import IsoMerger as IsoMerger
+from .merging.isotropizer import Isotropizer as Isotropizer
 from .merging.lego import LegoMerger as LegoMerger
 from .merging.magnitude import MagnitudeMerger as MagnitudeMerger
 from .merging.regmean import RegMeanMerger as RegMeanMerger
 from .merging.svc import SVCMerger as SVCMerger
+from .merging.svc_calibrator import SVCCalibrator as SVCCalibrator
 from .merging.svd import SVDMerger as SVDMerger
 from .merging.task_arithmetic import TaskArithmeticMerger as TaskArithmeticMerger
 from .merging.ties import TiesMerger as TiesMerger

@@ -208,6 +208,28 @@ class Adapter(Mapping[str, LoraFactors]):
         """Return the same adapter with fields of its :class:`~lorakit.adapters.Provenance` replaced."""
         return Adapter.from_reader(self._reader, name=self.name, provenance=replace(self.provenance, **changes))
 
+    def astype(self, dtype: torch.dtype) -> Adapter:
+        """Return the same adapter as if it were stored in another dtype, as lazy as it was.
+
+        What is made from it then has this dtype: a merge of half-precision adapters ``.astype(torch.float32)`` is not
+        rounded to half precision.
+
+        Parameters
+        ----------
+        dtype : torch.dtype
+            A floating-point dtype.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from lorakit.testing import make_adapters
+        >>> (adapter,) = make_adapters(1, dtype=torch.float16, random_state=0)
+        >>> adapter.astype(torch.float32)
+        Adapter('task0', modules=2, rank=4, dtype=float32)
+        """
+        reader = _ViewReader(self._reader, {module: module for module in self}, dtype)
+        return Adapter.from_reader(reader, name=self.name, provenance=self.provenance)
+
     def rename_modules(self, rename: Callable[[str], str]) -> Adapter:
         """Return the same adapter with every module name passed through ``rename``.
 
@@ -299,16 +321,18 @@ class MemoryReader:
 
 
 class _ViewReader:
-    """Some of another reader's modules, under names of their own."""
+    """Some of another reader's modules, under names of their own, or in another dtype."""
 
-    def __init__(self, reader: ModuleReader, old_names: dict[str, str]) -> None:
+    def __init__(self, reader: ModuleReader, old_names: dict[str, str], dtype: torch.dtype | None = None) -> None:
         self.reader = reader
         self.old_names = old_names
         self.infos = {new: reader.infos[old] for new, old in old_names.items()}
-        self.dtype = reader.dtype
+        self.dtype = dtype or reader.dtype
+        self._cast = dtype
 
     def read(self, module: str) -> LoraFactors:
-        return self.reader.read(self.old_names[module])
+        factors = self.reader.read(self.old_names[module])
+        return factors if self._cast is None else factors.to(self._cast)
 
     def scale(self, module: str) -> float | None:
         asked: Callable[[str], float | None] | None = getattr(self.reader, "scale", None)
@@ -316,4 +340,4 @@ class _ViewReader:
 
     def only(self, modules: Sequence[str]) -> _ViewReader:
         old_names = {new: self.old_names[new] for new in modules}
-        return _ViewReader(_narrowed(self.reader, list(old_names.values())), old_names)
+        return _ViewReader(_narrowed(self.reader, list(old_names.values())), old_names, self._cast)

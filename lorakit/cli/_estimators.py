@@ -19,6 +19,7 @@ OWN_OPTIONS = {
     "device": "--device",
     "verbose": "--quiet",
 }
+_NESTED = "merger__"  # before the names of the parameters of the merger that another one takes
 
 
 def make_estimator(
@@ -40,7 +41,8 @@ def make_estimator(
     given : mapping of str to value
         Parameters from options of their own; None stands for an option that was not given.
     params : mapping of str to value
-        Those from ``--param``.
+        Those from ``--param``. Of a method that changes what another one made, ``merger`` is the name of that one, and
+        ``merger__NAME`` are its parameters, ``merger__k`` and ``merger__scale`` too.
     seed : int
         For ``random_state``, where the method has one.
 
@@ -62,13 +64,35 @@ def make_estimator(
     for name in values:
         if name not in known:
             raise click.UsageError(f"{kind} {method!r} takes no {OWN_OPTIONS[name]}")
+    params, nested = _without_nested(params)
     for name, value in params.items():
         _check_name(name, known, f"{kind} {method!r}")
         values[name] = value
+    if "merger" in known and (nested or isinstance(values.get("merger"), str)):
+        values["merger"] = _nested_merger(values.get("merger"), nested, seed)
+    elif nested:
+        _check_name(f"merger__{next(iter(nested))}", known, f"{kind} {method!r}")
     if "random_state" in known:
         values["random_state"] = seed
     _check_device(values.get("device"))
     return estimator.set_params(**values)
+
+
+def _without_nested(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split off the parameters of another merger, without the ``merger__`` before their names."""
+    own = {name: value for name, value in params.items() if not name.startswith(_NESTED)}
+    return own, {name.removeprefix(_NESTED): value for name, value in params.items() if name not in own}
+
+
+def _nested_merger(method: Any, params: Mapping[str, Any], seed: int) -> Any:
+    if not isinstance(method, str):
+        raise click.UsageError(
+            f"{_NESTED}{next(iter(params), 'NAME')} needs a method to belong to: --param merger=METHOD"
+        )
+    # the options of these are of the outer merger alone; those of others are passed on
+    given = {name: value for name, value in params.items() if name in ("k", "scale")}
+    free = {name: value for name, value in params.items() if name not in given}
+    return make_estimator("merger", method, given=given, params=free, seed=seed)
 
 
 def _check_name(name: str, known: list[str], which: str) -> None:

@@ -40,6 +40,8 @@ def rebuild(text: str, *, device: str | None, n_jobs: int | None) -> Any:
     --------
     >>> rebuild("SVDMerger(k=RankBudget(mean=4, max_rank=None), weights={'law': 2})", device=None, n_jobs=2)
     SVDMerger(k=RankBudget(mean=4, max_rank=None), n_jobs=2, weights={'law': 2})
+    >>> rebuild("Isotropizer(merger=TiesMerger(density=0.3), k=4)", device=None, n_jobs=2)
+    Isotropizer(k=4, merger=TiesMerger(density=0.3), n_jobs=2)
     >>> rebuild("open('secrets')", device=None, n_jobs=None)
     Traceback (most recent call last):
     lorakit.cli._rebuild.CannotTell: this version has no method 'open'
@@ -56,15 +58,17 @@ def rebuild(text: str, *, device: str | None, n_jobs: int | None) -> Any:
         raise CannotTell(f"the operation {_short(text)} does not name its parameters")
     values = {}
     for parameter, node in ((str(keyword.arg), keyword.value) for keyword in call.keywords):
-        if parameter not in _OF_THE_RUN:
+        if parameter == "merger" and isinstance(node, ast.Call):  # what another merger's result was made from
+            values[parameter] = rebuild(ast.unparse(node), device=None, n_jobs=None)
+        elif parameter not in _OF_THE_RUN:
             try:
                 values[parameter] = _value(node)
             except ValueError as error:
                 raise CannotTell(f"{name} had {parameter}={error}, which no text can give back") from error
-    if values.get("random_state", 0) is None:
+    estimator = known[name]()
+    if {"random_state": getattr(estimator, "random_state", 0), **values}["random_state"] is None:
         raise CannotTell(f"{name} drew random numbers without a seed (random_state=None), other ones each time")
     try:
-        estimator = known[name]()
         for parameter, value in (("device", device), ("n_jobs", n_jobs)):
             if parameter in estimator.get_params(deep=False):
                 values[parameter] = value

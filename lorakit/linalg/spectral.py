@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .products import Update
+from .products import Update, frobenius_norm
 from .svd import svd_of_sum
 
 Svd = tuple[Tensor, Tensor, Tensor]  # U (d_out, q), S (q,) descending, Vh (q, d_in)
@@ -115,18 +115,46 @@ def calibrate_sum(svds: Sequence[Svd], weights: Sequence[float], *, alpha: float
         In descending order of the calibrated singular values.
     """
     pooled = _pool(svds)
-    u, s, vh = _svd_of_triples(*pooled, pooled[1])
+    updates = [(s[:, None] * vh, u) for u, s, vh in svds]
+    return calibrate(_svd_of_triples(*pooled, pooled[1]), updates, weights, alpha=alpha)
+
+
+def calibrate(merged: Svd, updates: Sequence[Update], weights: Sequence[float], *, alpha: float) -> Svd:
+    """Divide each singular value of a merged update W by how much W over-counts its direction.
+
+    Parameters
+    ----------
+    merged : U, S, Vh
+        SVD of W, without directions that are round-off.
+    updates : sequence of (A, B)
+        The updates ``w_i W_i``, T of them.
+    weights : sequence of float
+        Their positive weights w_i, of mean 1.
+    alpha : float
+        Smallest amount of over-counting that a task reports; also what a task without any response reports.
+
+    Returns
+    -------
+    U, S, Vh : Tensor
+        In descending order of the calibrated singular values.
+    """
+    u, s, vh = merged
     counted = torch.zeros_like(s)
-    for (u_i, s_i, vh_i), w in zip(svds, weights, strict=True):
-        response = ((u.mT @ u_i) * s_i) @ vh_i / w  # (q, d_in): row r is u_r^T W_i
+    for (a, b), w in zip(updates, weights, strict=True):
+        response = (u.mT @ b) @ a / w  # (q, d_in): row r is u_r^T W_i
         squared = response.square().sum(dim=1)
-        floor = (s_i.norm() / w * _round_off(u, vh)) ** 2
+        floor = (frobenius_norm((a, b)).to(s) / w * _round_off(u, vh)) ** 2
         along = s * (response * vh).sum(dim=1)  # <u_r^T W, u_r^T W_i>, as u_r^T W = s_r v_r^T
         share = torch.where(squared > floor, along / torch.where(squared > floor, squared, 1), 0)
         counted += w * share.clamp_min(alpha)
-    s = s * len(svds) / counted
+    s = s * len(updates) / counted
     order = torch.argsort(s, descending=True, stable=True)
     return u[:, order], s[order], vh[order]
+
+
+def numerical_svd(update: Update) -> Svd:
+    """SVD of one update, cut to its numerical rank."""
+    return task_svds([update], [1.0])[0]
 
 
 def tucker2(

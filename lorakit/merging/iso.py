@@ -70,6 +70,7 @@ class IsoMerger(SpectralMerger):
 
     See Also
     --------
+    Isotropizer : Makes the singular values equal of what any other merger made.
     TSVMerger : Changes the singular vectors instead of the values.
     SVCMerger : Scales down only those singular values that several adapters add to.
 

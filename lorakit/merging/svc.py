@@ -25,8 +25,8 @@ class SVCMerger(SpectralMerger):
     adapter acts alone, and T where T adapters agree: T copies of an adapter give that adapter. Singular vectors stay as
     they are. Where an adapter has no response (:math:`u_r^\top W_i = 0`) it counts :math:`\alpha`.
 
-    This is the paper's formula. Its code differs: it takes the maximum after the mean over the tasks, and changes only
-    those singular values that no task opposes.
+    This is the paper's formula, and that of its code since March 2026. Before, the code took the maximum after the mean
+    over the tasks, and changed only those singular values that no task opposes.
 
     Parameters
     ----------
@@ -67,6 +67,7 @@ class SVCMerger(SpectralMerger):
 
     See Also
     --------
+    SVCCalibrator : The same of what any other merger made.
     IsoMerger : Makes all singular values equal.
 
     References

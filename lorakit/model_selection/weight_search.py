@@ -259,7 +259,8 @@ class _Trials:
 
 def _parameter(merger: Any, name: str) -> str:
     """Return the merger's parameter of that name, or that of the one step of a pipeline that has it."""
-    found = [key for key in merger.get_params() if key == name or key.endswith(f"__{name}")]
+    params = merger.get_params()
+    found = [name] if name in params else [key for key in params if key.endswith(f"__{name}")]
     if len(found) != 1:
         raise ValueError(
             f"{merger!r} has {len(found)} parameters called {name!r} ({', '.join(found) or 'none'}); "

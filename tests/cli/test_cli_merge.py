@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from lorakit import ConcatMerger, SVDMerger, TSVMerger, load_adapter, load_adapters, save_adapter
+from lorakit import (
+    ConcatMerger,
+    DareMerger,
+    Isotropizer,
+    SVDMerger,
+    TSVMerger,
+    load_adapter,
+    load_adapters,
+    save_adapter,
+)
 from lorakit.discovery import all_estimators
 from lorakit.files.safetensors import FLOAT_DTYPES
 from lorakit.metrics import cosine_similarity, relative_error
@@ -102,9 +111,25 @@ def test_params(lorakit_json, tasks, out):
     assert expected.items() <= params.items()
 
 
+def test_a_step_after_another_method(lorakit_, lorakit_json, tasks, out, tmp_path, contents):
+    args = ("-p", "merger=dare", "-p", "merger__density=0.3", "-p", "merger__space=core", "-p", "merger__k=9")
+    report = lorakit_json("merge", *tasks, "-o", out, "-m", "isotropizer", "-k", 5, *args, "--seed", 7)
+    first = DareMerger(density=0.3, space="core", k=9, random_state=7)
+    assert report["parameters"]["merger"] == repr(first)
+    (merged,) = Isotropizer(first, k=5, scale="match").fit_transform(load_adapters(tasks))
+    assert contents(out) == contents(save_adapter(merged, tmp_path / "by_hand"))
+    lorakit_("verify", out, "--sources", *tasks)
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
+        (["-m", "isotropizer", "-p", "merger=tis"], "no merger 'tis'; did you mean 'ties'?"),
+        (["-m", "isotropizer", "-p", "merger=ties", "-p", "merger__dense=1"], "merger 'ties' has no parameter 'dense'"),
+        (["-m", "isotropizer", "-p", "merger=svd", "-p", "merger__random_state=1"], "no parameter 'random_state'"),
+        (["-m", "isotropizer", "-p", "merger__k=3"], "merger__k needs a method to belong to: --param merger=METHOD"),
+        (["-m", "isotropizer", "-p", "merger=3"], "'merger' parameter of Isotropizer must be"),
+        (["-m", "svd", "-p", "merger__k=3"], "merger 'svd' has no parameter 'merger__k'"),
         (["-m", "leg"], "no merger 'leg'; did you mean 'lego'? The mergers are average, breadcrumbs, concat, "),
         (["-m", "zzzz"], "no merger 'zzzz'. The mergers are"),
         (["-m", "ties", "-p", "densty=0.5"], "no parameter 'densty'; did you mean 'density'?"),

@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 
 from lorakit import (
     Adapter,
+    Isotropizer,
     LegoMerger,
     LegoPruner,
     LoraFactors,
@@ -23,6 +24,7 @@ from lorakit import (
     PicoDamper,
     RankBudget,
     RegMeanMerger,
+    SVCCalibrator,
     SVDMerger,
     SVDPruner,
     load_adapters,
@@ -100,6 +102,7 @@ def test_half_precision_of_updates_that_cancel(lorakit_, verify, tmp_path, out):
         [PicoDamper(), SVDMerger(k=RankBudget(3, 5), weights=np.array([1.0, 0.5, 0.25]))],
         [ModuleSelector(exclude=["*.1"]), NormBalancer(target=2.5), SVDMerger(k=0.9, scale="match")],
         [LegoPruner(k=2, random_state=1), SVDMerger(k=np.int64(3), scale=np.float64(0.5))],
+        [SVCCalibrator(LegoMerger(k=6, random_state=2), alpha=0.4, k=3, weights=[1, 2, 1])],
         [SVDMerger(weights={"task0": 1, "task1": -2, "task2": 1}, scale=-1.0)],
     ],
     ids=lambda steps: "+".join(type(step).__name__ for step in steps),
@@ -205,6 +208,7 @@ def cannot(tasks):
     yield LegoMerger(k=4).fit(X).merged_, "without a seed"
     yield LegoMerger(k=4, random_state=np.random.RandomState(0)).fit(X).merged_, "that no text can give back"
     yield LegoMerger(k=4, random_state=0, clusterer=KMeans()).fit(X).merged_, "clusterer=KMeans()"
+    yield Isotropizer(LegoMerger(k=4)).fit(X).merged_, "LegoMerger drew random numbers without a seed"
     yield RegMeanMerger(grams=dict.fromkeys(X.names, grams)).fit(X).merged_, "grams="
     (selected, *_) = ModuleSelector(include=is_first).fit_transform(X)
     yield selected, "that no text can give back"
