@@ -10,15 +10,18 @@ def test_multiplied_against_direct():
 
     pair = dict.fromkeys(svd_table1.METHODS, scores(0.8, 0.7, 0.81, 0.79, 0.75))
     everything = dict.fromkeys(svd_table1.METHODS, scores(0.6, 0.3, 0.5, 0.61, 0.65))
-    text = svd_table1.verdict([{"a, b": pair, "c, d": pair, "all 4": everything}] * 3)
+    found = [{"a, b": pair, "c, d": pair, "all 4": everything}] * 3
+    text = svd_table1.verdict(found)
     assert "MM against DM, pairs: +10.0 points, ahead in 24 of 24 merges. " in text
     assert "MM against DM, own scale, pairs: -1.0 points, ahead in 0 of 24 merges. " in text
     assert "MM against DM, all 4: +30.0 points, ahead in 12 of 12 merges. " in text
+    text = svd_table1.noise_verdict(found)
     assert "M on top of MM, pairs: -5.0 points; noise in the place of M: -1.0 points, and M hurts at least as" in text
     assert "M on top of MM, all 4: +5.0 points; noise in the place of M: +1.0 points, and M hurts at least as" in text
     assert "at least as much in 24 of 24 merges." in text
     assert "at least as much in 0 of 12 merges." in text
-    assert "pairs" not in svd_table1.verdict([{"all 2": everything}]).split("(The paper")[0]
+    for say in (svd_table1.verdict, svd_table1.noise_verdict):
+        assert "pairs" not in say([{"all 2": everything}]).split("(The paper")[0]
 
 
 def test_permuted_copies():
