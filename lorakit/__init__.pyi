@@ -6,6 +6,7 @@ from .adapters import Adapter as Adapter
 from .applying import applied as applied
 from .cluster.kmeans import MSUKMeans as MSUKMeans
 from .factors import LoraFactors as LoraFactors
+from .gradients import collect_fisher as collect_fisher
 from .io.convert import convert_adapter as convert_adapter
 from .io.live import from_peft as from_peft
 from .io.live import to_peft as to_peft
@@ -18,6 +19,7 @@ from .merging.concat import ConcatMerger as ConcatMerger
 from .merging.ctm import CtMMerger as CtMMerger
 from .merging.dare import DareMerger as DareMerger
 from .merging.della import DellaMerger as DellaMerger
+from .merging.fisher import FisherMerger as FisherMerger
 from .merging.iso import IsoMerger as IsoMerger
 from .merging.isotropizer import Isotropizer as Isotropizer
 from .merging.lego import LegoMerger as LegoMerger

@@ -20,6 +20,7 @@ ORDER = [
     "results",
     "applying",
     "activations",
+    "gradients",
     "_execution",
     "_sklearn",
     "_ranks",

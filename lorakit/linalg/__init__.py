@@ -6,6 +6,7 @@ Nothing here forms a (d_out, d_in) matrix unless the function's name says *dense
 
 from .damping import damp_shared_outputs
 from .entries import entry_moments
+from .fisher import entrywise_mean
 from .frames import Compressed, compress, frame_of
 from .msu import align_svd, balance_msus, pool_msus, split_msus
 from .products import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
@@ -58,6 +59,7 @@ __all__ = [
     "drop_randomly",
     "elect_sign",
     "entry_moments",
+    "entrywise_mean",
     "flatten_spectrum",
     "frame_of",
     "frobenius_norm",
