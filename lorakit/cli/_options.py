@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
+from ..io.formats.registry import abouts
 from ._errors import debug_option
 from ._values import read_assignments, read_number_or_word, read_rank
 
@@ -22,12 +24,24 @@ def _together(*options: Decorator) -> Decorator:
     return decorate
 
 
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}"
+
+
+def _default_layouts() -> str:
+    """Return the layout that most formats write by default, and the formats that have another one."""
+    first = {known.name: known.layouts[0] for known in abouts() if known.layouts}
+    common = Counter(first.values()).most_common(1)[0][0]
+    return ", ".join((common, *(f"for {name} {layout}" for name, layout in first.items() if layout != common)))
+
+
 adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, required=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
 
 reading_options = _together(
     click.option("--format", metavar="FORMAT",
-                 help="Format of the adapters' files: peft, kohya, diffusers, comfyui or mlx.  "
+                 help=f"Format of the adapters' files: {_listed(known.name for known in abouts())}.  "
                       "[default: what their content shows]"),
     click.option("--name", "names", metavar="NAME", multiple=True,
                  help="Name of an adapter; repeat it, one for each in order. Default: the folders' names."),
@@ -80,7 +94,7 @@ file_options = _together(
     click.option("--layout", type=click.Choice(["portable", "compact"]),
                  help="portable: one rank for all modules, padded with zeros; every reader of PEFT files gets it "
                       "right. compact: each module at its own rank; for PEFT itself.  "
-                      "[default: portable, for kohya compact]"),
+                      f"[default: {_default_layouts()}]"),
     click.option("--pad-to", metavar="N|server", callback=read_number_or_word,
                  help="Rank to pad the portable layout to; server: the next one that vLLM takes as its largest.  "
                       "[default: no more than needed]"),

@@ -57,8 +57,8 @@ def one_output_each(output: Path, stems: Sequence[str], formats: Sequence[str]) 
     >>> [out.as_posix() for out in one_output_each(Path("out"), ["law", "runs-last"], ["peft", "peft"])]
     ['out/law', 'out/runs-last']
     """
-    from ..io.save import suffix
+    from ..io.formats.registry import about
 
     if len(stems) == 1:
         return [output]
-    return [output / f"{stem}{suffix(format)}" for stem, format in zip(stems, formats, strict=True)]
+    return [output / f"{stem}{about(format).suffix}" for stem, format in zip(stems, formats, strict=True)]

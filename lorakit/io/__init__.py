@@ -1,11 +1,12 @@
-"""Reading and writing adapters: one file per format, one safe reader, one atomic writer.
+"""Reading and writing adapters: one folder per format, one safe reader, one atomic writer.
 
 Estimators never see a path, and nothing here sees an estimator. Scale, rank patterns, key names and storage dtypes are
 settled when a file is read, and come back when it is written.
+
+Public names are listed in ``__init__.pyi``; they are imported when they are first used, so that the names of formats
+can be had without torch.
 """
 
-from .convert import convert_adapter
-from .load import load_adapter, load_adapters
-from .save import check_output, save_adapter
+import lazy_loader as _lazy
 
-__all__ = ["check_output", "convert_adapter", "load_adapter", "load_adapters", "save_adapter"]
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from itertools import pairwise
 
 from ..adapters import Adapter
 from ..exceptions import UnsupportedAdapterError
-from .formats.codec import by_name
-from .formats.registry import CODECS
-from .names.kohya import base_of
-from .names.steps import COMPONENTS, STEPS, Request
+from .formats.registry import about, codec, codecs
+from .names.steps import COMPONENTS, Request, Step
 
 __all__ = ["convert_adapter"]
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
 
 
 def convert_adapter(adapter: Adapter, format: str, *, component: str | None = None) -> Adapter:
@@ -61,13 +57,14 @@ def convert_adapter(adapter: Adapter, format: str, *, component: str | None = No
     >>> list(convert_adapter(adapter, "peft"))
     ['mid_block.attentions.0.proj_in']
     """
-    target = by_name(CODECS, format).name
+    target = about(format).name
     if component is not None and component not in COMPONENTS:
         raise ValueError(f"component must be one of {', '.join(map(repr, COMPONENTS))}, got {component!r}")
     source = adapter.provenance.format
     if source == target and component is None:
         return adapter
-    way = _way(adapter.name, source, target)
+    steps = _steps()
+    way = _way(adapter.name, source, target, steps)
     if component is not None and "diffusers" not in way:
         raise ValueError(
             f"component is for the models of diffusion pipelines; from {source} to {target} it has no meaning"
@@ -75,32 +72,27 @@ def convert_adapter(adapter: Adapter, format: str, *, component: str | None = No
     request = Request(adapter.name, source, adapter.provenance.metadata, component)
     names = {module: module for module in adapter}
     for here, there in pairwise(way):
-        step = STEPS[here, there](request, list(names.values()))
+        step = steps[here, there](request, list(names.values()))
         names = {module: step[name] for module, name in names.items() if name in step}
     renamed = adapter.select(names).rename_modules(names.__getitem__)
-    return renamed.with_provenance(format=target, base_model=_base_model(adapter, target))
+    return renamed.with_provenance(format=target, base_model=codec(target).base_model(adapter.provenance))
 
 
-def _way(name: str, source: str, target: str) -> tuple[str, ...]:
+def _steps() -> dict[tuple[str, str], Step]:
+    """Return every step that a format knows, by the formats that it leads from and to."""
+    return {ends: step for known in codecs() for ends, step in known.ways.items()}
+
+
+def _way(name: str, source: str, target: str, steps: Mapping[tuple[str, str], Step]) -> tuple[str, ...]:
     """Return the families to go through: directly, or with one between."""
-    if (source, target) in STEPS:
+    if (source, target) in steps:
         return source, target
-    if {source, target} == {"kohya", "peft"}:
-        return source, "diffusers", target
-    near = sorted({there for here, there in STEPS if here == source != there})
+    detours = {ends: between for known in codecs() for ends, between in known.detours.items()}
+    if (source, target) in detours:
+        return source, detours[source, target], target
+    near = sorted({there for here, there in steps if here == source != there})
     raise UnsupportedAdapterError(
         f"{name}: its modules are named as {source} files name them, and there is no exact way from those names to "
         f"{target}'s; expected one of {', '.join(near) or 'none'}; if you know the names, give them with "
         f"adapter.rename_modules and say so with adapter.with_provenance(format={target!r})"
     )
-
-
-def _base_model(adapter: Adapter, target: str) -> str | None:
-    """Return the base model's name as the other family gives it: kohya's is a version, the others' an id of the hub."""
-    known = adapter.provenance
-    if target == "kohya":
-        return base_of(known.metadata) or known.base_model
-    if known.format != "kohya" or target == "comfyui":
-        return known.base_model
-    name = known.metadata.get("ss_sd_model_name") or known.base_model or ""
-    return name if _HUB_ID.fullmatch(name) else None

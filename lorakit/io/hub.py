@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..exceptions import UnsupportedAdapterError
+from .formats.registry import abouts
 
 __all__ = ["Fetched", "HubId", "fetch", "hub_id"]
 
 _PART = r"[A-Za-z0-9][\w.-]*"
 _PLAIN = re.compile(rf"{_PART}/{_PART}")
 _URL = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@/]+))?(?:/(?P<part>[^@]+))?")
-_CONFIG = "adapter_config.json"
-_WEIGHTS = ("adapter_model.safetensors", "adapters.safetensors", "pytorch_lora_weights.safetensors")
-_PICKLE = "adapter_model.bin"
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -49,7 +47,7 @@ class HubId(NamedTuple):
         path = Path(self.repo) / self.part
         if not self.part.endswith(_FILES):
             return path
-        return path.parent if path.name in (*_WEIGHTS, _PICKLE) else path.with_suffix("")
+        return path.parent if path.name in (*_weights(), *_pickles()) else path.with_suffix("")
 
 
 class Fetched(NamedTuple):
@@ -104,7 +102,7 @@ def fetch(wanted: HubId, *, allow_pickle: bool = False) -> Fetched:
     wanted : HubId
         What to fetch.
     allow_pickle : bool, default=False
-        Fetch ``adapter_model.bin`` where there is no safetensors file.
+        Fetch a pickle, such as ``adapter_model.bin``, where there is no safetensors file.
 
     Returns
     -------
@@ -131,25 +129,39 @@ def fetch(wanted: HubId, *, allow_pickle: bool = False) -> Fetched:
             f"{wanted.repo}: adapters of the Hugging Face Hub need the package huggingface_hub: "
             "pip install 'lorakit[hub]', or download it and pass its path"
         ) from error
+    configs = list(dict.fromkeys(known.config for known in abouts() if known.config is not None))
     if wanted.part.endswith(_FILES):
-        folder = _snapshot(wanted, [wanted.part, f"{wanted.part.rpartition('/')[0]}/{_CONFIG}".lstrip("/")])
+        parent = wanted.part.rpartition("/")[0]
+        folder = _snapshot(wanted, [wanted.part, *(f"{parent}/{name}".lstrip("/") for name in configs)])
         weights: list[str] = [wanted.part]
     else:
         inside = f"{wanted.part}/" if wanted.part else ""
-        weights = [inside + name for name in _WEIGHTS]
-        folder = _snapshot(wanted, [inside + _CONFIG, *weights])
+        needed = [inside + name for name in configs]
+        weights = [inside + name for name in _weights()]
+        folder = _snapshot(wanted, [*needed, *weights])
         if allow_pickle and not _present(folder, weights):
-            weights.append(inside + _PICKLE)
-            folder = _snapshot(wanted, [inside + _CONFIG, inside + _PICKLE])
+            pickles = [inside + name for name in _pickles()]
+            weights += pickles
+            folder = _snapshot(wanted, [*needed, *pickles])
     if not _present(folder, weights):
         raise UnsupportedAdapterError(
             f"{wanted.repo}: revision {folder.name} on the Hugging Face Hub (or what the cache has of it, offline) "
-            f"holds no adapter{f' in {wanted.part}' if wanted.part else ''}; expected {_CONFIG} and one of "
-            f"{', '.join(weights)}. Name a folder or file in it as hf://{wanted.repo}/folder; if it has {_PICKLE} "
-            "only, pass allow_pickle=True"
+            f"holds no adapter{f' in {wanted.part}' if wanted.part else ''}; expected {' or '.join(configs)} and one "
+            f"of {', '.join(weights)}. Name a folder or file in it as hf://{wanted.repo}/folder; if it has "
+            f"{' or '.join(_pickles())} only, pass allow_pickle=True"
         )
     origin = f"hf://{wanted.repo}@{folder.name}"
     return Fetched(folder / wanted.part, f"{origin}/{wanted.part}" if wanted.part else origin)
+
+
+def _weights() -> list[str]:
+    """Return the names that weights have in a directory, whatever the format."""
+    return [name for known in abouts() for name in known.weights]
+
+
+def _pickles() -> list[str]:
+    """Return the names that pickled weights have in a directory, whatever the format."""
+    return [name for known in abouts() for name in known.pickles]
 
 
 def _present(folder: Path, names: list[str]) -> bool:

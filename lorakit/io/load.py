@@ -26,21 +26,14 @@ from ..files.checks import HOW_TO_CONVERT, FileStamp, require_path, require_unch
 from ..files.pickled import SUFFIXES
 from .formats._modules import FileModules, Stamps, Stored
 from .formats._unsupported import refuse_markers
-from .formats.codec import Location, Opened, ReadOptions, by_name
-from .formats.registry import CODECS
+from .formats.codec import Location, Opened, ReadOptions
+from .formats.registry import abouts, codec, codecs
 from .hub import fetch, hub_id
 
 __all__ = ["load_adapter", "load_adapters"]
 
-_EXPECTED = "adapter_model.safetensors and adapter_config.json"
 _OR_ALLOW = "or pass allow_pickle=True, and it is read without running anything in it"
 _TRIES = 10
-_ALWAYS_NAMED_SO = (
-    "adapter_model.safetensors",
-    "adapter_model.bin",
-    "adapters.safetensors",
-    "pytorch_lora_weights.safetensors",
-)
 
 
 def load_adapter(
@@ -180,10 +173,10 @@ def _identity(path: Path) -> object:
 def _open_once(path: Path, options: ReadOptions) -> Opened:
     location = Location(path.absolute(), options.allow_pickle)  # a worker may have another working directory
     if options.format is not None:
-        codec = by_name(CODECS, options.format)
+        known = codec(options.format)
     else:
-        codec = next((codec for codec in CODECS if codec.recognises(location)), None) or _raise_unrecognised(location)
-    return codec.open(location, options)
+        known = next((known for known in codecs() if known.recognises(location)), None) or _raise_unrecognised(location)
+    return known.open(location, options)
 
 
 def load_adapters(
@@ -268,9 +261,9 @@ def load_adapters(
             "same_base='warn' if these are the same weights under other names"
         )
     formats = {adapter.provenance.format for adapter in adapters}
-    for codec in CODECS:
-        if codec.aliases is not None and formats == {codec.name}:
-            _warn_of_aliases(adapters, codec.aliases(adapters.module_names))
+    for known in codecs():
+        if known.aliases is not None and formats == {known.about.name}:
+            _warn_of_aliases(adapters, known.aliases(adapters.module_names))
     return adapters
 
 
@@ -334,37 +327,40 @@ def spoken_path(given: str | os.PathLike[str]) -> Path:
 def _parts(path: Path) -> tuple[str, ...]:
     folder = path
     if path.is_file():  # a file that is always named so says nothing, its directory does
-        folder = path.parent if path.name in _ALWAYS_NAMED_SO else path.with_suffix("")
+        fixed = {name for known in abouts() for name in (*known.weights, *known.pickles)}
+        folder = path.parent if path.name in fixed else path.with_suffix("")
     absolute = folder.resolve() if ".." in folder.parts or not folder.name else folder.absolute()
     return absolute.parts
 
 
 def _raise_unrecognised(location: Location) -> NoReturn:
     path = location.path
+    directories = [known for known in abouts() if known.directory]
+    expected = " or ".join(f"{known.weights[0]} and {known.config}" for known in directories)
     if not path.is_dir():
         stamp(path)
         if path.suffix in SUFFIXES and not location.allow_pickle:
             raise UnsafeFileError(f"{path}: weights are a pickle; {HOW_TO_CONVERT}; {_OR_ALLOW}")
-        weights = location.weights()
-        if weights is not None:
-            keys = list(location.header(weights).tensors)
+        if path.suffix == ".safetensors" or location.allow_pickle:
+            keys = list(location.header(path).tensors)
             refuse_markers(path, keys)
             raise UnsupportedAdapterError(
-                f"{path}: holds no LoRA factors of a known format ({', '.join(codec.name for codec in CODECS)}): its "
+                f"{path}: holds no LoRA factors of a known format ({', '.join(known.name for known in abouts())}): its "
                 f"first keys are {keys[:3]}; is it another kind of adapter, or a whole model?"
             )
         raise UnsupportedAdapterError(
-            f"{path}: is no adapter; expected a directory with {_EXPECTED}, or a safetensors file"
+            f"{path}: is no adapter; expected a directory with {expected}, or a safetensors file"
         )
-    present = sorted(entry.name for entry in path.iterdir())
-    pickled = [file for file in present if file in ("adapter_model.bin", "pytorch_lora_weights.bin")]
+    pickled = [name for known in abouts() for name in known.pickles if name in location.entries]
     if pickled:
         raise UnsafeFileError(f"{path}: its weights, {pickled[0]}, are a pickle; {HOW_TO_CONVERT}; {_OR_ALLOW}")
-    candidates = [file for file in present if file.endswith(".safetensors")]
+    weights = [name for known in abouts() for name in known.weights]
+    candidates = [name for name in location.entries if name.endswith(".safetensors")]
     if candidates:
         raise UnsupportedAdapterError(
-            f"{path}: has no adapter_model.safetensors, but {', '.join(candidates)}; pick one and pass its path"
+            f"{path}: has no {' or '.join(weights)}, but {', '.join(candidates)}; pick one and pass its path"
         )
-    inside = [file for file in present if (path / file / "adapter_model.safetensors").is_file()]
-    hint = f"adapters are in {', '.join(inside[:5])}" if inside else f"it has {', '.join(present[:5]) or 'nothing'}"
-    raise UnsupportedAdapterError(f"{path}: holds no adapter; expected {_EXPECTED}; {hint}")
+    inside = [entry for entry in location.entries if any((path / entry / name).is_file() for name in weights)]
+    seen = ", ".join(location.entries[:5]) or "nothing"
+    hint = f"adapters are in {', '.join(inside[:5])}" if inside else f"it has {seen}"
+    raise UnsupportedAdapterError(f"{path}: holds no adapter; expected {expected}; {hint}")

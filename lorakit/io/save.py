@@ -14,8 +14,9 @@ from ..exceptions import OutputError
 from ..files import atomic as _atomic
 from ..files.safetensors import FLOAT_DTYPES
 from .convert import convert_adapter
-from .formats.codec import Codec, WriteOptions, Writer, by_name
-from .formats.registry import CODECS
+from .formats.about import About
+from .formats.codec import WriteOptions
+from .formats.registry import about, codec
 
 __all__ = ["check_output", "save_adapter"]
 
@@ -81,25 +82,25 @@ def save_adapter(
     ...     load_adapter(path)
     Adapter('merged', modules=2, rank=4, dtype=float32)
     """
-    codec = by_name(CODECS, adapter.provenance.format if format is None else format, written=True)
-    writer = _writer(codec)
+    known = codec(adapter.provenance.format if format is None else format, written=True)
     options = WriteOptions(
-        chosen_layout(codec.name, layout), _dtype(adapter.dtype if dtype is None else dtype), _rank(pad_to)
+        chosen_layout(known.about.name, layout), _dtype(adapter.dtype if dtype is None else dtype), _rank(pad_to)
     )
     output = Path(path)
-    check_output(output, format=codec.name, overwrite=overwrite)
+    check_output(output, format=known.about.name, overwrite=overwrite)
     if not adapter:
         raise OutputError(f"{output}: adapter {adapter.name!r} has no modules; expected at least one")
-    _check_holds(output, codec, adapter)
-    adapter = convert_adapter(adapter, codec.name)
+    _check_holds(output, known.about, adapter)
+    adapter = convert_adapter(adapter, known.about.name)
     target = Path(os.path.realpath(output))
-    if writer.files:
-        replaced = _atomic.replaced_directory(target, overwrite=overwrite, own_files=frozenset(writer.files))
+    if known.about.directory:
+        replaced = _atomic.replaced_directory(target, overwrite=overwrite, own_files=frozenset(known.about.files))
     else:
         replaced = _atomic.replaced_file(target, overwrite=overwrite)
     # one thread: what is done to a module is too small to be worth the start of several
     with replaced as new, one_thread():
-        writer.write(adapter, new, options)
+        assert known.write is not None  # codec(..., written=True) gives no others
+        known.write(adapter, new, options)
     return output
 
 
@@ -126,15 +127,15 @@ def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrit
     >>> check_output("merged")
     """
     output = Path(path)
-    writer = _writer(by_name(CODECS, format, written=True))
-    if writer.files:
+    known = about(format, written=True)
+    if known.directory:
         if output.suffix == ".safetensors" and not output.is_dir():
             raise OutputError(
                 f"{output}: is the name of a file, and {format} is a directory; give the directory's name"
             )
-        _atomic.check_directory(output, overwrite=overwrite, own_files=frozenset(writer.files))
+        _atomic.check_directory(output, overwrite=overwrite, own_files=frozenset(known.files))
     else:
-        if output.suffix != ".safetensors":
+        if output.suffix != known.suffix:
             raise OutputError(
                 f"{output}: has no .safetensors at its end, and {format} is one such file; give the file's name, or "
                 "another format"
@@ -142,39 +143,28 @@ def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrit
         _atomic.check_file(output, overwrite=overwrite)
 
 
-def _check_holds(output: Path, codec: Codec, adapter: Adapter) -> None:
+def _check_holds(output: Path, known: About, adapter: Adapter) -> None:
     """Raise OutputError if the adapter has something that the format has no place for."""
-    writer = _writer(codec)
     expert = next((module for module, info in adapter.infos.items() if info.kind.name == "expert"), None)
     extra_weights = adapter.provenance.extra_weights
-    if expert is not None and not writer.experts:
+    if expert is not None and not known.experts:
         raise OutputError(
-            f"{output}: module {expert!r} is an expert of a parameter that holds several, which a {codec.name} file "
+            f"{output}: module {expert!r} is an expert of a parameter that holds several, which a {known.name} file "
             "cannot say; write it as peft, or leave the experts out with Adapter.select"
         )
-    if extra_weights is not None and not writer.extra_weights:
+    if extra_weights is not None and not known.extra_weights:
         raise OutputError(
             f"{output}: the adapter carries {', '.join(extra_weights.names[:3])} beside its factors, which a "
-            f"{codec.name} file has no place for; write it as peft, or read the inputs with modules_to_save='drop'"
+            f"{known.name} file has no place for; write it as peft, or read the inputs with modules_to_save='drop'"
         )
-
-
-def _writer(codec: Codec) -> Writer:
-    assert codec.writer is not None  # by_name(..., written=True) gives no others
-    return codec.writer
 
 
 def chosen_layout(format: str, layout: str | None) -> str:
     """Return the layout, or the format's first if there is none."""
-    layouts = _writer(by_name(CODECS, format, written=True)).layouts
+    layouts = about(format, written=True).layouts
     if layout is not None and layout not in layouts:
         raise ValueError(f"layout must be {' or '.join(map(repr, layouts))} for {format}, got {layout!r}")
     return layouts[0] if layout is None else layout
-
-
-def suffix(format: str) -> str:
-    """Return what the name of an output must end in: nothing for a directory."""
-    return "" if _writer(by_name(CODECS, format, written=True)).files else ".safetensors"
 
 
 def _dtype(dtype: torch.dtype) -> torch.dtype:

@@ -9,7 +9,7 @@ from single_files import configs, lora_ab, pair, write_file, write_mlx
 from lorakit import load_adapter
 from lorakit.exceptions import LorakitError, UnsupportedAdapterError
 from lorakit.io.formats.codec import Location
-from lorakit.io.formats.registry import CODECS
+from lorakit.io.formats.registry import codecs
 
 OLD = "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
 
@@ -56,12 +56,12 @@ SAMPLES = {
 @pytest.mark.parametrize(("format", "write"), SAMPLES.values(), ids=SAMPLES)
 def test_exactly_one_codec_recognises_it(tmp_path, format, write):
     path = write(tmp_path)
-    assert [codec.name for codec in CODECS if codec.recognises(Location(path))] == [format]
+    assert [codec.about.name for codec in codecs() if codec.recognises(Location(path))] == [format]
     assert load_adapter(path, assume_alpha=2).provenance.format == format
 
 
 def test_every_format_has_samples():
-    assert {format for format, _ in SAMPLES.values()} == {codec.name for codec in CODECS}
+    assert {format for format, _ in SAMPLES.values()} == {codec.about.name for codec in codecs()}
 
 
 @pytest.mark.parametrize(("format", "write"), SAMPLES.values(), ids=SAMPLES)
@@ -69,16 +69,16 @@ def test_format_forces(tmp_path, format, write):
     """The right format gives the same; a wrong one a typed error, or what the bytes mean in that format."""
     path = write(tmp_path)
     expected = load_adapter(path, assume_alpha=2)
-    for codec in CODECS:
-        if codec.name == format:
+    for codec in codecs():
+        if codec.about.name == format:
             assert list(load_adapter(path, format=format, assume_alpha=2)) == list(expected)
             continue
         adapter, error = None, None
         try:
-            adapter = load_adapter(path, format=codec.name, assume_alpha=2)
+            adapter = load_adapter(path, format=codec.about.name, assume_alpha=2)
         except LorakitError as raised:
             error = str(raised)
-        assert (adapter is not None and adapter.provenance.format == codec.name) or str(tmp_path) in error
+        assert (adapter is not None and adapter.provenance.format == codec.about.name) or str(tmp_path) in error
 
 
 def test_unknown_formats_are_listed():

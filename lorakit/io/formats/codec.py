@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +14,11 @@ import torch
 from ...adapters import Adapter, Provenance
 from ...files.pickled import is_pickled, read_pickled_header
 from ...files.safetensors import Header, read_header
+from ..names.kohya import hub_name
+from ..names.steps import Step
 from ._modules import FileModules
+from ._servers import Server
+from .about import About
 
 
 @dataclass(frozen=True)
@@ -78,16 +83,16 @@ class Location:
         """Names in the directory, sorted; nothing for a file."""
         return tuple(sorted(entry.name for entry in self.path.iterdir())) if self.path.is_dir() else ()
 
-    def weights(self, *names: str) -> Path | None:
-        """Return the file with the weights: the path itself, or the first of these names that the directory has.
+    def weights(self, about: About) -> Path | None:
+        """Return the file with the weights of a format: the path itself, or the first of its names in the directory.
 
         A pickle is returned where pickles are allowed and there is no safetensors file; :meth:`header` reads both.
         """
         if not self.path.is_dir():
             known = self.path.suffix == ".safetensors" or (self.allow_pickle and is_pickled(self.path))
             return self.path if known else None
-        pickles = [f"{Path(name).stem}.bin" for name in names] if self.allow_pickle else []
-        return next((self.path / name for name in (*names, *pickles) if name in self.entries), None)
+        names = (*about.weights, *(about.pickles if self.allow_pickle else ()))
+        return next((self.path / name for name in names if name in self.entries), None)
 
     def header(self, weights: Path) -> Header:
         """Return the checked header of a file."""
@@ -105,63 +110,37 @@ class Opened(NamedTuple):
     notes: tuple[str, ...] = ()  # what the user should be warned of, once, in the process that opened it
 
 
-class Writer(NamedTuple):
-    """How a format is written.
-
-    Parameters
-    ----------
-    write : callable
-        Makes a file or fills an empty directory at a path.
-    layouts : tuple of str
-        Those that it can write, the default first.
-    files : tuple of str
-        Names of all files in the directory that it writes; empty for a format of one file.
-    extra_weights : bool
-        Whether it can hold extra weights beside the factors. Only PEFT's directory can.
-    experts : bool
-        Whether it can hold those of one layer in one tensor.
-    """
-
-    write: Callable[[Adapter, Path, WriteOptions], None]
-    layouts: tuple[str, ...]
-    files: tuple[str, ...] = ()
-    extra_weights: bool = False
-    experts: bool = False
-
-
 class Codec(NamedTuple):
-    """One on-disk format: its name, how to tell it from the others, how to open it and how to write it.
+    """One format: how to tell its files from those of others, how to open and write them, how its names translate.
 
     Parameters
     ----------
-    name : str
-        As in ``format=`` and in :class:`~lorakit.adapters.Provenance`.
+    about : About
+        What is known of the format without opening a file.
     recognises : callable
-        Whether what is at a location looks like it. May raise if it is corrupt.
+        Whether what is at a location looks like the format. It may raise if a file is corrupt.
     open : callable
         Read and check config and header.
-    writer : Writer or None
-        None for a format that is only read.
+    write : callable or None
+        Make a file, or fill an empty directory, at a path. None for a format that is only read.
     aliases : callable or None
         From module names to two of them that mean one module, or None; None where a module has one name only.
+    ways : mapping of (str, str) to callable
+        From the names of one format to those of another: steps that begin or end at this format.
+    detours : mapping of (str, str) to str
+        Pairs of formats without a step of their own, and the format that a conversion goes through.
+    base_model : callable
+        From the provenance of an adapter of any format to the name that this format gives its base model, or None.
+    servers : tuple of Server
+        Programs that load the format, and what they do with it.
     """
 
-    name: str
+    about: About
     recognises: Callable[[Location], bool]
     open: Callable[[Location, ReadOptions], Opened]
-    writer: Writer | None = None
+    write: Callable[[Adapter, Path, WriteOptions], None] | None = None
     aliases: Callable[[Iterable[str]], tuple[str, str] | None] | None = None
-
-
-def by_name(codecs: tuple[Codec, ...], name: str, *, written: bool = False) -> Codec:
-    """Return the codec of a name.
-
-    Raises
-    ------
-    ValueError
-        Naming those there are.
-    """
-    known: Mapping[str, Codec] = {c.name: c for c in codecs if c.writer is not None or not written}
-    if name not in known:
-        raise ValueError(f"format must be one of {', '.join(map(repr, known))}, got {name!r}")
-    return known[name]
+    ways: Mapping[tuple[str, str], Step] = MappingProxyType({})
+    detours: Mapping[tuple[str, str], str] = MappingProxyType({})
+    base_model: Callable[[Provenance], str | None] = hub_name
+    servers: tuple[Server, ...] = ()

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
+from ...provenance import Provenance
 from .diffusion import (
     CLIP,
     CLIP_WITHOUT_TEXT_MODEL,
@@ -18,6 +19,8 @@ from .diffusion import (
     sgm_to_diffusers,
 )
 from .table import NameTable
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
 
 # What is one module on one side and none, or several, on the other
 _NOT_ONE_TO_ONE = (
@@ -79,6 +82,19 @@ def base_of(metadata: Mapping[str, str]) -> str | None:
     disk, and differs between adapters of one base.
     """
     return metadata.get("ss_base_model_version") or metadata.get("ss_sd_model_name") or None
+
+
+def version_name(known: Provenance) -> str | None:
+    """Return the base model's name as kohya's files give it: a version, where training metadata have one."""
+    return base_of(known.metadata) or known.base_model
+
+
+def hub_name(known: Provenance) -> str | None:
+    """Return the base model's name as most formats give it: an id of the Hugging Face Hub."""
+    if known.format != "kohya":
+        return known.base_model
+    name = known.metadata.get("ss_sd_model_name") or known.base_model or ""
+    return name if _HUB_ID.fullmatch(name) else None
 
 
 def diffusers_names(modules: Iterable[str], metadata: Mapping[str, str]) -> dict[str, str | None]:

@@ -37,24 +37,28 @@ class Request(NamedTuple):
 Step = Callable[[Request, Sequence[str]], dict[str, str]]
 
 
-def _kohya_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+def kohya_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    """Translate kohya's names, of all models or of one component, to diffusers'."""
     named = _complete(request, diffusers_names(modules, request.metadata), "diffusers")
     if request.component is None:
         return named
     return _one_component(request, named)
 
 
-def _diffusers_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+def diffusers_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    """Keep the modules of one component."""
     return _one_component(request, {module: module for module in modules})
 
 
-def _diffusers_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
+def diffusers_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    """Translate diffusers' names to kohya's."""
     full = _one_component(request, {module: module for module in modules})
     found = kohya_names(list(full.values()), request.metadata)
     return _complete(request, {module: found[name] for module, name in full.items()}, "kohya")
 
 
-def _diffusers_to_peft(request: Request, modules: Sequence[str]) -> dict[str, str]:
+def diffusers_to_peft(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    """Translate diffusers' names of one component to the names that this model itself has."""
     full = _one_component(request, {module: module for module in modules})
     components = {split_component(name).component for name in full.values()}
     if len(components) > 1:
@@ -65,7 +69,8 @@ def _diffusers_to_peft(request: Request, modules: Sequence[str]) -> dict[str, st
     return {module: split_component(name).local for module, name in full.items()}
 
 
-def _peft_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+def peft_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    """Put the component that the names, or the request, show before a model's own names."""
     component = request.component
     if component is None:
         known = {"unet": UNET, "transformer": TRANSFORMER}
@@ -80,35 +85,26 @@ def _peft_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, st
     return {module: split_component(f"{component}.{module}").full for module in modules}
 
 
-def _kohya_to_comfyui(request: Request, modules: Sequence[str]) -> dict[str, str]:
+def kohya_to_comfyui(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    """Translate kohya's names to ComfyUI's."""
     table = _comfyui(model_of(request.metadata))
     return _complete(request, {module: table.right_of(module) for module in modules}, "comfyui")
 
 
-def _comfyui_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
+def comfyui_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
+    """Translate ComfyUI's names to kohya's."""
     table = _comfyui(model_of(request.metadata))
     return _complete(request, {module: table.left_of(module) for module in modules}, "kohya")
 
 
-def _mlx_and_peft(other: str) -> Step:
+def mlx_and_peft(other: str) -> Step:
+    """Return the step between MLX's names and PEFT's, which are equal where both have one; to the format named."""
+
     def step(request: Request, modules: Sequence[str]) -> dict[str, str]:
         known = _identity(MLX_AND_PEFT)
         return _complete(request, {module: known.right_of(module) for module in modules}, other)
 
     return step
-
-
-STEPS: dict[tuple[str, str], Step] = {
-    ("kohya", "diffusers"): _kohya_to_diffusers,
-    ("diffusers", "diffusers"): _diffusers_to_diffusers,
-    ("diffusers", "kohya"): _diffusers_to_kohya,
-    ("diffusers", "peft"): _diffusers_to_peft,
-    ("peft", "diffusers"): _peft_to_diffusers,
-    ("kohya", "comfyui"): _kohya_to_comfyui,
-    ("comfyui", "kohya"): _comfyui_to_kohya,
-    ("mlx", "peft"): _mlx_and_peft("peft"),
-    ("peft", "mlx"): _mlx_and_peft("mlx"),
-}
 
 
 def _one_component(request: Request, named: dict[str, str]) -> dict[str, str]:

@@ -7,13 +7,16 @@ from pathlib import Path
 from ....adapters import Adapter, Provenance
 from ....files.checks import stamp
 from ....files.safetensors import write_tensors
-from ...names.kohya import base_of, two_spellings
+from ...names.kohya import base_of, two_spellings, version_name
+from ...names.steps import comfyui_to_kohya, diffusers_to_kohya, kohya_to_comfyui, kohya_to_diffusers
 from .._factors import left_out
 from .._modules import FileModules, stored_dtype
 from .._padding import written_ranks
 from .._pairs import kept_metadata
-from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
+from ..diffusers.servers import DIFFUSERS
 from ..record import header_metadata, make_record
+from .about import ABOUT
 from .keys import FAMILY, read_modules, split_modules
 from .writing import metadata_of, tensor_infos, tensors, write_hashes
 
@@ -21,12 +24,12 @@ __all__ = ["CODEC"]
 
 
 def _recognises(location: Location) -> bool:
-    weights = location.weights()
+    weights = location.weights(ABOUT)
     return weights is not None and any(FAMILY.match(key) for key in location.header(weights).tensors)
 
 
 def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights() or location.path
+    weights = location.weights(ABOUT) or location.path
     header, opened = location.header(weights), stamp(weights)
     stored, dropped = read_modules(weights, opened, header.tensors, options)
     notes = [*left_out(weights, dropped)]
@@ -51,5 +54,19 @@ def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
     write_hashes(file)
 
 
-# Readers take each module's rank from its tensors here, so that ranks of its own are natural
-CODEC = Codec("kohya", _recognises, _open, Writer(_write, ("compact", "portable")), two_spellings)
+CODEC = Codec(
+    ABOUT,
+    _recognises,
+    _open,
+    _write,
+    aliases=two_spellings,
+    ways={
+        ("kohya", "diffusers"): kohya_to_diffusers,
+        ("diffusers", "kohya"): diffusers_to_kohya,
+        ("kohya", "comfyui"): kohya_to_comfyui,
+        ("comfyui", "kohya"): comfyui_to_kohya,
+    },
+    detours={("kohya", "peft"): "diffusers", ("peft", "kohya"): "diffusers"},
+    base_model=version_name,
+    servers=(DIFFUSERS,),
+)

@@ -10,20 +10,21 @@ from ....adapters import Adapter, Provenance
 from ....exceptions import OutputError
 from ....files.json_text import read_json_object
 from ....files.safetensors import write_tensors
+from ...names.steps import mlx_and_peft
 from .._factors import left_out
 from .._padding import written_ranks
-from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..record import header_metadata, make_record
-from .reading import CONFIG, KEY, read_mlx
+from .about import ABOUT, CONFIG, WEIGHTS
+from .reading import KEY, read_mlx
+from .servers import SERVERS
 from .writing import config_text, layers, tensor_infos, tensors
 
 __all__ = ["CODEC"]
 
-WEIGHTS = "adapters.safetensors"
-
 
 def _recognises(location: Location) -> bool:
-    weights = location.weights(WEIGHTS)
+    weights = location.weights(ABOUT)
     if weights is None:
         return False
     if any(KEY.fullmatch(key) for key in location.header(weights).tensors):
@@ -33,7 +34,7 @@ def _recognises(location: Location) -> bool:
 
 
 def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(WEIGHTS) or location.path
+    weights = location.weights(ABOUT) or location.path
     modules, config, dropped = read_mlx(location, weights, options)
     notes = (*config.notes, *left_out(weights, dropped))
     return Opened(modules, Provenance(format="mlx", base_model=config.base_model), notes)
@@ -52,4 +53,11 @@ def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     (folder / CONFIG).write_text(config_text(adapter, named, rank), encoding="utf-8", newline="\n")
 
 
-CODEC = Codec("mlx", _recognises, _open, Writer(_write, ("portable",), (WEIGHTS, CONFIG), experts=True))
+CODEC = Codec(
+    ABOUT,
+    _recognises,
+    _open,
+    _write,
+    ways={("mlx", "peft"): mlx_and_peft("peft"), ("peft", "mlx"): mlx_and_peft("mlx")},
+    servers=SERVERS,
+)

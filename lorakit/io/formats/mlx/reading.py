@@ -18,8 +18,8 @@ from .._factors import check_factors, refuse_extra_weights
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from .._unsupported import refuse_markers
 from ..codec import Location, ReadOptions
+from .about import CONFIG
 
-CONFIG = "adapter_config.json"
 KEY = re.compile(r"(.+)\.lora_(a|b)")
 # What models call their embeddings. An embedding's file looks like a linear module's, and only its name tells.
 _EMBEDDING = re.compile(r"(?:.+\.)?(?:embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|wpe)")

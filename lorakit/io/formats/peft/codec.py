@@ -8,23 +8,23 @@ from ....adapters import Adapter, Provenance
 from ....files.safetensors import write_tensors
 from .._factors import left_out
 from .._padding import written_ranks
-from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..record import header_metadata, make_record
+from .about import ABOUT, CARD, CONFIG, WEIGHTS
 from .card import model_card
 from .keys import PREFIX
 from .reading import read_peft
+from .servers import SERVERS
 from .writing import config_text, make_plan, tensor_infos, tensors
 
 __all__ = ["CODEC"]
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
-
 
 def _recognises(location: Location) -> bool:
-    weights = location.weights(WEIGHTS)
+    weights = location.weights(ABOUT)
     if weights is None:
         return False
-    if weights.stem == Path(WEIGHTS).stem:
+    if weights.name in (*ABOUT.weights, *ABOUT.pickles):
         return True
     keys = location.header(weights).tensors
     if any(key.startswith(PREFIX) for key in keys):
@@ -34,7 +34,7 @@ def _recognises(location: Location) -> bool:
 
 
 def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(WEIGHTS) or location.path
+    weights = location.weights(ABOUT) or location.path
     modules, config, dropped, extra_weights, target_parameters = read_peft(location, weights, options)
     notes = [*left_out(weights, dropped)]
     if extra_weights is not None:
@@ -64,4 +64,4 @@ def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 
-CODEC = Codec("peft", _recognises, _open, Writer(_write, ("portable", "compact"), (WEIGHTS, CONFIG, CARD), True, True))
+CODEC = Codec(ABOUT, _recognises, _open, _write, servers=SERVERS)

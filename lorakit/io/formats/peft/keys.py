@@ -13,6 +13,7 @@ from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.safetensors import TensorInfo
 from .._factors import check_factors, info_of
 from .._unsupported import refuse_markers
+from .about import CONFIG, WEIGHTS
 
 PREFIX = "base_model.model."
 _KEY = re.compile(
@@ -53,7 +54,7 @@ def peft_keys(module: str, info: ModuleInfo) -> tuple[str, str]:
 
 def is_of_peft(weights: Path) -> bool:
     """Whether a file is half of a PEFT directory, whose config says how its factors scale, whatever its keys."""
-    return weights.name == "adapter_model.safetensors" and (weights.parent / "adapter_config.json").exists()
+    return weights.name == WEIGHTS and (weights.parent / CONFIG).exists()
 
 
 def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:

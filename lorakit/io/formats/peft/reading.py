@@ -9,6 +9,7 @@ from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.checks import stamp
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from ..codec import Location, ReadOptions
+from .about import CONFIG
 from .config import PeftConfig, read_config
 from .experts import count_targets, find_stacks
 from .extra_weights import FileExtraWeights, carried
@@ -33,7 +34,7 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Opened
     LorakitError
         If the files are corrupt, unsafe, or hold something that cannot be merged exactly.
     """
-    config_path = weights.parent / "adapter_config.json"
+    config_path = weights.parent / CONFIG
     stamps: Stamps = ((weights, stamp(weights)),)
     if config_path.exists():
         stamps += ((config_path, stamp(config_path)),)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ...adapters import Adapter, ModuleInfo, Provenance
-from ...exceptions import OutputError
-from ...files.checks import stamp
-from ._factors import left_out
-from ._modules import FileModules, Stored, plain, stored_dtype
-from ._padding import written_ranks
-from ._pairs import Place, kept_metadata, place_of_key, read_pairs, write_pairs
-from ._unsupported import is_marked
-from .codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
-from .peft.keys import is_of_peft, peft_keys
-from .record import header_metadata, make_record
+from ....adapters import Adapter, ModuleInfo, Provenance
+from ....exceptions import OutputError
+from ....files.checks import stamp
+from .._factors import left_out
+from .._modules import FileModules, Stored, plain, stored_dtype
+from .._padding import written_ranks
+from .._pairs import Place, kept_metadata, place_of_key, read_pairs, write_pairs
+from .._servers import ServerCheck, WrittenFile
+from .._unsupported import is_marked
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
+from ..diffusers.servers import DIFFUSERS
+from ..peft.keys import is_of_peft, peft_keys
+from ..record import header_metadata, make_record
+from .about import ABOUT
 
 __all__ = ["CODEC"]
 
@@ -23,14 +26,14 @@ _PREFIX = re.compile(r"(?:diffusion_model|text_encoders)\.")
 
 
 def _recognises(location: Location) -> bool:
-    weights = location.weights()
+    weights = location.weights(ABOUT)
     if weights is None or is_of_peft(weights):
         return False
     return any(_PREFIX.match(key) and (place_of_key(key) or is_marked(key)) for key in location.header(weights).tensors)
 
 
 def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights() or location.path
+    weights = location.weights(ABOUT) or location.path
     opened = stamp(weights)
     header = location.header(weights)
     pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
@@ -60,10 +63,18 @@ def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
     write_pairs(file, adapter, ranks, options.dtype, _keys, metadata)
 
 
+def _loaded(file: WrittenFile, check: ServerCheck) -> None:
+    check.notes.append("only for models that it has a conversion of names for; else lorakit convert --to diffusers")
+
+
 def _keys(module: str, info: ModuleInfo) -> tuple[str, str]:
     if info.kind.name == "embedding":
         raise OutputError(f"module {module!r} is an embedding, which ComfyUI's files cannot hold; write it as peft")
     return peft_keys(module, info)
 
 
-CODEC = Codec("comfyui", _recognises, _open, Writer(_write, ("portable", "compact")))
+def _base_model(known: Provenance) -> str | None:
+    return known.base_model
+
+
+CODEC = Codec(ABOUT, _recognises, _open, _write, base_model=_base_model, servers=(DIFFUSERS._replace(rules=_loaded),))

@@ -7,31 +7,33 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...adapters import Adapter, Provenance
-from ...exceptions import CorruptFileError, UnsupportedAdapterError
-from ...files.checks import stamp
-from ...files.json_text import parse_json
-from ..names.component import ModuleName, split_component
-from ._diffusers_keys import read_key
-from ._factors import left_out
-from ._modules import FileModules, Stored, plain, stored_dtype
-from ._padding import written_ranks
-from ._pairs import Pair, Place, kept_metadata, read_pairs, write_pairs
-from ._unsupported import is_marked
-from .codec import Codec, Location, Opened, ReadOptions, WriteOptions, Writer
-from .peft.config import PeftConfig, config_of
-from .peft.keys import PREFIX, is_of_peft, peft_keys
-from .peft.writing import config_fields, make_plan
-from .record import header_metadata, make_record
+from ....adapters import Adapter, Provenance
+from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....files.checks import stamp
+from ....files.json_text import parse_json
+from ...names.component import ModuleName, split_component
+from ...names.steps import diffusers_to_diffusers, diffusers_to_peft, peft_to_diffusers
+from .._factors import left_out
+from .._modules import FileModules, Stored, plain, stored_dtype
+from .._padding import written_ranks
+from .._pairs import Pair, Place, kept_metadata, read_pairs, write_pairs
+from .._unsupported import is_marked
+from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
+from ..peft.config import PeftConfig, config_of
+from ..peft.keys import PREFIX, is_of_peft, peft_keys
+from ..peft.writing import config_fields, make_plan
+from ..record import header_metadata, make_record
+from .about import ABOUT
+from .keys import read_key
+from .servers import DIFFUSERS
 
 __all__ = ["CODEC"]
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 _CONFIGS = "lora_adapter_metadata"  # key of the header: the config of every model, each field after the model's name
 
 
 def _recognises(location: Location) -> bool:
-    weights = location.weights(WEIGHTS)
+    weights = location.weights(ABOUT)
     if weights is None or is_of_peft(weights):
         return False
     header = location.header(weights)
@@ -43,7 +45,7 @@ def _recognises(location: Location) -> bool:
 
 
 def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(WEIGHTS) or location.path
+    weights = location.weights(ABOUT) or location.path
     opened = stamp(weights)
     header = location.header(weights)
     pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
@@ -158,4 +160,15 @@ def _config_fields(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]
     return fields
 
 
-CODEC = Codec("diffusers", _recognises, _open, Writer(_write, ("portable", "compact")))
+CODEC = Codec(
+    ABOUT,
+    _recognises,
+    _open,
+    _write,
+    ways={
+        ("diffusers", "diffusers"): diffusers_to_diffusers,
+        ("diffusers", "peft"): diffusers_to_peft,
+        ("peft", "diffusers"): peft_to_diffusers,
+    },
+    servers=(DIFFUSERS,),
+)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from ..names.component import ModuleName, split_component
-from ._pairs import Place, place_of_key
+from ...names.component import ModuleName, split_component
+from .._pairs import Place, place_of_key
 
 # Attention processors held their factors themselves: "attn1.processor.to_q_lora.down.weight".
 _PROCESSOR_LINEARS = {
