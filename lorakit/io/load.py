@@ -53,7 +53,8 @@ def load_adapter(
     Parameters
     ----------
     path : str or PathLike
-        A PEFT directory, or the safetensors file in it. A text that is no such path may name an adapter on the Hugging
+        The directory or the single safetensors file of an adapter, in any of the formats below; for a directory, the
+        file with its weights will do. A text that is no such path may name an adapter on the Hugging
         Face Hub, ``org/name`` or ``hf://org/name[@revision][/folder]``, if huggingface_hub is installed (``pip install
         'lorakit[hub]'``); its config and weights are then fetched, or found in the cache.
     name : str, optional
@@ -174,9 +175,12 @@ def _open_once(path: Path, options: ReadOptions) -> Opened:
     location = Location(path.absolute(), options.allow_pickle)  # a worker may have another working directory
     if options.format is not None:
         known = codec(options.format)
-    else:
-        known = next((known for known in codecs() if known.recognises(location)), None) or _raise_unrecognised(location)
-    return known.open(location, options)
+        return known.open(location, location.weights(known.about) or location.path, options)
+    for about in reversed(abouts()):
+        weights = location.weights(about)
+        if weights is not None and codec(about.name).recognises(location, weights):
+            return codec(about.name).open(location, weights, options)
+    _raise_unrecognised(location)
 
 
 def load_adapters(

@@ -35,9 +35,8 @@ from lorakit.io.formats.record import header_metadata, make_record
 from .about import ABOUT
 
 
-def recognises(location):
-    weights = location.weights(ABOUT)
-    return weights is not None and any(map(place_of, location.header(weights).tensors))
+def recognises(location, weights):
+    return any(map(place_of, location.header(weights).tensors))
 
 
 def place_of(key):
@@ -46,8 +45,7 @@ def place_of(key):
     return Place(module, slot) if toy == "toy" and slot in ("A", "B") else None
 
 
-def open_toy(location, options):
-    weights = location.weights(ABOUT)
+def open_toy(location, weights, options):
     opened, header = stamp(weights), location.header(weights)
     pairs, _ = read_pairs(weights, opened, header.tensors, options, place_of)
     stored = {module: Stored((pair.key_a, pair.key_b), pair.info, 1.0, plain) for module, pair in pairs.items()}

@@ -69,7 +69,7 @@ class Pair(NamedTuple):
     key_a: str
     key_b: str
     info: ModuleInfo
-    alpha: float | None  # None if the file has no tensor for it
+    alpha: float | None = None  # None if the file has no tensor for it
 
 
 def read_pairs(

@@ -118,9 +118,10 @@ class Codec(NamedTuple):
     about : About
         What is known of the format without opening a file.
     recognises : callable
-        Whether what is at a location looks like the format. It may raise if a file is corrupt.
+        Whether the file with the weights, which is at a location, looks like the format. It may raise if a file is
+        corrupt.
     open : callable
-        Read and check config and header.
+        Read and check the header of that file, and the config.
     write : callable or None
         Make a file, or fill an empty directory, at a path. None for a format that is only read.
     aliases : callable or None
@@ -136,8 +137,8 @@ class Codec(NamedTuple):
     """
 
     about: About
-    recognises: Callable[[Location], bool]
-    open: Callable[[Location, ReadOptions], Opened]
+    recognises: Callable[[Location, Path], bool]
+    open: Callable[[Location, Path, ReadOptions], Opened]
     write: Callable[[Adapter, Path, WriteOptions], None] | None = None
     aliases: Callable[[Iterable[str]], tuple[str, str] | None] | None = None
     ways: Mapping[tuple[str, str], Step] = MappingProxyType({})

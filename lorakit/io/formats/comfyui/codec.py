@@ -25,15 +25,13 @@ __all__ = ["CODEC"]
 _PREFIX = re.compile(r"(?:diffusion_model|text_encoders)\.")
 
 
-def _recognises(location: Location) -> bool:
-    weights = location.weights(ABOUT)
-    if weights is None or is_of_peft(weights):
+def _recognises(location: Location, weights: Path) -> bool:
+    if is_of_peft(weights):
         return False
     return any(_PREFIX.match(key) and (place_of_key(key) or is_marked(key)) for key in location.header(weights).tensors)
 
 
-def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(ABOUT) or location.path
+def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = stamp(weights)
     header = location.header(weights)
     pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)

@@ -32,9 +32,8 @@ __all__ = ["CODEC"]
 _CONFIGS = "lora_adapter_metadata"  # key of the header: the config of every model, each field after the model's name
 
 
-def _recognises(location: Location) -> bool:
-    weights = location.weights(ABOUT)
-    if weights is None or is_of_peft(weights):
+def _recognises(location: Location, weights: Path) -> bool:
+    if is_of_peft(weights):
         return False
     header = location.header(weights)
     if any(key.startswith(PREFIX) for key in header.tensors):
@@ -44,8 +43,7 @@ def _recognises(location: Location) -> bool:
     return any(split_component(key).component and (read_key(key) or is_marked(key)) for key in header.tensors)
 
 
-def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(ABOUT) or location.path
+def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = stamp(weights)
     header = location.header(weights)
     pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)

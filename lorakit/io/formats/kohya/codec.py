@@ -23,13 +23,11 @@ from .writing import metadata_of, tensor_infos, tensors, write_hashes
 __all__ = ["CODEC"]
 
 
-def _recognises(location: Location) -> bool:
-    weights = location.weights(ABOUT)
-    return weights is not None and any(FAMILY.match(key) for key in location.header(weights).tensors)
+def _recognises(location: Location, weights: Path) -> bool:
+    return any(FAMILY.match(key) for key in location.header(weights).tensors)
 
 
-def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(ABOUT) or location.path
+def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     header, opened = location.header(weights), stamp(weights)
     stored, dropped = read_modules(weights, opened, header.tensors, options)
     notes = [*left_out(weights, dropped)]

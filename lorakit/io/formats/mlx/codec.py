@@ -23,18 +23,14 @@ from .writing import config_text, layers, tensor_infos, tensors
 __all__ = ["CODEC"]
 
 
-def _recognises(location: Location) -> bool:
-    weights = location.weights(ABOUT)
-    if weights is None:
-        return False
+def _recognises(location: Location, weights: Path) -> bool:
     if any(KEY.fullmatch(key) for key in location.header(weights).tensors):
         return True
     config = weights.parent / CONFIG  # of a fine-tuning without LoRA, which is refused by what it is
     return weights.name == WEIGHTS and config.exists() and "fine_tune_type" in read_json_object(config)
 
 
-def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(ABOUT) or location.path
+def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     modules, config, dropped = read_mlx(location, weights, options)
     notes = (*config.notes, *left_out(weights, dropped))
     return Opened(modules, Provenance(format="mlx", base_model=config.base_model), notes)

@@ -20,10 +20,7 @@ from .writing import config_text, make_plan, tensor_infos, tensors
 __all__ = ["CODEC"]
 
 
-def _recognises(location: Location) -> bool:
-    weights = location.weights(ABOUT)
-    if weights is None:
-        return False
+def _recognises(location: Location, weights: Path) -> bool:
     if weights.name in (*ABOUT.weights, *ABOUT.pickles):
         return True
     keys = location.header(weights).tensors
@@ -33,8 +30,7 @@ def _recognises(location: Location) -> bool:
     return (weights.parent / CONFIG).exists() and any(".lora_A" in key or ".lora_embedding_A" in key for key in keys)
 
 
-def _open(location: Location, options: ReadOptions) -> Opened:
-    weights = location.weights(ABOUT) or location.path
+def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     modules, config, dropped, extra_weights, target_parameters = read_peft(location, weights, options)
     notes = [*left_out(weights, dropped)]
     if extra_weights is not None:

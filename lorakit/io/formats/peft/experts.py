@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from ....adapters import ModuleInfo, ModuleKind
 from ....exceptions import CorruptFileError, OutputError, UnsupportedAdapterError
+from .._pairs import Pair
 from .config import PeftConfig
-from .keys import Pair
 
 _NESTED = ".base_layer"
 _MOST_EXPERTS = 10_000  # of a parameter; real models have hundreds, and each becomes a module that takes memory

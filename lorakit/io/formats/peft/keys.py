@@ -12,6 +12,7 @@ from ....adapters import ModuleInfo
 from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.safetensors import TensorInfo
 from .._factors import check_factors, info_of
+from .._pairs import Pair
 from .._unsupported import refuse_markers
 from .about import CONFIG, WEIGHTS
 
@@ -20,14 +21,6 @@ _KEY = re.compile(
     r"(?P<module>.+)\.lora_(?:(?P<slot>[AB])(?:\.(?P<name>[^.]+))?\.weight"
     r"|embedding_(?P<embedding_slot>[AB])(?:\.(?P<embedding_name>[^.]+))?)"
 )
-
-
-class Pair(NamedTuple):
-    """The two tensors of one module, and what they add up to."""
-
-    key_a: str
-    key_b: str
-    info: ModuleInfo
 
 
 @dataclass(frozen=True)
