@@ -144,7 +144,7 @@ def test_the_command_line_knows_it(toy):
     save_adapter(toys()[0].rename_modules(str.lower).with_provenance(format="peft"), toy / "in")
     done = run(main, ["convert", str(toy / "in"), "-o", str(toy / "out.safetensors"), "--to", "toy"])
     assert done.exit_code == 0, done.output
-    refused = run(main, ["convert", str(toy / "in"), "-o", str(toy / "out"), "--to", "toi"])
+    refused = run(main, ["convert", str(toy / "in"), "-o", str(toy / "out"), "--to", "toyy"])
     assert refused.exit_code == 2
     assert "'toy'" in refused.stderr
 
