@@ -52,7 +52,7 @@ FLOORS = {
         "safetensors",
         "pickled",
         "tensors",
-        "_automaton",
+        "expressions",
         "patterns",
         "atomic",
     ],

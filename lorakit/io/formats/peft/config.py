@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.json_text import MAX_NUMBER, is_number, read_json_object, shown
-from ....files.patterns import first_match
-
-_Default = TypeVar("_Default")
+from ....files.patterns import Patterns
 
 _TRAIN_PLAIN = "train without it, or merge it into its base model with PEFT's merge_and_unload"
 # Field, what a set one means, what to do. Their files have the keys of plain LoRA: only the config tells.
@@ -40,6 +39,7 @@ layers_to_transform loftq_config lora_dropout lora_ga_config megatron_config meg
 qalora_group_size revision runtime_config target_modules velora_config
 """
 _KNOWN = {*_READ.split(), *_HARMLESS.split(), *(name for name, _, _ in _REFUSED)}
+_NAMED = 10  # unknown fields that a warning names
 
 
 @dataclass(frozen=True)
@@ -95,25 +95,35 @@ class PeftConfig:
         """What to warn of when it is read."""
         if not self.unknown:
             return ()
+        more = f" and {len(self.unknown) - _NAMED} more" if len(self.unknown) > _NAMED else ""
+        names = ", ".join(name[:100] for name in self.unknown[:_NAMED])
         return (
-            f"{self.path}: sets {', '.join(self.unknown)}, which this version of lorakit does not know; if that "
+            f"{self.path}: sets {names}{more}, which this version of lorakit does not know; if that "
             "changes how B @ A acts, what is made of it is wrong",
         )
 
     def scale(self, module: str, rank: int) -> float:
         """Return the factor on ``B @ A`` at a module whose tensors have this rank."""
-        alpha = self._matched("alpha_pattern", module, self.alpha)
+        key = self._alpha_keys.first(module)
+        alpha = self.alpha if key is None else self.alpha_pattern[key]
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def rank(self, module: str) -> int | None:
         """Return the rank that the config gives a module, if it gives one."""
-        return self._matched("rank_pattern", module, self.r)
+        key = self._rank_keys.first(module)  # PEFT's rule: the first key in file order wins
+        return self.r if key is None else self.rank_pattern[key]
 
-    def _matched(self, name: str, module: str, default: _Default) -> Any | _Default:
-        pattern = getattr(self, name)
-        # PEFT's rule: the first key in file order wins.
-        key = first_match(f"{self.path}: {name}", tuple(pattern), module) if pattern else None
-        return default if key is None else pattern[key]
+    @cached_property
+    def _alpha_keys(self) -> Patterns:
+        return Patterns(f"{self.path}: alpha_pattern", self.alpha_pattern)
+
+    @cached_property
+    def _rank_keys(self) -> Patterns:
+        return Patterns(f"{self.path}: rank_pattern", self.rank_pattern)
+
+    def check_patterns(self) -> None:
+        """Raise what :class:`~lorakit.files.patterns.Patterns` raises for keys that cannot be matched."""
+        _ = self._alpha_keys, self._rank_keys
 
 
 def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
@@ -165,7 +175,7 @@ def config_of(path: Path, fields: Mapping[str, Any], assume_alpha: float | None)
         )
     number = _Fields(path, fields)
     patterns = {"rank_pattern": number.pattern("rank_pattern"), "alpha_pattern": number.pattern("alpha_pattern")}
-    return PeftConfig(
+    config = PeftConfig(
         path,
         r=None if fields.get("r") is None else number.rank("r", fields["r"]),
         alpha=number.real("lora_alpha", fields["lora_alpha"] if fields.get("lora_alpha") is not None else assume_alpha),
@@ -183,6 +193,8 @@ def config_of(path: Path, fields: Mapping[str, Any], assume_alpha: float | None)
         target_parameters=tuple(sorted(set(number.texts("target_parameters")))),
         unknown=tuple(sorted(key for key, value in fields.items() if value and key not in _KNOWN)),
     )
+    config.check_patterns()
+    return config
 
 
 class _Fields:
@@ -208,7 +220,6 @@ class _Fields:
         found = self.fields.get(field) or {}
         if not isinstance(found, dict):
             self.wrong(field, found, "an object of regular expressions and numbers")
-        first_match(f"{self.path}: {field}", tuple(found), "")  # refuses what is no regular expression
         return found
 
     def texts(self, field: str) -> list[str]:

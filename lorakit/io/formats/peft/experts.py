@@ -10,7 +10,7 @@ and ``.base_layer``, and so on. The file does not say which parameter is which.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,9 @@ from .._pairs import Pair
 from .config import PeftConfig
 
 _NESTED = ".base_layer"
-_MOST_EXPERTS = 10_000  # of a parameter; real models have hundreds, and each becomes a module that takes memory
+# Of a parameter and of a file; real models have hundreds and tens of thousands. Each becomes a module, which takes
+# memory, while the file needs four bytes for it.
+_MOST_EXPERTS, MOST_MODULES = 10_000, 500_000
 
 
 class Stack(NamedTuple):
@@ -83,24 +85,34 @@ def find_stacks(path: Path, config: PeftConfig, modules: Mapping[str, Pair]) -> 
     by_owner: dict[str, list[str]] = {}
     for module in modules:
         by_owner.setdefault(owner(module), []).append(module)
+    targets = _Targets(config.target_parameters)
     found: dict[str, Stack] = {}
     for name, stacked in by_owner.items():
         nested = len(stacked) > 1 or stacked[0] != name
-        parameters = _parameters(config, name, len(stacked))
-        if parameters and not nested and _is_plain(config, name, modules[name]):
-            continue
-        if not parameters and not nested:
-            if not config.path.exists() and name.rpartition(".")[2] == "experts":
+        # A target without a dot could be a parameter of any module: those that name the module's end go first.
+        certain = targets.certain(name)
+        if not nested and not certain and targets.bare and modules[name].info.rank == config.rank(name):
+            continue  # an ordinary module
+        if not certain and not targets.bare:
+            if nested or (not config.path.exists() and name.rpartition(".")[2] == "experts"):
                 raise _needs_config(path, config, name)
             continue
-        if not parameters:
-            raise _needs_config(path, config, name)
-        if len(parameters) != len(stacked):
+        meant = certain if len(certain) >= len(stacked) else certain | targets.bare
+        if len(meant) != len(stacked):
+            named = sorted(meant)
+            more = f" and {len(named) - 5} more" if len(named) > 5 else ""
             raise CorruptFileError(
                 f"{path}: module {name!r} has factors for {len(stacked)} parameters, {config.path.name} names "
-                f"{', '.join(parameters)} there (target_parameters); save the adapter again, or copy the matching file"
+                f"{', '.join(named[:5])}{more} there (target_parameters); save the adapter again, or copy the matching "
+                "file"
             )
-        found.update(_stacks(path, config, name, {module: modules[module].info for module in stacked}, parameters))
+        infos = {module: modules[module].info for module in stacked}
+        found.update(_stacks(path, config, name, infos, tuple(sorted(meant))))
+    if sum(stack.experts for stack in found.values()) > MOST_MODULES:
+        raise CorruptFileError(
+            f"{path}: has more than {MOST_MODULES} experts by the ranks that {config.path.name} gives; correct r, or "
+            "copy the matching file"
+        )
     return found
 
 
@@ -112,26 +124,43 @@ def count_targets(config: PeftConfig, stacks: Mapping[str, Stack]) -> dict[str, 
 
 def count_matches(targets: tuple[str, ...], names: set[str]) -> dict[str, int]:
     """Return how many of these full names of parameters each target means."""
-    return {target: sum(_means(target, name) for name in names) for target in targets}
+    counts = dict.fromkeys(targets, 0)
+    for name in names:
+        for end in _ends(name):
+            if end in counts:
+                counts[end] += 1
+    return counts
 
 
-def _means(target: str, name: str) -> bool:
-    return name == target or name.endswith(f".{target}")  # PEFT's rule
+def _ends(name: str) -> Iterator[str]:
+    """Yield what a target may be to mean a name, by PEFT's rule: the name, and what follows each of its dots."""
+    yield name
+    for place, character in enumerate(name):
+        if character == ".":
+            yield name[place + 1 :]
 
 
-def _parameters(config: PeftConfig, module: str, count: int) -> tuple[str, ...]:
-    """Return the names of the parameters of a module that the config may mean."""
-    last = {target: target.rpartition(".")[2] for target in config.target_parameters}
-    meant = {name for target, name in last.items() if _means(target, f"{module}.{name}")}
-    # A target without a dot could be a parameter of any module: those that name the module's end go first.
-    certain = {name for target, name in last.items() if "." in target and _means(target, f"{module}.{name}")}
-    return tuple(sorted(certain if len(certain) >= count else meant))
+class _Targets:
+    """The config's ``target_parameters``, by what they say of the module.
 
+    Parameters
+    ----------
+    targets : tuple of str
+        As the config gives them.
+    """
 
-def _is_plain(config: PeftConfig, module: str, pair: Pair) -> bool:
-    """Whether only a target that could be of any module fits, and the rank is that of an ordinary module."""
-    certain = any("." in t and _means(t, f"{module}.{t.rpartition('.')[2]}") for t in config.target_parameters)
-    return not certain and pair.info.rank == config.rank(module)
+    def __init__(self, targets: tuple[str, ...]) -> None:
+        self.bare = frozenset(target for target in targets if "." not in target)
+        self._by_module: dict[str, set[str]] = {}
+        for target in targets:
+            module, dot, parameter = target.rpartition(".")
+            if dot:
+                self._by_module.setdefault(module, set()).add(parameter)
+
+    def certain(self, module: str) -> set[str]:
+        """Return the parameters of a module that targets mean which also name the end of the module's path."""
+        found = [self._by_module[end] for end in _ends(module) if end in self._by_module]
+        return found[0] if len(found) == 1 else set().union(*found)
 
 
 def _stacks(
@@ -265,6 +294,6 @@ def written_targets(known: Mapping[str, int], stacks: Mapping[str, WrittenStack]
     same; full names otherwise.
     """
     names = {f"{owner(stack)}.{parameter}" for stack, w in stacks.items() for parameter in w.info.kind.parameters}
-    targets = tuple(known)
-    covered = all(any(_means(target, name) for target in targets) for name in names)
-    return sorted(targets) if known and covered and count_matches(targets, names) == dict(known) else sorted(names)
+    covered = all(any(end in known for end in _ends(name)) for name in names)
+    same = known and covered and count_matches(tuple(known), names) == dict(known)
+    return sorted(known) if same else sorted(names)
