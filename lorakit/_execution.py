@@ -158,11 +158,11 @@ def read_module(X: AdapterSet, module: str, device: str | torch.device | None) -
         If a value is NaN or infinite.
     """
     factors = X.factors(module)
-    for name, update in zip(X.names, factors, strict=True):
-        if not all(all_finite(half) for half in update):
+    for adapter, update in zip(X, factors, strict=True):
+        if not adapter.checked and not all(all_finite(factor) for factor in update):
             raise ValueError(
-                f"{name}: module {module!r} has NaN or infinite values; expected finite weights: use an earlier "
-                "checkpoint, or find out which step made them"
+                f"{adapter.name}: module {module!r} has NaN or infinite values; expected finite weights: use an "
+                "earlier checkpoint, or find out which step made them"
             )
     return to_compute(factors, device)
 

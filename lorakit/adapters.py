@@ -82,7 +82,10 @@ class ModuleInfo(NamedTuple):
 
 
 class ModuleReader(Protocol):
-    """What a lazy adapter reads from; ``lorakit.io`` makes one per file. Must pickle by path, not by content."""
+    """What a lazy adapter reads from; ``lorakit.io`` makes one per file. Must pickle by path, not by content.
+
+    A reader may say ``checked = True``: it refuses values that are not finite itself, so that nobody need look again.
+    """
 
     @property
     def infos(self) -> Mapping[str, ModuleInfo]:
@@ -181,6 +184,11 @@ class Adapter(Mapping[str, LoraFactors]):
     def infos(self) -> Mapping[str, ModuleInfo]:
         """Rank, widths and kind by module, known without reading weights."""
         return self._reader.infos
+
+    @property
+    def checked(self) -> bool:
+        """Whether reading a module refuses NaN and infinite values, so that no second look is needed."""
+        return bool(getattr(self._reader, "checked", False))
 
     def scale(self, module: str) -> float | None:
         """Return the factor that a module's file gives ``B @ A``, such as ``lora_alpha / r``; None in memory.
@@ -329,6 +337,9 @@ class _ViewReader:
         self.infos = {new: reader.infos[old] for new, old in old_names.items()}
         self.dtype = dtype or reader.dtype
         self._cast = dtype
+        # a cast to fewer bits can overflow
+        read = promoted_dtype([torch.float32, reader.dtype])
+        self.checked = getattr(reader, "checked", False) and promoted_dtype([read, dtype or read]) == (dtype or read)
 
     def read(self, module: str) -> LoraFactors:
         factors = self.reader.read(self.old_names[module])

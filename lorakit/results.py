@@ -165,6 +165,8 @@ def _close(file: IO[bytes]) -> None:
 class _DiskReader:
     """Reads modules of a result that is kept on disk; pickles as their content."""
 
+    checked = True  # when they were put there
+
     def __init__(self, kept: _OnDisk, infos: Mapping[str, ModuleInfo], dtype: torch.dtype) -> None:
         self._kept = kept
         self.infos = infos

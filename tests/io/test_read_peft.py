@@ -121,6 +121,15 @@ def test_opening_reads_no_weights(write_peft):
         adapter["b"]
 
 
+def test_a_scale_that_overflows_is_named(write_peft):
+    tensors = {name: tensor * 1e38 for name, tensor in pair("a").items()}
+    adapter = load_adapter(write_peft(tensors, lora_alpha=2000))
+    with pytest.raises(
+        CorruptFileError, match=r"module 'a' has values up to .*e\+38, which its scale 1000 makes infinite"
+    ):
+        adapter["a"]
+
+
 def test_names_are_made_distinct(write_peft):
     paths = [write_peft(folder=name) for name in ("x/last", "y/last", "z")]
     assert load_adapters(paths).names == ("x/last", "y/last", "z")

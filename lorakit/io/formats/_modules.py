@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class FileModules:
         Dtype in which the adapter is stored.
     """
 
+    checked = True  # what is not finite is refused by read
+
     def __init__(self, stamps: Stamps, stored: Mapping[str, Stored], dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.infos: Mapping[str, ModuleInfo] = {module: place.info for module, place in stored.items()}
@@ -100,15 +102,17 @@ class FileModules:
             tensors = read_whole(self.weights, place.keys, opened)
         else:
             tensors = read_expert(self.weights, place.keys, *place.expert, opened)
-        for key, tensor in zip(place.keys, tensors, strict=True):
-            self._check_finite(module, key, tensor)
         # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
         dtype = promoted_dtype((torch.float32, *(tensor.dtype for tensor in tensors)))
         a, b = place.form(*(t.to(dtype) for t in tensors), *place.arguments)
         if any(t.dtype == dtype for t in tensors):  # not widened: they may be the file's own, mapped into memory
-            return LoraFactors(a, b).scaled(place.scale)
-        root = abs(place.scale) ** 0.5  # else in place, as a copy costs more than the product
-        return LoraFactors(a.mul_(root), b.mul_(root if place.scale >= 0 else -root))
+            factors = LoraFactors(a, b).scaled(place.scale)
+        else:  # in place, as a copy costs more than the product
+            root = abs(place.scale) ** 0.5
+            factors = LoraFactors(a.mul_(root), b.mul_(root if place.scale >= 0 else -root))
+        if not all(all_finite(factor) for factor in factors):
+            self._refuse(module, tensors)
+        return factors
 
     def only(self, modules: Sequence[str]) -> FileModules:
         """Return a reader of these modules alone."""
@@ -117,13 +121,20 @@ class FileModules:
     def __reduce__(self) -> tuple[Any, ...]:
         return FileModules, (self.stamps, self.stored, self.dtype)
 
-    def _check_finite(self, module: str, key: str, tensor: Tensor) -> None:
-        if not all_finite(tensor):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise CorruptFileError(
-                f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
-                "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"
-            )
+    def _refuse(self, module: str, tensors: Sequence[Tensor]) -> NoReturn:
+        """Say which of a module's tensors has values that are not finite, as it is stored or with its scale."""
+        place = self.stored[module]
+        for key, tensor in zip(place.keys, tensors, strict=True):
+            if bad := int((~torch.isfinite(tensor)).sum()):
+                raise CorruptFileError(
+                    f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
+                    "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"
+                )
+        largest = max(tensor.abs().max().item() for tensor in tensors)
+        raise CorruptFileError(
+            f"{self.weights}: module {module!r} has values up to {largest:.3g}, which its scale {place.scale:g} makes "
+            "infinite; expected weights of a size that training gives: use an earlier checkpoint"
+        )
 
 
 def stored_dtype(header: Mapping[str, TensorInfo], stored: Mapping[str, Stored]) -> torch.dtype:
