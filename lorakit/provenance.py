@@ -41,13 +41,16 @@ class Step:
     Parameters
     ----------
     operation : str
-        Its class with every parameter that bears on the result, as in ``Provenance.operations``.
+        Its class with every parameter that bears on the result, as people read it; as in ``Provenance.operations``.
     inputs : tuple of (str, Source, Made or None)
         Name and origin of each adapter that it was given; None for one whose origin is not known.
+    recipe : mapping or None
+        The class and the parameters as JSON holds them, for programs; None for what no estimator did.
     """
 
     operation: str
     inputs: tuple[tuple[str, Source | Made | None], ...] = field(repr=False)
+    recipe: Mapping[str, Any] | None = field(default=None, repr=False)
 
 
 class Made(NamedTuple):

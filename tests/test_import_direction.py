@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "lorakit"
 ORDER = [
     "_version",
+    "_recipes",
     "exceptions",
     "files",
     "linalg",
@@ -66,6 +67,8 @@ FLOORS = {
         "_modules",
         "_servers",
         "codec",
+        "_record_form",
+        "_record_v1",
         "record",
         "_pairs",
         "peft",

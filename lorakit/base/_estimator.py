@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABCMeta
-from inspect import signature
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
@@ -12,6 +11,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from .._execution import base_seed, read_module
 from .._ranks import RankBudget
+from .._recipes import recipe_of, recipe_text
 from .._sklearn import Interval, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
 from ..linalg import singular_values_of_sum
@@ -90,15 +90,8 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
 
     def _step(self, X: AdapterSet) -> Step:
         """Return what is to be remembered of a run on X."""
-        return Step(_describe(self), tuple((adapter.name, adapter.provenance.origin) for adapter in X))
-
-
-def _describe(estimator: BaseEstimator) -> str:
-    """Name and every parameter that bears on the result, in one line: enough to run it again."""
-    params = estimator.get_params(deep=False)
-    order = [name for name in signature(type(estimator)).parameters if name not in ("n_jobs", "verbose")]
-    shown = [f"{name}={' '.join(repr(params[name]).split())}" for name in order]  # reprs of estimators wrap over lines
-    return f"{type(estimator).__name__}({', '.join(shown)})"
+        recipe = recipe_of(self)
+        return Step(recipe_text(recipe), tuple((adapter.name, adapter.provenance.origin) for adapter in X), recipe)
 
 
 def spectrum_of_mean(X: AdapterSet, module: str, *, weights: list[float], device: str | None) -> np.ndarray:

@@ -91,7 +91,7 @@ def recompute(
     CannotTell
         If one of them cannot be done again.
     """
-    estimators = [rebuild(op["estimator"], device=device, n_jobs=n_jobs) for op in record["operations"]]
+    estimators = [rebuild(operation, device=device, n_jobs=n_jobs) for operation in record["operations"]]
     made: list[AdapterSet] = []
 
     def at(place: Mapping[str, Any]) -> Adapter:

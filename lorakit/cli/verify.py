@@ -115,6 +115,7 @@ def _answer(
     from .._version import __version__
     from ..factors import dtype_name
     from ..files.safetensors import FLOAT_NAMES
+    from ..io.formats.record import operation_text
     from ._differences import differences
     from ._progress import progress_bar
     from ._rebuild import CannotTell
@@ -122,8 +123,8 @@ def _answer(
 
     record = _record(result)
     report |= {
-        "lorakit": record["version"],
-        "operations": [operation["estimator"] for operation in record["operations"]],
+        "lorakit": record["versions"]["lorakit"],
+        "operations": [operation_text(operation) for operation in record["operations"]],
     }
     matches = match_sources(record, paths, given)
     report["sources"] = [match.row() for match in matches]
@@ -154,9 +155,10 @@ def _answer(
     }
     if totals.same:
         return YES
-    if record["version"] != __version__:
+    made_by = record["versions"]["lorakit"]
+    if made_by != __version__:
         raise CannotTell(
-            f"it was made by lorakit {record['version']}, and lorakit {__version__} makes something else of these "
+            f"it was made by lorakit {made_by}, and lorakit {__version__} makes something else of these "
             "sources; ask that version"
         )
     return NO

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from fnmatch import translate
 from typing import Any, ClassVar
 
 from .._sklearn import StrOptions
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter, Step
+from ..adapters import Adapter
 from ..base import BaseTransformer
 from ..factors import LoraFactors
 
@@ -94,11 +93,6 @@ class ModuleSelector(BaseTransformer):
             )
             for adapter, made in zip(X, self._made(X), strict=True)
         )
-
-    def _step(self, X: AdapterSet) -> Step:
-        step = super()._step(X)
-        # where a function lies in memory says nothing, and would make two runs differ
-        return replace(step, operation=re.sub(r" at 0x[0-9a-fA-F]+", "", step.operation))
 
     def _check(self, X: AdapterSet) -> None:
         self._kept(X)

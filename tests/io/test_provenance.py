@@ -53,7 +53,10 @@ def test_a_merge(paths, tmp_path):
         for p in paths
     ]
     (operation,) = record["operations"]
-    assert operation["estimator"] == merged.provenance.operations[0]
+    assert operation["class"] == "LegoMerger"
+    assert operation["params"]["k"] == 4
+    assert operation["params"]["weights"] == {"dict": [["task0", 2], ["task1", 1], ["task2", 1]]}
+    assert set(operation["params"]) == set(LegoMerger().get_params()) - {"n_jobs", "verbose"}
     assert operation["inputs"] == [{"name": p.name, "source": i} for i, p in enumerate(paths)]
     assert record["result"] == {"operation": 0, "output": 0}
     assert (record["dtype"], record["layout"], record["modules"], record["rounded_to"]) == (
@@ -77,7 +80,7 @@ def test_the_card_says_the_same(paths, tmp_path):
     record = record_at(out)
     for source in record["sources"]:
         assert f"| {source['name']} | `{source['sha256']}` |" in card
-    assert record["operations"][0]["estimator"] in card
+    assert merged.provenance.operations[0] in card
 
 
 def test_who_was_given_what(paths, tmp_path):
@@ -87,7 +90,7 @@ def test_who_was_given_what(paths, tmp_path):
     mixed = [pruned[0], X[1]]
     (merged,) = make_pipeline(NormBalancer(), SVDMerger(k=3)).fit_transform(mixed)
     record = make_record(merged, layout="portable", dtype=torch.float32)
-    assert [operation["estimator"].split("(")[0] for operation in record["operations"]] == [
+    assert [operation["class"] for operation in record["operations"]] == [
         "SVDPruner",
         "NormBalancer",
         "SVDMerger",
@@ -116,7 +119,7 @@ def test_written_again(paths, tmp_path):
     second = save_adapter(load_adapter(first), tmp_path / "second", dtype=torch.bfloat16, layout="compact")
     third = save_adapter(load_adapter(second), tmp_path / "third", dtype=torch.float32)
     before, after = record_at(first), record_at(third)
-    for key in ("sources", "operations", "result", "version"):
+    for key in ("sources", "operations", "result", "versions"):
         assert after[key] == before[key]
     assert record_at(second)["layout"] == "compact"
     assert after["rounded_to"] == ["bfloat16", "float16"]
@@ -139,7 +142,7 @@ def test_what_is_not_known(paths, tmp_path):
     )
     record = record_at(save_adapter(edited, tmp_path / "edited"))
     assert record["result"] is None
-    assert record["operations"] == [{"estimator": "by hand", "inputs": None}]
+    assert record["operations"] == [{"text": "by hand", "inputs": None}]
     assert len(record["sources"]) == 3
     (again,) = SVDMerger(k=4).fit_transform([edited, *load_adapters(paths[:1])])
     assert make_record(again, layout="portable", dtype=torch.float32)["result"] is None
@@ -170,14 +173,14 @@ def test_names_that_are_no_text(tmp_path):
 
 
 GOOD = {
-    "record": 1,
-    "version": "1",
+    "record": 2,
+    "versions": {"lorakit": "1"},
     "dtype": "float32",
     "layout": "portable",
     "modules": 1,
     "rounded_to": [],
     "sources": [{"name": "a", "sha256": None, "config_sha256": None}],
-    "operations": [{"estimator": "X()", "inputs": [{"name": "a", "source": 0}]}],
+    "operations": [{"class": "X", "params": {}, "inputs": [{"name": "a", "source": 0}]}],
     "result": {"operation": 0, "output": 0},
 }
 
@@ -190,18 +193,23 @@ def test_a_record_that_is_none():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"record": 2}, "version 2"),
+        ({"record": 3}, "version 3"),
         ({"record": None}, "version None"),
         ({"sources": None}, "not as lorakit writes"),
         ({"sources": [{"name": "a"}]}, "not as lorakit writes"),
         ({"sources": [{"name": 1, "sha256": None, "config_sha256": None}]}, "not as lorakit writes"),
-        ({"operations": [{"estimator": 1, "inputs": []}]}, "not as lorakit writes"),
-        ({"operations": [{"estimator": "X()", "inputs": None}]}, "not as lorakit writes"),
-        ({"operations": [{"estimator": "X()", "inputs": [{"name": "a", "source": 1}]}]}, "not as lorakit writes"),
-        ({"operations": [{"estimator": "X()", "inputs": [{"source": 0}]}]}, "not as lorakit writes"),
+        ({"operations": [{"class": 1, "params": {}, "inputs": []}]}, "not as lorakit writes"),
+        ({"operations": [{"class": "X", "inputs": []}]}, "not as lorakit writes"),
+        ({"operations": [{"class": "X", "params": [], "inputs": []}]}, "not as lorakit writes"),
+        ({"operations": [{"class": "X", "params": {}, "inputs": None}]}, "not as lorakit writes"),
+        (
+            {"operations": [{"class": "X", "params": {}, "inputs": [{"name": "a", "source": 1}]}]},
+            "not as lorakit writes",
+        ),
+        ({"operations": [{"class": "X", "params": {}, "inputs": [{"source": 0}]}]}, "not as lorakit writes"),
         # an operation on its own result
         (
-            {"operations": [{"estimator": "X()", "inputs": [{"name": "a", "operation": 0, "output": 0}]}]},
+            {"operations": [{"class": "X", "params": {}, "inputs": [{"name": "a", "operation": 0, "output": 0}]}]},
             "not as lorakit writes",
         ),
         ({"result": {"operation": 1, "output": 0}}, "not as lorakit writes"),
@@ -210,7 +218,9 @@ def test_a_record_that_is_none():
         ({"result": "all"}, "not as lorakit writes"),
         ({"modules": "1"}, "not as lorakit writes"),
         ({"rounded_to": [1]}, "not as lorakit writes"),
-        ({"version": 1}, "not as lorakit writes"),
+        ({"versions": 1}, "not as lorakit writes"),
+        ({"versions": {"torch": "2"}}, "not as lorakit writes"),
+        ({"versions": {"lorakit": 1}}, "not as lorakit writes"),
     ],
 )
 def test_a_record_that_cannot_be_used(changes, message):

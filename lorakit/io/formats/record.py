@@ -13,17 +13,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy
+import sklearn
 import torch
 
+from ..._recipes import recipe_text
 from ..._version import __version__
-from ...adapters import Adapter, Made, Source
+from ...adapters import Adapter, Made, Source, Step
 from ...exceptions import LorakitError
 from ...factors import dtype_name
 from ...files.checks import FileStamp, stamp
 from ...files.safetensors import read_header
+from ._record_form import is_well_formed
+from ._record_v1 import upgraded
 
 KEY = "lorakit"
-VERSION = 1  # of the record's own form
+VERSION = 2  # of the record's own form
 Record = dict[str, Any]
 
 
@@ -45,9 +50,10 @@ def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype) -> Record:
     -------
     dict
         What JSON can hold. ``sources``: name and SHA-256 of the weights, and of the config where there is one.
-        ``operations``: each an estimator with its parameters and what went into it, a source or what an operation
-        before it made. ``result``: which of them the file holds; None if that is not known. ``rounded_to``: dtypes in
-        which the same values were stored before.
+        ``operations``: each the ``class`` and ``params`` of an estimator, or the ``text`` of what no estimator did, and
+        what went into it: a source or what an operation before it made. ``result``: which of them the file holds; None
+        if that is not known. ``versions``: of lorakit and of the libraries that it computed with. ``rounded_to``:
+        dtypes in which the same values were stored before.
     """
     written = {"dtype": dtype_name(dtype), "layout": layout, "modules": len(adapter)}
     origin = adapter.provenance.origin
@@ -60,10 +66,10 @@ def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype) -> Record:
     result = None if origin is None else history.place(origin)
     if result is None:
         history.sources = [_source(source) for source in adapter.provenance.sources]
-        history.operations = [{"estimator": text, "inputs": None} for text in adapter.provenance.operations]
+        history.operations = [{"text": text, "inputs": None} for text in adapter.provenance.operations]
     return {
         "record": VERSION,
-        "version": __version__,
+        "versions": _versions(),
         "sources": history.sources,
         "operations": history.operations,
         "result": result,
@@ -83,7 +89,7 @@ def read_record(metadata: Mapping[str, str]) -> Record | None:
     Raises
     ------
     ValueError
-        If it is not what :func:`make_record` makes, saying why.
+        If it is not what :func:`make_record` makes, or made in an earlier version, saying why.
     """
     if KEY not in metadata:
         return None
@@ -91,12 +97,26 @@ def read_record(metadata: Mapping[str, str]) -> Record | None:
         record = json.loads(metadata[KEY])
     except (ValueError, RecursionError) as error:
         raise ValueError(f"its record is not JSON ({error})") from error
-    if not isinstance(record, dict) or record.get("record") != VERSION:
-        seen = record.get("record") if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"its record is of version {seen!r}, this lorakit reads version {VERSION}")
-    if not _well_formed(record):
+    version = record.get("record") if isinstance(record, dict) else type(record).__name__
+    if version not in (1, VERSION):
+        raise ValueError(f"its record is of version {version!r}, this lorakit reads versions 1 to {VERSION}")
+    if not is_well_formed(record):
         raise ValueError("its record is not as lorakit writes them")
-    return record
+    return upgraded(record) if version == 1 else record
+
+
+def operation_text(operation: Mapping[str, Any]) -> str:
+    """Return one of a record's operations as people read it."""
+    return recipe_text(operation) if "class" in operation else str(operation["text"])
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "lorakit": __version__,
+        "numpy": numpy.__version__,
+        "scikit-learn": sklearn.__version__,
+        "torch": str(torch.__version__),
+    }
 
 
 def file_digest(path: Path | None) -> str | None:
@@ -136,8 +156,12 @@ class _History:
                     return None
                 inputs.append({"name": name, **found})
             self._places[step] = len(self.operations)
-            self.operations.append({"estimator": step.operation, "inputs": inputs})
+            self.operations.append({**_operation(step), "inputs": inputs})
         return {"operation": self._places[step], "output": origin.output}
+
+
+def _operation(step: Step) -> Record:
+    return {"text": step.operation} if step.recipe is None else dict(step.recipe)
 
 
 def _source(source: Source) -> Record:
@@ -161,43 +185,3 @@ def _inherited(source: Source, n_modules: int) -> Record | None:
             if record is not None and made and record["modules"] == n_modules:
                 return record
     return None
-
-
-def _well_formed(record: Record) -> bool:
-    sources, operations = record.get("sources"), record.get("operations")
-    if not isinstance(sources, list) or not isinstance(operations, list):
-        return False
-    texts = all(isinstance(record.get(key), str) for key in ("version", "dtype", "layout"))
-    rounded = record.get("rounded_to")
-    known = all(
-        isinstance(source, dict) and isinstance(source.get("name"), str) and _text_or_none(source, "sha256")
-        and _text_or_none(source, "config_sha256")
-        for source in sources
-    )  # fmt: skip
-    if not texts or not known or not isinstance(rounded, list) or not all(isinstance(dtype, str) for dtype in rounded):
-        return False
-    if type(record.get("modules")) is not int or "result" not in record:
-        return False
-    if record["result"] is None:
-        return all(isinstance(op, dict) and isinstance(op.get("estimator"), str) for op in operations)
-    return _points_at(record["result"], len(sources), len(operations)) and all(
-        isinstance(op, dict)
-        and isinstance(op.get("estimator"), str)
-        and isinstance(op.get("inputs"), list)
-        # only at operations before it: no circles
-        and all(_points_at(made, len(sources), i) and isinstance(made.get("name"), str) for made in op["inputs"])
-        for i, op in enumerate(operations)
-    )
-
-
-def _points_at(place: Any, n_sources: int, n_operations: int) -> bool:
-    if not isinstance(place, dict):
-        return False
-    if "source" in place:
-        return type(place["source"]) is int and 0 <= place["source"] < n_sources
-    number, output = place.get("operation"), place.get("output")
-    return type(number) is int and 0 <= number < n_operations and type(output) is int and output >= 0
-
-
-def _text_or_none(fields: Mapping[str, Any], key: str) -> bool:
-    return key in fields and isinstance(fields[key], str | None)

@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from ....adapters import Adapter
+from ..record import operation_text
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -26,7 +25,7 @@ def model_card(adapter: Adapter, record: Mapping[str, Any], *, rank: int) -> str
         front.insert(0, f"base_model: {json.dumps(base)}")
     sources = [f"| {_cell(_origin(source))} | {_digest(source)} |" for source in record["sources"]]
     table = ["| adapter | sha256 of its weights |", "|---|---|", *sources] if sources else ["None known."]
-    done = dict.fromkeys(operation["estimator"] for operation in record["operations"])
+    done = dict.fromkeys(map(operation_text, record["operations"]))
     operations = [f"{i}. `{_line(text)}`" for i, text in enumerate(done, start=1)] or ["None."]
     earlier = f", and {', '.join(record['rounded_to'])} before that" if record["rounded_to"] else ""
     lines = [
@@ -37,7 +36,12 @@ def model_card(adapter: Adapter, record: Mapping[str, Any], *, rank: int) -> str
         *("", "## Sources", "", *table),
         *_extra_weights(adapter),
         *("", "## Operations", "", *operations),
-        *("", "## Versions", "", f"lorakit {record['version']}, torch {torch.__version__}"),
+        *(
+            "",
+            "## Versions",
+            "",
+            ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())),
+        ),
     ]
     return "\n".join(lines) + "\n"
 
