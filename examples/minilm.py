@@ -48,7 +48,7 @@ class ZeroShot:
 
     def __call__(self, model: nn.Module, texts: Sequence[str]) -> Tensor:
         """Return the logits that the adapters were trained with, 20 x cosine, of shape (texts, n_labels)."""
-        return 20 * embed(model, texts) @ self.anchors.T
+        return 20 * encode(model, texts) @ self.anchors.T
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def load_task(name: str, base: nn.Module, n_texts: int = 200) -> Task:
     return Task(name, list(texts), torch.tensor(labels), ZeroShot(embed(base, data["anchors"])))
 
 
+@torch.no_grad()
 def accuracy(model: nn.Module, task: Task) -> float:
     """Share of the task's texts that get their true label from the frozen zero-shot head."""
     return (task.head(model, task.texts).argmax(dim=1) == task.y).double().mean().item()
@@ -101,6 +102,11 @@ def accuracy(model: nn.Module, task: Task) -> float:
 
 @torch.no_grad()
 def embed(model: nn.Module, texts: Sequence[str]) -> Tensor:
+    """Do what :func:`encode` does, without gradients."""
+    return encode(model, texts)
+
+
+def encode(model: nn.Module, texts: Sequence[str]) -> Tensor:
     """Mean of the last hidden states over each text's tokens, at unit length: (texts, width)."""
     batches, order = tokenise(texts)
     pooled = []
@@ -116,7 +122,7 @@ def tokenise(texts: Sequence[str]) -> tuple[list[dict[str, Tensor]], Tensor]:
 
     The second result is the position in ``texts`` of every text of the batches.
     """
-    tokenizer = _tokenizer()
+    tokenizer = load_tokenizer()
     tokens = tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
     order = torch.tensor([len(t) for t in tokens]).argsort(stable=True)
     padded = [
@@ -126,7 +132,8 @@ def tokenise(texts: Sequence[str]) -> tuple[list[dict[str, Tensor]], Tensor]:
 
 
 @cache
-def _tokenizer() -> Any:
+def load_tokenizer() -> Any:
+    """Load the tokenizer of the base model."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(_model_folder())

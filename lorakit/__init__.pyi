@@ -5,6 +5,9 @@ from .adapter_set import AdapterSet as AdapterSet
 from .adapters import Adapter as Adapter
 from .applying import applied as applied
 from .cluster.kmeans import MSUKMeans as MSUKMeans
+from .distillation.generic import generic_inputs as generic_inputs
+from .distillation.pseudo import pseudo_inputs as pseudo_inputs
+from .distillation.targets import collect_targets as collect_targets
 from .factors import LoraFactors as LoraFactors
 from .gradients import collect_fisher as collect_fisher
 from .io.convert import convert_adapter as convert_adapter
@@ -19,6 +22,7 @@ from .merging.concat import ConcatMerger as ConcatMerger
 from .merging.ctm import CtMMerger as CtMMerger
 from .merging.dare import DareMerger as DareMerger
 from .merging.della import DellaMerger as DellaMerger
+from .merging.distill import DistillMerger as DistillMerger
 from .merging.fisher import FisherMerger as FisherMerger
 from .merging.iso import IsoMerger as IsoMerger
 from .merging.isotropizer import Isotropizer as Isotropizer
@@ -32,6 +36,7 @@ from .merging.task_arithmetic import TaskArithmeticMerger as TaskArithmeticMerge
 from .merging.ties import TiesMerger as TiesMerger
 from .merging.tsv import TSVMerger as TSVMerger
 from .merging.wudi import WUDIMerger as WUDIMerger
+from .model_selection.agreement import AgreementScorer as AgreementScorer
 from .model_selection.classifier import AdapterClassifier as AdapterClassifier
 from .model_selection.multi_task import MultiTaskScorer as MultiTaskScorer
 from .model_selection.rank_path import rank_path as rank_path

@@ -21,7 +21,7 @@ from .exceptions import OutputError
 from .factors import LoraFactors, all_finite, promoted_dtype
 
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]  # called with (modules done, modules in all)
+Progress = Callable[[int, int], None]  # called with (modules done, modules in all), or steps of a training
 _PART = 16  # modules that each worker of an engine that cannot stream has results of at one time
 _BLOCK = 2**25 - 2**16  # bytes; glibc takes its largest threshold, 32 MB, from a block just below
 _progress: ContextVar[Progress | None] = ContextVar("lorakit_progress", default=None)
@@ -29,12 +29,18 @@ _progress: ContextVar[Progress | None] = ContextVar("lorakit_progress", default=
 
 @contextmanager
 def report_progress(callback: Progress) -> Iterator[None]:
-    """Have every loop over modules inside the block call ``callback(done, total)``."""
+    """Have loops over modules, and over the steps of a training, inside the block call ``callback(done, total)``."""
     token = _progress.set(callback)
     try:
         yield
     finally:
         _progress.reset(token)
+
+
+def report_done(done: int, total: int) -> None:
+    """Tell whoever watches by :func:`report_progress` how much of a loop is done."""
+    if (callback := _progress.get()) is not None:
+        callback(done, total)
 
 
 Task = Callable[[AdapterSet, str], Result]
@@ -69,7 +75,6 @@ def iter_modules(
         One result a module, in the order of ``X.module_names``, as soon as it is there: what the caller does not keep
         is not held.
     """
-    callback = _progress.get()
     modules = X.module_names
     done = 0
     streams, parts = _parts(modules)
@@ -81,8 +86,7 @@ def iter_modules(
             with closing(found) if streams else nullcontext():
                 for result in found:
                     done += 1
-                    if callback is not None:
-                        callback(done, len(modules))
+                    report_done(done, len(modules))
                     yield result
 
 

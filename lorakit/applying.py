@@ -29,7 +29,8 @@ def applied(model: nn.Module, adapter: Adapter, *, prefix: str = "") -> Iterator
 
     The weights are not touched: forward hooks add ``B(A(x))`` to the outputs of the adapted modules, in the dtype and
     on the device of each output. After the block the model is what it was, bit for bit, exceptions or not. Blocks may
-    be nested; their updates add up. Quantized linear layers work too.
+    be nested; their updates add up. Quantized linear layers work too. Gradients reach factors that ask for them
+    (``adapter[name].A.requires_grad_()``), also where the factors are cast to the dtype of the output.
 
     Parameters
     ----------
@@ -82,17 +83,23 @@ class _Hook:
     """Adds one module's update to its output."""
 
     def __init__(self, factors: LoraFactors, update: _Update) -> None:
-        self.factors, self.update = factors, update
-        self.cast = factors
+        self.factors, self.update = tuple(factors), update
+        self.cast = self.factors
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         x = args[0] if args else next(iter(kwargs.values()))
-        if self.cast.dtype != output.dtype or self.cast.A.device != output.device:
-            # kept for the next call; made from the factors as they were read, so that a detour through half precision
-            # (autocast) does not round them for good
-            self.cast = self.factors.to(output.dtype, output.device)
         # the output, not the weight, tells the compute dtype: quantized weights are integers, autocast changes it
-        return output + self.update(module, x, *self.cast)
+        return output + self.update(module, x, *self._like(output))
+
+    def _like(self, output: Tensor) -> tuple[Tensor, ...]:
+        if self.cast[0].dtype == output.dtype and self.cast[0].device == output.device:
+            return self.cast
+        # made from the factors as they were read, so that a detour through half precision (autocast) does not round
+        # them for good
+        cast = tuple(x.to(output.device, output.dtype) for x in self.factors)
+        if not any(x.requires_grad for x in self.factors):  # those change between calls, and belong to one graph each
+            self.cast = cast
+        return cast
 
 
 def _linear_update(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -100,7 +107,8 @@ def _linear_update(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor
 
 
 def _embedding_update(module: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    update = F.linear(F.embedding(x, a.T), b)
+    padding: Any = module.padding_idx  # gets no gradient, as in PEFT; the values do not depend on it
+    update = F.linear(F.embedding(x, a.T, padding), b)
     scale = getattr(module, "embed_scale", None)  # Gemma multiplies its embeddings inside forward
     return update if scale is None else update * torch.as_tensor(scale, dtype=update.dtype, device=update.device)
 

@@ -224,3 +224,22 @@ def test_a_detour_through_half_precision_rounds_nothing_for_good():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             model(x)
         assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_reach_the_factors(dtype):
+    """Also where factors are cast to the dtype of the output, and in one call after another."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 4, dtype=dtype)).requires_grad_(False)
+    factors = random_factors(5, 4)
+    for half in factors:
+        half.requires_grad_()
+    x = torch.randn(3, 5, dtype=dtype)
+    with applied(model, Adapter({"0": factors})):
+        for times in (1, 2):
+            model(x).square().sum().backward()
+            by_hand = [half.detach().to(dtype).requires_grad_() for half in factors]
+            (model[0].forward(x) + x @ by_hand[0].T @ by_hand[1].T).square().sum().backward()
+            for half, expected in zip(factors, by_hand, strict=True):
+                torch.testing.assert_close(half.grad, times * expected.grad.float(), rtol=1e-5, atol=1e-5)
+    assert factors.A.grad.norm() > 1

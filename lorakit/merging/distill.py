@@ -1,0 +1,417 @@
+"""Distilled merging: optimise the merged factors so that every adapter's head sees its own adapter's answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from copy import copy
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple, Self
+
+import numpy as np
+import torch
+from joblib import hash as content_hash
+from sklearn.base import clone
+from torch import nn
+
+from .._execution import report_done
+from .._models import BaseModel, held
+from .._ranks import Rank
+from .._sklearn import Interval
+from .._validation import check_adapters, check_weights
+from ..adapter_set import AdapterSet
+from ..adapters import Adapter, ModuleInfo
+from ..base import BaseMerger, Learned
+from ..distillation._checkpoint import Checkpoint
+from ..distillation._inputs import count, key_of, lengths_of
+from ..distillation._progress import step_bar
+from ..distillation._training import Course, Inputs, Training
+from ..distillation.generic import generic_inputs
+from ..distillation.heads import Forwards, Heads
+from ..distillation.loss import own_weights
+from ..distillation.nearness import Teachers
+from ..distillation.targets import Targets, collect_targets, distinctly_named
+from ..factors import LoraFactors, promoted_dtype
+from ..linalg import truncate
+from ..provenance import Step
+from .tsv import TSVMerger
+
+_SHARED = ("model", "inputs", "forwards", "targets", "owners")  # by all clones: they can take gigabytes
+
+
+class _Run(NamedTuple):
+    """What one training came to."""
+
+    factors: Mapping[str, LoraFactors]
+    loss_curve: list[float]
+    agreement_curve: list[float]
+    temperatures: dict[str, float]
+
+
+class DistillMerger(BaseMerger):
+    r"""Multi-head distillation: train the merged factors until every adapter's head answers as on its own adapter.
+
+    .. math:: \min_{A, B, T} \sum_i w_i \, \mathrm{mean}_x \, \mathrm{KL}\big( \mathrm{softmax}\, h_i(\theta +
+        \Delta_i, x) \,\big\|\, \mathrm{softmax}\, h_i(\theta + B A, x) / T_i \big)
+
+    with :math:`h_i` the head of adapter i and :math:`\theta` the base model. Every input teaches every head, so that
+    neither labels nor inputs of any task are needed: any texts do, better with some that :func:`pseudo_inputs` makes
+    from the adapters. Training starts from another merge, and changes nothing but its factors A and B. As a
+    temperature :math:`T_i` of each head is learned along and then thrown away, the merge has to match the order of a
+    teacher's classes and not the length of its scores. Distilling several teachers into a merge on unlabelled data is
+    from SAMerging [1]_; heads that each see every input, here.
+
+    It takes the base model, seconds to minutes, and about the memory of the model and one adapter in training.
+
+    Parameters
+    ----------
+    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+        Rank of the result, as ``start`` takes it.
+    start : merger, default=None
+        Makes the factors that training starts from. It is cloned, and takes ``k``, ``weights``, ``n_jobs`` and
+        ``device`` from here. None: ``TSVMerger(scale="match")``.
+    model : torch.nn.Module or callable
+        The base model, or a function of no arguments that loads it, as for :class:`~lorakit.MultiTaskScorer`. It is
+        not changed. Clones share it.
+    inputs : list, array, tensor or mapping of arrays, default=None
+        What ``forwards`` takes, such as a list of texts. None: :func:`generic_inputs`, some English texts.
+    forwards : callable, or mapping of str to callable
+        The heads, as in :func:`lorakit.collect_targets`: ``forward(model, inputs)`` gives class scores of shape
+        (n, n_classes) through which gradients flow, or a mapping of adapter names to these.
+    targets : Targets, default=None
+        What :func:`lorakit.collect_targets` returned for these inputs. It may have more adapters than are merged. None
+        collects them in ``fit``; a search over parameters does that once for each candidate.
+    owners : sequence of str or None, default=None
+        For each input the name of the adapter whose task it belongs to, or None where it belongs to none.
+    own_weight : float, default=10.0
+        How many times as much as the other heads an input's own head weighs.
+    epochs : int, default=8
+        Times through the inputs.
+    learning_rate : float, default=1e-3
+        Of AdamW, after a warm-up and falling to zero.
+    batch_size : int, default=32
+        Inputs of one step.
+    temperature : float or None, default=None
+        Divides the merge's scores in the loss. None learns one for each head, beginning with 1.
+    holdout : float, default=0.1
+        Share of the inputs, in [0, 1), on which agreement is measured and which are not trained on. With 0 it is
+        measured on the inputs of the training.
+    patience : int or None, default=None
+        Stop after this many epochs in which agreement did not rise. None runs all epochs, unless the merge has become
+        the same as its teachers. The result is of the epoch with the highest agreement, of equal ones that of the
+        lowest loss on the inputs that are held out; the start counts as an epoch.
+    checkpoint : path, default=None
+        A file that is written after each epoch; a fit that finds it goes on from there.
+    prefix : str, default=''
+        Put before the adapters' module names, as in :func:`lorakit.applied`.
+    weights : array-like of shape (n_adapters,) or dict of name to float, default=None
+        Non-negative weights of the heads and of the start, normalised to sum 1. None weighs all equally.
+    scale : float or 'match', default=1.0
+        Factor on the merged update after the training, which finds the norm by itself. 'match' gives it
+        ``scale_target`` times the mean norm of the adapters' updates.
+    scale_target : float, default=1.0
+        For ``scale='match'``: the wanted norm, in mean norms of the adapters.
+    scale_scope : {'module', 'model'}, default='module'
+        For ``scale='match'``: match each module's norm, or one factor for the whole model. An adapter that lacks a
+        module counts there with norm zero.
+    random_state : int, RandomState or None, default=None
+        Draws the inputs that are held out and the order of the others. One seed gives one result on one device.
+    n_jobs : int, default=None
+        Modules that ``start`` merges at a time; None means 1 unless in a ``joblib.parallel_config`` context.
+    device : str, default=None
+        Torch device of the start and of the factors in training. None: the CPU for the start, and the model's device.
+    verbose : int, default=0
+        Verbosity of joblib; from 1, a bar over the steps on stderr.
+
+    Attributes
+    ----------
+    merged_ : Adapter
+        The result.
+    module_names_in_ : tuple of str
+        Modules merged.
+    n_adapters_in_ : int
+        Number of adapters merged.
+    loss_curve_ : list of float
+        Mean loss over the steps of each epoch, in nats.
+    agreement_curve_ : list of float
+        Share of pairs of an input that is held out and a head for which the merge and the adapter name the same class:
+        of the start, then after each epoch.
+    temperatures_ : dict of str to float
+        The temperature of each head when the factors were best.
+
+    See Also
+    --------
+    collect_targets : Asks the adapters, once for many fits.
+    AgreementScorer : Agreement on any inputs, for searches.
+    TSVMerger : The default start, and the merge to take without the base model.
+
+    References
+    ----------
+    .. [1] "SAMerging", arXiv 2512.21288.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lorakit import DistillMerger
+    >>> from lorakit.testing import make_adapters
+    >>> adapters = make_adapters(ranks=(4, 8), n_modules=1, random_state=0)
+    >>> model = torch.nn.ModuleDict({"layer": torch.nn.Sequential(torch.nn.Linear(24, 16))})
+    >>> inputs = torch.randn(200, 24, generator=torch.Generator().manual_seed(0))
+    >>> def forward(model, x):
+    ...     return {"task0": model["layer"](x)[:, :8], "task1": model["layer"](x)[:, 8:]}
+    >>> merger = DistillMerger(k=6, model=model, inputs=inputs, forwards=forward, learning_rate=0.02, random_state=0)
+    >>> merger.fit(adapters).merged_
+    Adapter('distill', modules=1, rank=6, dtype=float32)
+    >>> max(merger.agreement_curve_) > merger.agreement_curve_[0]
+    True
+    """
+
+    method = "distill"
+    needs_data = True
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **BaseMerger._parameter_constraints,
+        "start": [BaseMerger, None],
+        "model": [nn.Module, callable, None],
+        "inputs": "no_validation",  # type: ignore[dict-item]  # whatever forwards takes
+        "forwards": [callable, dict, Mapping, None],
+        "targets": [Targets, None],
+        "owners": ["array-like", None],
+        "own_weight": [Interval(Real, 0, None, closed="neither")],
+        "epochs": [Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "batch_size": [Interval(Integral, 1, None, closed="left")],
+        "temperature": [Interval(Real, 0, None, closed="neither"), None],
+        "holdout": [Interval(Real, 0, 1, closed="left")],
+        "patience": [Interval(Integral, 1, None, closed="left"), None],
+        "checkpoint": [str, os.PathLike, None],
+        "prefix": [str],
+    }
+
+    def __init__(
+        self,
+        k: Rank = None,
+        *,
+        start: BaseMerger | None = None,
+        model: BaseModel | None = None,
+        inputs: Any = None,
+        forwards: Forwards | None = None,
+        targets: Targets | None = None,
+        owners: Sequence[str | None] | None = None,
+        own_weight: float = 10.0,
+        epochs: int = 8,
+        learning_rate: float = 1e-3,
+        batch_size: int = 32,
+        temperature: float | None = None,
+        holdout: float = 0.1,
+        patience: int | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        prefix: str = "",
+        weights: Any = None,
+        scale: Any = 1.0,
+        scale_target: float = 1.0,
+        scale_scope: str = "module",
+        random_state: Any = None,
+        n_jobs: int | None = None,
+        device: str | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.k = k
+        self.start = start
+        self.model = model
+        self.inputs = inputs
+        self.forwards = forwards
+        self.targets = targets
+        self.owners = owners
+        self.own_weight = own_weight
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.temperature = temperature
+        self.holdout = holdout
+        self.patience = patience
+        self.checkpoint = checkpoint
+        self.prefix = prefix
+        self.weights = weights
+        self.scale = scale
+        self.scale_target = scale_target
+        self.scale_scope = scale_scope
+        self.random_state = random_state
+        self.n_jobs = n_jobs
+        self.device = device
+        self.verbose = verbose
+
+    @property
+    def needs_equal_ranks(self) -> bool:
+        """Whether the adapters must share one rank at each module: whether ``start`` needs it."""
+        return self._start().needs_equal_ranks
+
+    @property
+    def invariances(self) -> frozenset[str]:
+        """Changes of factors that leave the result as it is: those of ``start``, whose factors are balanced."""
+        return self._start().invariances
+
+    def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
+        return self._start()._rank_limit(infos)
+
+    def _start(self) -> BaseMerger:
+        return TSVMerger(scale="match") if self.start is None else self.start
+
+    def _fit_ranks(self, X: Any, mergers: Sequence[Self]) -> None:
+        """Train at each rank by itself; then the modules are scaled and stored as those of any merger."""
+        X = check_adapters(X)
+        for merger in mergers:
+            run = merger._trained(X)
+            worker = copy(merger)
+            worker._factors = run.factors
+            super(DistillMerger, worker)._fit_ranks(X, [merger])
+            merger.loss_curve_ = run.loss_curve
+            merger.agreement_curve_ = run.agreement_curve
+            merger.temperatures_ = run.temperatures
+
+    def _for_module(self, module: str) -> Self:
+        worker = self._without_data()
+        worker.start = None
+        worker._factors = {module: self._factors[module]}
+        worker._module = module
+        return worker
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
+        return [(self._factors[self._module], {}) for _ in ks]
+
+    def _trained(self, X: AdapterSet) -> _Run:
+        """Merge with the start, and train."""
+        if self.model is None or self.forwards is None:
+            raise ValueError(
+                "DistillMerger needs the base model and the adapters' heads: pass model= and forwards=, or take a "
+                "method that needs neither, such as TSVMerger(scale='match')"
+            )
+        weights = check_weights(self.weights, X.names, signed=False)
+        taught = distinctly_named(X[np.flatnonzero(weights)])
+        seed = self._seed()
+        start = _like_this(self._start(), self, seed).fit(X).merged_
+        inputs = generic_inputs() if self.inputs is None else self.inputs
+        targets = self.targets
+        if targets is None:
+            targets = collect_targets(
+                self.model, taught, inputs, self.forwards, batch_size=self.batch_size, prefix=self.prefix
+            )
+        targets = targets.checked(taught.names, inputs)
+        with held(self.model) as model:
+            device = self.device or next((p.device for p in model.parameters()), torch.device("cpu"))
+            training = Training(
+                model,
+                _balanced(start, promoted_dtype([torch.float32, X.dtype]), device),
+                Heads(self.forwards, taught.names),
+                list(taught.names),
+                Teachers(targets, taught.names),
+                self._split(inputs, taught.names, weights[weights > 0], seed),
+                self._course(seed),
+            )
+            self._train(training, start, targets, taught.names, key_of(inputs))
+        return _Run(training.result(), training.losses, training.agreements, training.best_temperatures())
+
+    def _course(self, seed: int) -> Course:
+        return Course(
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            temperature=self.temperature,
+            patience=self.patience,
+            seed=seed,
+            prefix=self.prefix,
+        )
+
+    def _split(self, inputs: Any, names: Sequence[str], weights: np.ndarray, seed: int) -> Inputs:
+        """Hold some of the inputs out, and weigh the heads for each."""
+        n = count(inputs)
+        owners = [None] * n if self.owners is None else list(self.owners)
+        if len(owners) != n:
+            raise ValueError(f"owners must name an adapter, or None, for each of {n} inputs; got {len(owners)}")
+        places = {name: i for i, name in enumerate(names)}
+        of_heads = own_weights(
+            torch.tensor([places.get(owner, -1) for owner in owners]),  # type: ignore[arg-type]  # None has no place
+            len(names),
+            self.own_weight,
+        )
+        of_heads = of_heads * torch.from_numpy(weights / weights.mean())
+        order = np.random.RandomState(seed).permutation(n)
+        n_held_out = round(self.holdout * n)
+        if n_held_out == n or (self.holdout and not n_held_out):
+            raise ValueError(
+                f"holdout={self.holdout} of {n} inputs leaves none to train on, or to measure on; pass more inputs, or "
+                "holdout=0 to measure on those of the training"
+            )
+        trained = np.sort(order[n_held_out:])
+        held_out = np.sort(order[:n_held_out]) if n_held_out else trained
+        return Inputs(inputs, lengths_of(inputs), trained, held_out, of_heads)
+
+    def _train(
+        self, training: Training, start: Adapter, targets: Targets, names: Sequence[str], inputs_key: str | None
+    ) -> None:
+        checkpoint = None
+        if self.checkpoint is not None:
+            taught = {name: np.asarray(targets[name]) for name in names}
+            weights = training.inputs.weights.numpy()
+            key = (training.course, dict(start), taught, weights, training.inputs.held_out, inputs_key)
+            checkpoint = Checkpoint(self.checkpoint, str(content_hash(key)))
+            if (state := checkpoint.read()) is not None:
+                training.restore(state)
+        with step_bar(self.verbose):
+            if not training.agreements:
+                training.measure_start()
+            while not training.done:
+                training.run_epoch(report_done)
+                if checkpoint is not None:
+                    checkpoint.write(training.state())
+
+    def _without_data(self) -> Self:
+        """Return a copy without what can be large."""
+        bare = copy(self)
+        for name in _SHARED:
+            setattr(bare, name, None)
+        return bare
+
+    def __sklearn_clone__(self) -> Self:
+        made: Self = super(DistillMerger, self._without_data()).__sklearn_clone__()
+        return made.set_params(**{name: getattr(self, name) for name in _SHARED})
+
+    def _step(self, X: AdapterSet) -> Step:
+        shown = copy(self)
+        for name in _SHARED:
+            if (value := getattr(self, name)) is not None:
+                setattr(shown, name, _Named(value))
+        return super(DistillMerger, shown)._step(X)
+
+
+class _Named:
+    """Stands in a record for what cannot be written into one: a model, functions, inputs and their scores."""
+
+    def __init__(self, value: Any) -> None:
+        kind = getattr(value, "__qualname__", type(value).__qualname__)
+        sized = hasattr(value, "__len__") and not isinstance(value, nn.Module)
+        self._text = f"<{kind} of {len(value)}>" if sized else f"<{kind}>"
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def _like_this(start: BaseMerger, merger: DistillMerger, seed: int) -> BaseMerger:
+    """Return a clone of the start with what it takes from the merger."""
+    made = clone(start)
+    known = made.get_params(deep=False)
+    given = {"k": merger.k, "weights": merger.weights, "n_jobs": merger.n_jobs, "device": merger.device}
+    if known.get("random_state", 0) is None:
+        given["random_state"] = seed
+    return made.set_params(**{name: value for name, value in given.items() if name in known})
+
+
+def _balanced(start: Adapter, dtype: torch.dtype, device: Any) -> Adapter:
+    """Return the start's updates in factors of equal norm, which depend on the updates alone."""
+    modules = {}
+    for name, factors in start.items():
+        wide = factors.to(dtype)
+        modules[name] = LoraFactors(*truncate(wide, wide.rank)).to(device=device)
+    return Adapter(modules, name=start.name, kinds={name: info.kind for name, info in start.infos.items()})
