@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from ..adapters import Adapter
 from ..applying import applied
 from ..factors import LoraFactors
+from ..linalg import truncate
 from ._inputs import Rows, in_order, shuffled, take
+from ._split import Inputs
 from .heads import Heads
 from .loss import distillation_loss
 from .nearness import Teachers, nearness
@@ -27,28 +29,6 @@ TEMPERATURE_RATE = 0.03  # learning rate of the logarithms of the temperatures, 
 
 State = dict[str, Any]
 Report = Callable[[int, int], None]  # called with (steps done, steps in all)
-
-
-class Inputs(NamedTuple):
-    """What is trained on.
-
-    Parameters
-    ----------
-    values : object
-        All inputs.
-    lengths : ndarray of shape (n,) or None
-        Their lengths, if they have any.
-    trained, held_out : ndarray
-        Positions of those that are trained on, and of those that agreement is measured on.
-    weights : Tensor of shape (n, n_heads)
-        Of each head for each input.
-    """
-
-    values: Any
-    lengths: Rows | None
-    trained: Rows
-    held_out: Rows
-    weights: Tensor
 
 
 @dataclass(frozen=True)
@@ -248,3 +228,12 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asked:
             parameter.requires_grad_()
+
+
+def balanced(start: Adapter, dtype: torch.dtype, device: Any) -> Adapter:
+    """Return the start's updates in factors of equal norm, which depend on the updates alone."""
+    modules = {}
+    for name, factors in start.items():
+        wide = factors.to(dtype)
+        modules[name] = LoraFactors(*truncate(wide, wide.rank)).to(device=device)
+    return Adapter(modules, name=start.name, kinds={name: info.kind for name, info in start.infos.items()})

@@ -23,16 +23,15 @@ from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleInfo
 from ..base import BaseMerger, Learned
 from ..distillation._checkpoint import Checkpoint
-from ..distillation._inputs import count, key_of, lengths_of
+from ..distillation._inputs import key_of
 from ..distillation._progress import step_bar
-from ..distillation._training import Course, Inputs, Training
+from ..distillation._split import split_inputs
+from ..distillation._training import Course, Training, balanced
 from ..distillation.generic import generic_inputs
 from ..distillation.heads import Forwards, Heads
-from ..distillation.loss import own_weights
 from ..distillation.nearness import Teachers
 from ..distillation.targets import Targets, collect_targets, distinctly_named
 from ..factors import LoraFactors, promoted_dtype
-from ..linalg import truncate
 from ..provenance import Step
 from .tsv import TSVMerger
 
@@ -147,7 +146,7 @@ class DistillMerger(BaseMerger):
 
     References
     ----------
-    .. [1] "SAMerging", arXiv 2512.21288.
+    .. [1] SAMerging, arXiv 2512.21288.
 
     Examples
     --------
@@ -303,11 +302,19 @@ class DistillMerger(BaseMerger):
             device = self.device or next((p.device for p in model.parameters()), torch.device("cpu"))
             training = Training(
                 model,
-                _balanced(start, promoted_dtype([torch.float32, X.dtype]), device),
+                balanced(start, promoted_dtype([torch.float32, X.dtype]), device),
                 Heads(self.forwards, taught.names),
                 list(taught.names),
                 Teachers(targets, taught.names),
-                self._split(inputs, taught.names, weights[weights > 0], seed),
+                split_inputs(
+                    inputs,
+                    self.owners,
+                    taught.names,
+                    weights[weights > 0],
+                    own_weight=self.own_weight,
+                    holdout=self.holdout,
+                    seed=seed,
+                ),
                 self._course(seed),
             )
             self._train(training, start, targets, taught.names, key_of(inputs))
@@ -323,30 +330,6 @@ class DistillMerger(BaseMerger):
             seed=seed,
             prefix=self.prefix,
         )
-
-    def _split(self, inputs: Any, names: Sequence[str], weights: np.ndarray, seed: int) -> Inputs:
-        """Hold some of the inputs out, and weigh the heads for each."""
-        n = count(inputs)
-        owners = [None] * n if self.owners is None else list(self.owners)
-        if len(owners) != n:
-            raise ValueError(f"owners must name an adapter, or None, for each of {n} inputs; got {len(owners)}")
-        places = {name: i for i, name in enumerate(names)}
-        of_heads = own_weights(
-            torch.tensor([places.get(owner, -1) for owner in owners]),  # type: ignore[arg-type]  # None has no place
-            len(names),
-            self.own_weight,
-        )
-        of_heads = of_heads * torch.from_numpy(weights / weights.mean())
-        order = np.random.RandomState(seed).permutation(n)
-        n_held_out = round(self.holdout * n)
-        if n_held_out == n or (self.holdout and not n_held_out):
-            raise ValueError(
-                f"holdout={self.holdout} of {n} inputs leaves none to train on, or to measure on; pass more inputs, or "
-                "holdout=0 to measure on those of the training"
-            )
-        trained = np.sort(order[n_held_out:])
-        held_out = np.sort(order[:n_held_out]) if n_held_out else trained
-        return Inputs(inputs, lengths_of(inputs), trained, held_out, of_heads)
 
     def _train(
         self, training: Training, start: Adapter, targets: Targets, names: Sequence[str], inputs_key: str | None
@@ -406,12 +389,3 @@ def _like_this(start: BaseMerger, merger: DistillMerger, seed: int) -> BaseMerge
     if known.get("random_state", 0) is None:
         given["random_state"] = seed
     return made.set_params(**{name: value for name, value in given.items() if name in known})
-
-
-def _balanced(start: Adapter, dtype: torch.dtype, device: Any) -> Adapter:
-    """Return the start's updates in factors of equal norm, which depend on the updates alone."""
-    modules = {}
-    for name, factors in start.items():
-        wide = factors.to(dtype)
-        modules[name] = LoraFactors(*truncate(wide, wide.rank)).to(device=device)
-    return Adapter(modules, name=start.name, kinds={name: info.kind for name, info in start.infos.items()})

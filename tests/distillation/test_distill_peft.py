@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from lorakit import Adapter, AdapterSet, LoraFactors, TSVMerger, applied, collect_targets, load_adapter
-from lorakit.distillation._training import Course, Inputs, Training
+from lorakit.distillation._split import Inputs
+from lorakit.distillation._training import Course, Training
 from lorakit.distillation.heads import Heads, SharedHeads
 from lorakit.distillation.nearness import Teachers
 
