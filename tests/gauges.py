@@ -14,7 +14,7 @@ from sklearn.base import clone
 
 from lorakit import AdapterSet
 from lorakit.base import GAUGES, BaseMerger
-from lorakit.discovery import all_estimators
+from lorakit.discovery import all_estimators, all_methods
 from lorakit.metrics import relative_error
 from lorakit.testing import changes, make_adapters
 from lorakit.testing.changes import CHANGES, Change
@@ -27,13 +27,15 @@ def changed(X: AdapterSet, change: Change, seed: int = 7) -> AdapterSet:
 
 def variants() -> Iterator[BaseMerger]:
     """Every merger that needs adapters only, in every space, and with every way of comparing units."""
-    for cls in all_estimators("merger").values():
-        merger = cls()
-        if merger.needs_data:
+    for info in all_methods("merger"):
+        if info.needs_data:
             continue
+        cls = all_estimators("merger")[info.method]
+        merger = cls()
         params = merger.get_params()
         fixed = {"random_state": 0} if "random_state" in params else {}
-        grid = [("space", ("factors", "delta", "core", "knots")), ("align", (None, "balance", "svd"))]
+        spaces = ("factors", "delta", "core", "core_factors", "knots")
+        grid = [("space", [space for space in spaces if space in info.spaces]), ("align", (None, "balance", "svd"))]
         names = [
             (name, values) for name, values in grid if name in params and len(cls._parameter_constraints[name]) > 0
         ]

@@ -39,7 +39,7 @@ METHODS: dict[str, BaseMerger] = {
     "ties core": TiesMerger(space="core"),
     "tsv": TSVMerger(),
     "iso": IsoMerger(),
-    "ctm": CtMMerger(),
+    "ctm": CtMMerger(beta=1.0),  # the default when the page was made
     "svc": SVCMerger(),
     "wudi": WUDIMerger(),
 }

@@ -11,16 +11,21 @@ from .frames import Compressed, compress, frame_of
 from .msu import align_svd, balance_msus, pool_msus, split_msus
 from .products import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
 from .regression import regression_mean
-from .signs import disjoint_mean, elect_sign
-from .spaces import core_space, knots_space
+from .signs import disjoint_max, disjoint_mean, disjoint_sum, elect_sign, elected_mean, tally_votes
+from .spaces import core_space, fixed_direction, knots_space
 from .sparsify import (
     drop_randomly,
     keep_above,
     keep_between,
+    keep_middle,
+    kept_entries,
     magnitude_threshold,
     magnitude_window,
+    norm_ratio,
     rank_probabilities,
     trim,
+    variance_threshold,
+    weighted_variance,
 )
 from .spectral import (
     calibrate,
@@ -55,11 +60,15 @@ __all__ = [
     "damp_shared_outputs",
     "dense_randomized_svd",
     "dense_svd",
+    "disjoint_max",
     "disjoint_mean",
+    "disjoint_sum",
     "drop_randomly",
     "elect_sign",
+    "elected_mean",
     "entry_moments",
     "entrywise_mean",
+    "fixed_direction",
     "flatten_spectrum",
     "frame_of",
     "frobenius_norm",
@@ -68,11 +77,14 @@ __all__ = [
     "isotropic_sum",
     "keep_above",
     "keep_between",
+    "keep_middle",
+    "kept_entries",
     "knots_space",
     "least_interference",
     "magnitude_threshold",
     "magnitude_window",
     "merge_singular_vectors",
+    "norm_ratio",
     "numerical_svd",
     "orthogonalize",
     "pool_msus",
@@ -83,10 +95,13 @@ __all__ = [
     "split_msus",
     "split_svd",
     "svd_of_sum",
+    "tally_votes",
     "task_svds",
     "trim",
     "truncate",
     "truncate_wide",
     "tucker2",
+    "variance_threshold",
     "weighted_concat",
+    "weighted_variance",
 ]

@@ -31,6 +31,10 @@ class Frame(Protocol):
         """T float64 matrices (p, r_i); ``Q @ blocks[i]`` are the columns of the i-th matrix."""
         ...
 
+    def coordinates(self, vector: Tensor) -> Tensor:
+        """Return ``Q.T @ vector``: float64 (d,) to (p,)."""
+        ...
+
     def expand(self, coordinates: Tensor) -> Tensor:
         """Return ``Q @ coordinates``: (p, k) to (d, k), in the dtype of the columns."""
         ...
@@ -125,6 +129,9 @@ class _QRFrame(NamedTuple):
     q: Tensor  # (d, p), float64
     dtype: torch.dtype
 
+    def coordinates(self, vector: Tensor) -> Tensor:
+        return self.q.mT @ vector
+
     def expand(self, coordinates: Tensor) -> Tensor:
         return (self.q @ coordinates.double()).to(self.dtype)
 
@@ -137,6 +144,9 @@ class _GramFrame(NamedTuple):
     columns: Tensor  # (d, R)
     inverse: Tensor  # (R, p): Q = columns @ inverse
     double: bool  # whether the columns are to be combined in float64
+
+    def coordinates(self, vector: Tensor) -> Tensor:
+        return self.inverse.mT @ (self.columns.mT @ vector.to(self.columns.dtype)).double()
 
     def expand(self, coordinates: Tensor) -> Tensor:
         return combine(self.columns, self.inverse @ coordinates.double(), double=self.double)

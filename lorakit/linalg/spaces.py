@@ -12,22 +12,41 @@ from torch import Tensor
 from .frames import Frame, frame_of
 from .msu import align_svd
 from .products import Update, gram_of
-from .signs import fix_signs
 from .svd import RANGE
 
 _TINY = 1e-300  # divides like zero would, without a warning or an infinity; what comes of it is not used
 
 
-def core_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor, Tensor]:
+def fixed_direction(d: int, device: torch.device) -> Tensor:
+    """Random vector, (d,) in float64 and always the same, with which singular vectors are multiplied to fix signs."""
+    return torch.from_numpy(np.random.RandomState(0).standard_normal(d)).to(device)
+
+
+def core_space(
+    updates: Sequence[Update],
+    weights: Sequence[float] | None = None,
+    *,
+    balanced: bool = True,
+    along: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Express T updates in common orthonormal bases of their outputs and of their inputs.
 
-    Core Space [1]_. The bases are the singular vectors of the concatenated factors, after each update's factors are
-    replaced by its own balanced ones and with signs fixed: they depend on the updates alone and not on their order.
+    Core Space [1]_. The bases are the left singular vectors of the concatenated ``B`` and the right ones of the
+    concatenated ``A``. Signs are fixed: the product of each vector with one random vector is not negative.
 
     Parameters
     ----------
     updates : sequence of (A, B)
         T updates of one module, of any ranks, R in all.
+    weights : sequence of T floats, default=None
+        Positive weights of the updates in the bases: weight 2 gives the bases of the update listed twice. None weighs
+        all alike.
+    balanced : bool, default=True
+        Take each update's own balanced factors, ``sqrt(S) V^T`` and ``U sqrt(S)``: the bases then depend on the updates
+        alone. False takes the factors as they are given, which is the published method.
+    along : (Tensor, Tensor), default=None
+        The random vectors of the outputs, (d_out,), and of the inputs, (d_in,), in float64. For updates that are given
+        in a frame, those of the module's own coordinates: else the signs would depend on the frame. None draws them.
 
     Returns
     -------
@@ -40,14 +59,18 @@ def core_space(updates: Sequence[Update]) -> tuple[Tensor, Tensor, Tensor]:
 
     References
     ----------
-    .. [1] "Core Space", arXiv 2509.17786.
+    .. [1] Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", arXiv 2509.17786.
     """
     pairs = [(a, b) for a, b in updates]
     dtype = pairs[0][1].dtype
-    inputs, outputs = zip(*_balanced(pairs), strict=True)
+    inputs, outputs = zip(*(_balanced(pairs) if balanced else pairs), strict=True)
     ranks = [len(a) for a in inputs]
     columns, rows = torch.cat(outputs, dim=1).double(), torch.cat(inputs).double()
-    u, v = _basis(columns, dtype), _basis(rows.mT, dtype)
+    # [B_1 B_1 B_2] has the left singular vectors of [sqrt(2) B_1, B_2]
+    roots = _roots(weights, ranks, columns)
+    if along is None:
+        along = fixed_direction(len(columns), columns.device), fixed_direction(rows.shape[1], rows.device)
+    u, v = _basis(columns * roots, dtype, along[0]), _basis(rows.mT * roots, dtype, along[1])
     left, right = torch.split(u.mT @ columns, ranks, dim=1), torch.split(rows @ v, ranks)
     cores = torch.stack([b @ a for b, a in zip(left, right, strict=True)])
     return u.to(dtype), v.to(dtype), cores.to(dtype)
@@ -65,16 +88,19 @@ class KnotsSpace(NamedTuple):
         return self.outputs.expand(self.basis @ columns.double())
 
 
-def knots_space(updates: Sequence[Update]) -> KnotsSpace:
+def knots_space(updates: Sequence[Update], weights: Sequence[float] | None = None) -> KnotsSpace:
     """Express T updates in the left singular vectors of ``[W_1 ... W_T]``.
 
-    KnOTS [1]_, in thin form: the d_out x (T d_in) matrix is never formed, only its R x R core. Signs are fixed: no
-    singular vector points away from one random vector, which is always the same.
+    KnOTS [1]_, in thin form: the d_out x (T d_in) matrix is never formed, only its R x R core. The sign of each
+    singular vector is chosen so that its product with one fixed random vector is not negative.
 
     Parameters
     ----------
     updates : sequence of (A, B)
         T updates of one module, of any ranks, R in all.
+    weights : sequence of T floats, default=None
+        Positive weights of the updates in the basis: weight 2 gives the basis of the update listed twice. None weighs
+        all alike.
 
     Returns
     -------
@@ -89,20 +115,30 @@ def knots_space(updates: Sequence[Update]) -> KnotsSpace:
     dtype = pairs[0][1].dtype
     outputs = frame_of([b for _, b in pairs])  # Q, of m columns
     blocks = torch.cat(outputs.blocks, dim=1)  # (m, R)
-    random = torch.from_numpy(np.random.RandomState(0).standard_normal(len(pairs[0][1]))).to(blocks.device)
+    random = fixed_direction(len(pairs[0][1]), blocks.device)
+    ranks = [len(a) for a, _ in pairs]
+    roots = _roots(weights, ranks, blocks)
     if dtype == torch.float64:
         # A_i^T = Q_i R_i: the singular vectors of [W_i ...] are those of [blocks_i R_i^T ...] in the frame
         inputs = [frame_of([a.mT]).blocks[0] for a, _ in pairs]
-        basis = _left(torch.cat([c @ r.mT for c, r in zip(outputs.blocks, inputs, strict=True)], dim=1), dtype)
+        weighted = torch.split(blocks * roots, ranks, dim=1)
+        basis = _left(torch.cat([c @ r.mT for c, r in zip(weighted, inputs, strict=True)], dim=1), dtype)
         along = random @ outputs.expand(basis)
     else:
-        half = torch.cat([gram_of([a.mT]) @ c.mT for (a, _), c in zip(pairs, outputs.blocks, strict=True)])
-        basis = _left_of_gram(blocks @ half, blocks.shape[1], dtype)
-        # sum_i U^T W_i W_i^T random, which is U^T random times squared singular values
-        along = torch.cat([random @ b.double() for _, b in pairs]) @ half @ basis
+        right = torch.cat([gram_of([a.mT]) @ c.mT for (a, _), c in zip(pairs, outputs.blocks, strict=True)])
+        right = right * roots.square()[:, None]
+        basis = _left_of_gram(blocks @ right, blocks.shape[1], dtype)
+        # sum_i w_i U^T W_i W_i^T random, which is U^T random times squared singular values
+        along = torch.cat([random @ b.double() for _, b in pairs]) @ right @ basis
     basis = basis * torch.where(along < 0, -1.0, 1.0)
-    mixed = torch.split((basis.mT @ blocks).to(dtype), [len(a) for a, _ in pairs], dim=1)
+    mixed = torch.split((basis.mT @ blocks).to(dtype), ranks, dim=1)
     return KnotsSpace([(a, c) for (a, _), c in zip(pairs, mixed, strict=True)], outputs, basis)
+
+
+def _roots(weights: Sequence[float] | None, ranks: Sequence[int], like: Tensor) -> Tensor:
+    """Root of the weight of the update to which each of the R units belongs, shape (R,)."""
+    each = torch.tensor([1.0] * len(ranks) if weights is None else list(weights), dtype=like.dtype, device=like.device)
+    return each.sqrt().repeat_interleave(torch.tensor(ranks, device=like.device))
 
 
 def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -126,10 +162,10 @@ def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tens
     return [found[i] if i in found else align_svd(pair) for i, pair in enumerate(pairs)]
 
 
-def _basis(columns: Tensor, dtype: torch.dtype) -> Tensor:
+def _basis(columns: Tensor, dtype: torch.dtype, along: Tensor) -> Tensor:
     """Left singular vectors of the singular values that are not round-off of ``dtype``; signs fixed."""
     u = _left(columns, dtype)
-    signed: Tensor = u * fix_signs(u.mT)
+    signed: Tensor = u * torch.where(along @ u < 0, -1.0, 1.0)
     return signed
 
 

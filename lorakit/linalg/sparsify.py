@@ -1,8 +1,8 @@
-"""Which entries of an update to keep."""
+"""Which entries of an update to keep, and what the kept ones are multiplied by."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Count = Literal["exact", "official"]
+Norm = Literal["l1", "l2", "linf"]
 
+_ORDERS: dict[Norm, float] = {"l1": 1, "l2": 2, "linf": np.inf}
 _MANY = 2**17  # entries from which a threshold is first looked for in a sample
 _CHUNK = 2**16  # entries taken at a time, which stay in the cache
 
@@ -26,16 +28,22 @@ def magnitude_threshold(values: Tensor, density: float, *, count: Count = "exact
     density : float in (0, 1]
         Share of the entries to keep.
     count : {'exact', 'official'}, default='exact'
-        ``int(density * n)`` entries as in PEFT and mergekit, or ``int(density * n) + 1`` as in the TIES authors' code.
+        ``int(density * n)`` entries as in PEFT and mergekit, or ``int(density * n) + 1`` as in the TIES authors' code;
+        at least one in either case.
 
     Returns
     -------
     float
-        Keep ``abs(values) >= threshold``. Infinite where nothing is kept.
+        Keep ``abs(values) >= threshold``. Infinite where there are no entries.
     """
     n = values.numel()
-    keep = min(int(density * n) + (count == "official"), n)
+    keep = kept_entries(n, density, extra=int(count == "official"))
     return _kth_magnitudes(values, [n - keep + 1])[0] if keep else float("inf")
+
+
+def kept_entries(n: int, density: float, *, extra: int = 0) -> int:
+    """Number of entries that a trim keeps of n: ``int(density * n) + extra``, at least one, at most all."""
+    return min(max(int(density * n) + extra, 1), n)
 
 
 def magnitude_window(values: Tensor, density: float, gamma: float) -> tuple[float, float]:
@@ -48,22 +56,46 @@ def magnitude_window(values: Tensor, density: float, gamma: float) -> tuple[floa
     values : Tensor
         Entries, of any shape.
     density : float in (0, 1]
-        Share of the entries to keep: ``int(density * n)`` of them.
+        Share of the entries to keep: ``int(density * n)`` of them, at least one.
     gamma : float in [0, 1)
-        Share of the entries, the largest, to drop: ``int(gamma * n)`` of them.
+        Share of the entries, the largest, to drop: ``int(gamma * n)`` of them, at most all but one.
 
     Returns
     -------
     low, high : float
-        Keep where ``low <= abs(values) <= high``. (inf, 0) where nothing is kept.
+        Keep where ``low <= abs(values) <= high``. (inf, 0) where there are no entries.
     """
     n = values.numel()
-    top = n - int(gamma * n)
-    keep = min(int(density * n), top)
-    if keep == 0:
+    if n == 0:
         return float("inf"), 0.0
-    low, high = _kth_magnitudes(values, [top - keep + 1, top])
+    bottom, top = _window(n, density, gamma)
+    low, high = _kth_magnitudes(values, [bottom + 1, top])
     return low, high
+
+
+def keep_middle(values: Tensor, density: float, gamma: float) -> Tensor:
+    """Keep the entries of each row that :func:`magnitude_window` would keep of the row alone; a new tensor.
+
+    Model Breadcrumbs as its authors' code masks, row by row. Of equal magnitudes the later ones rank higher.
+
+    Parameters
+    ----------
+    values : Tensor of shape (..., n)
+        Rows of entries.
+    density, gamma : float
+        As in :func:`magnitude_window`, of the n entries of a row.
+    """
+    if values.numel() == 0:
+        return values.clone()
+    bottom, top = _window(values.shape[-1], density, gamma)
+    places = _rising_order(values)[..., bottom:top]
+    return torch.zeros_like(values).scatter_(-1, places, values.gather(-1, places))
+
+
+def _window(n: int, density: float, gamma: float) -> tuple[int, int]:
+    """Which of n > 0 entries in rising order a window keeps: from the first number up to the second."""
+    top = max(n - int(gamma * n), 1)
+    return top - min(kept_entries(n, density), top), top
 
 
 def _kth_magnitudes(values: Tensor, ks: Sequence[int]) -> list[float]:
@@ -166,6 +198,62 @@ def drop_randomly(values: Tensor, keep: Tensor | float, uniform: Tensor) -> Tens
         A new tensor.
     """
     return values * (uniform < keep) / keep
+
+
+def weighted_variance(stack: Tensor, weights: Tensor) -> Tensor:
+    """Variance of each entry over the updates, zero where it is round-off.
+
+    Parameters
+    ----------
+    stack : Tensor of shape (T, ...)
+        Updates.
+    weights : Tensor of shape (T,)
+        Positive weights. Listing an update twice is the same as doubling its weight.
+
+    Returns
+    -------
+    Tensor of shape (...)
+        The weighted mean of the squared deviations from the weighted mean.
+    """
+    share = weights / weights.sum()
+    deviations = (stack - torch.tensordot(share, stack, dims=1)).square_()
+    variance: Tensor = torch.tensordot(share, deviations, dims=1)
+    round_off = (len(weights) * torch.finfo(stack.dtype).eps) ** 2 * stack.square().amax(dim=0)
+    return variance.mul_(variance > round_off)
+
+
+def variance_threshold(variance: Tensor, density: float) -> float:
+    """Smallest variance that is kept when the largest ``density`` of those that are not zero is.
+
+    The select step of SCE (Wan et al., arXiv 2408.07990). It is zero, so that all are kept, where all are zero.
+    """
+    varying = int(torch.count_nonzero(variance))
+    return _kth_magnitudes(variance, [variance.numel() - kept_entries(varying, density) + 1])[0] if varying else 0.0
+
+
+def magnitude_norm(values: Tensor, norm: Norm) -> float:
+    """Sum of magnitudes ('l1'), Euclidean norm ('l2') or largest magnitude ('linf') of all entries, in float64."""
+    return float(torch.linalg.vector_norm(values, _ORDERS[norm], dtype=torch.float64)) if values.numel() else 0.0
+
+
+def norm_ratio(pairs: Iterable[tuple[Tensor, Tensor]], norm: Norm) -> float:
+    """Factor that gives a sparse tensor the norm that it had before, from pairs of blocks before and after.
+
+    Parameters
+    ----------
+    pairs : iterable of (Tensor, Tensor)
+        Blocks of the whole tensor, and the same blocks once entries were dropped.
+    norm : {'l1', 'l2', 'linf'}
+        As in :func:`magnitude_norm`.
+
+    Returns
+    -------
+    float
+        1 where nothing is left, or nothing was there.
+    """
+    norms = [(magnitude_norm(before, norm), magnitude_norm(after, norm)) for before, after in pairs]
+    before, after = (float(np.linalg.norm(column, _ORDERS[norm])) for column in zip(*norms, strict=True))
+    return before / after if after > 0 else 1.0
 
 
 def rank_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor:

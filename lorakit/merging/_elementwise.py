@@ -1,10 +1,9 @@
-"""Base of the element-wise rules (TIES and its kin), and the four spaces in which they act."""
+"""Base of the element-wise rules (TIES and others like it), and the spaces in which they act."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, ClassVar
 
@@ -21,42 +20,49 @@ from ..linalg import (
     core_space,
     dense_randomized_svd,
     dense_svd,
+    elected_mean,
+    fixed_direction,
     knots_space,
+    norm_ratio,
     split_svd,
     truncate_wide,
 )
+from ..linalg.sparsify import Norm
 from ._common import cuts, largest_rank, stack_factors
+from ._draws import streams
+from ._tiles import TILE, Matrices, Products, Stack
 
-_TILE = 2**20  # entries of all updates together that are worked on at a time: a few MB, near the caches
-_KEPT = 2**24  # entries of all updates together up to which all are formed, and only once: 64 MB in float32
 _OVERSAMPLED = 16  # columns of the sketch beyond k
 _LARGE = 1024  # width from which a full SVD takes seconds
+
+SIGN_ELECTION: list[Any] = ["boolean", StrOptions({"frequency"})]  # what the parameter of this name may be
 
 
 class ElementwiseMerger(BaseMerger):
     """A rule on T tensors of one shape, applied in the space that ``space`` names.
 
-    ============  =======================================================  ==================
-    space         tensors                                                  ranks
-    ============  =======================================================  ==================
-    ``factors``   A and B themselves (direct merge)                        one for all
-    ``delta``     the updates B A (multiplied merge), cut to k by SVD      any
-    ``core``      the updates in common bases, R x R (Core Space)          any
-    ``knots``     the updates in common outputs, R x d_in (KnOTS)          any
-    ============  =======================================================  ==================
+    ================  ===============================================================  ===========
+    space             tensors                                                          ranks
+    ================  ===============================================================  ===========
+    ``factors``       A and B themselves (direct merge)                                one for all
+    ``delta``         the updates B A (multiplied merge), cut to k by SVD              any
+    ``core``          the updates in common bases of the updates, R x R                any
+    ``core_factors``  the updates in common bases of the factors, R x R (Core Space)   any
+    ``knots``         the updates in common outputs, R x d_in (KnOTS)                  any
+    ================  ===============================================================  ===========
 
     A rule has up to four steps. :meth:`_measure` sees a whole tensor of one adapter (for thresholds),
     :meth:`_sparsify` changes a block of its rows, :meth:`_survey` sees the blocks of all adapters before any are
-    merged, :meth:`_combine` merges them. In the spaces 'delta' and 'knots' a block is a few rows, so that
-    a module takes the memory of about two of its updates, or two representations, however many adapters there are;
-    or of all where that is little.
+    merged, :meth:`_combine` merges them. In the spaces 'delta' and 'knots' a block is a few rows. A module then takes
+    the memory of about two of its updates, or two representations, however many adapters there are; small modules are
+    held whole.
     """
 
     _draws: ClassVar[bool] = True  # whether :meth:`_sparsify` may draw random numbers
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseMerger._parameter_constraints,
-        "space": [StrOptions({"factors", "delta", "core", "knots"})],
+        "space": [StrOptions({"factors", "delta", "core", "core_factors", "knots"})],
         "svd_solver": [StrOptions({"auto", "exact", "randomized"})],
     }
 
@@ -67,54 +73,71 @@ class ElementwiseMerger(BaseMerger):
 
     @property
     def invariances(self) -> frozenset[str]:
-        """All, unless the rule acts on A and B themselves."""
+        """All, unless the rule acts on A and B themselves, or in bases made from them."""
+        if self.space == "core_factors":
+            return frozenset({"permutation", "sign"})
         return frozenset() if self.space == "factors" else super().invariances
 
     def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
-        if self.space == "factors":  # it leaves their rank
+        if self.space == "factors":  # the rule leaves their rank as it is
             return largest_rank(infos)
         if self.space == "delta":  # a rule on the updates gives up to full rank
             return min(infos[0].d_in, infos[0].d_out)
         return super()._rank_limit(infos)
 
-    def _measure(self, x: Tensor, adapter: int) -> Any:
+    def _measure(self, x: Tensor, adapter: int, rng: np.random.RandomState) -> Any:
         """Look at one adapter's whole tensor, (m, n), before it is taken block by block.
 
-        ``adapter`` is its position among those whose weight is not zero.
+        ``adapter`` is its position among those whose weight is not zero; ``rng`` will draw for it, from its first row
+        on, what it draws for the blocks.
         """
         raise NotImplementedError
 
     @property
     def _measures(self) -> bool:
-        """Whether :meth:`_measure` is there."""
+        """Whether :meth:`_measure` has something to find."""
         return type(self)._measure is not ElementwiseMerger._measure
 
     def _sparsify(self, x: Tensor, measured: Any, rng: np.random.RandomState) -> Tensor:
         """Change some rows, (rows, n), of one adapter's tensor."""
         return x
 
-    @property
-    def _surveys(self) -> bool:
-        """Whether :meth:`_survey` is there; in 'delta' the blocks are then made twice, so nothing may be random."""
-        return False
+    def _survey(self, blocks: Callable[[], Iterator[Tensor]], weights: Tensor) -> Any:
+        """Look at the blocks of all adapters, (T, rows, n), from the first row to the last, as often as needed.
 
-    def _survey(self, stack: Tensor, weights: Tensor) -> Tensor:
-        """Look at T blocks, (T, rows, n); what is returned is added up over the rows."""
-        raise NotImplementedError
+        Each time they are made anew, and are the same.
+        """
+        return None
 
     @abstractmethod
     def _combine(self, stack: Tensor, weights: Tensor, survey: Any) -> Tensor:
         """Merge T blocks: (T, rows, n) to (rows, n), with weights of shape (T,) and what :meth:`_survey` found."""
 
-    def _rule(self, stack: Tensor, weights: Tensor, rngs: Sequence[np.random.RandomState]) -> Tensor:
-        """Apply the whole rule to T tensors: (T, m, n) to (m, n)."""
-        if stack.numel() == 0:  # the updates are all zero: their common bases are empty
-            return stack[0]
-        measured = [self._measure(x, i) if self._measures else None for i, x in enumerate(stack)]
-        sparse = torch.stack(
-            [self._sparsify(x, found, rng) for x, found, rng in zip(stack, measured, rngs, strict=True)]
-        )
-        return self._combine(sparse, weights, self._survey(sparse, weights) if self._surveys else None)
+    def _rule(self, matrices: Matrices, weights: Tensor, rngs: Sequence[np.random.RandomState]) -> Tensor:
+        """Apply the whole rule to T matrices: (T, m, n) to (m, n)."""
+        merged = matrices.empty()
+        if merged.numel() == 0:  # the updates are all zero: their common bases are empty
+            return merged
+        blocks = self._sparse(matrices, rngs, merged)
+        survey = self._survey(lambda: (stack for _, stack in blocks(deepcopy(rngs))), weights)
+        for rows, stack in blocks(rngs):
+            merged[rows] = self._combine(stack, weights, survey)
+        return merged
+
+    def _sparse(
+        self, matrices: Matrices, rngs: Sequence[np.random.RandomState], scratch: Tensor
+    ) -> Callable[[Sequence[np.random.RandomState]], Iterator[tuple[slice, Tensor]]]:
+        """Measure T matrices, and return the way to go over their sparse blocks with the streams that it is given."""
+        measures = self._measures
+        measured = [
+            self._measure(matrices.whole(i, scratch), i, rng) if measures else None for i, rng in enumerate(rngs)
+        ]
+
+        def blocks(streams: Sequence[np.random.RandomState]) -> Iterator[tuple[slice, Tensor]]:
+            for rows in matrices.tiles:
+                yield rows, matrices.stacked(rows, lambda i, x: self._sparsify(x, measured[i], streams[i]))
+
+        return blocks
 
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
@@ -135,72 +158,49 @@ class ElementwiseMerger(BaseMerger):
     ) -> list[LoraFactors]:
         """Merge adapters that are there and count, and cut the result to each rank of ``ks``."""
         # in 'delta' the noise of the randomised SVD comes after these draws
-        rngs = _streams(updates, weights, rng) if self._draws or self.space == "delta" else [rng] * len(updates)
+        rngs = streams(updates, weights, rng) if self._draws or self.space == "delta" else [rng] * len(updates)
         w = torch.from_numpy(weights).to(updates[0].A)
         if self.space == "factors":
-            a, b = stack_factors(updates)
-            return cuts(LoraFactors(self._rule(a, w, rngs), self._rule(b, w, rngs)), ks)
-        if self.space == "core":
-            small = compress(updates)
-            u, v, cores = core_space(small.updates)
-            a, b = truncate_wide(self._rule(cores, w, rngs), max(ks))
-            widest = LoraFactors(*small.expand((a @ v.mT, u @ b)))
-        elif self.space == "knots":
-            space = knots_space(updates)
-            merged = self._merge_delta([LoraFactors(*part) for part in space.representations], w, rngs)
-            a, b = truncate_wide(merged, max(ks))
-            widest = LoraFactors(a, space.expand(b))
-        else:
-            return self._cut_delta(self._merge_delta(updates, w, rngs), ks, rng)
+            a, b = (self._rule(matrices, w, rngs) for matrices in self._seen(updates, weights))
+            return cuts(LoraFactors(a, b), ks)
+        if self.space == "delta":
+            return self._cut_delta(self._rule(Products(updates), w, rngs), ks, rng)
+        matrices, back = self._small_space(updates, weights)
+        widest = back(self._rule(matrices, w, rngs), max(ks))
         return [leading_msus(widest, k) for k in ks]
 
-    def _merge_delta(
-        self, updates: Sequence[LoraFactors], weights: Tensor, rngs: Sequence[np.random.RandomState]
-    ) -> Tensor:
-        """Apply the rule to the updates: of large ones, one at a time is whole, and some rows of all."""
-        tiles = _tiles(updates)
-        merged = updates[0].A.new_empty(updates[0].d_out, updates[0].d_in)
-        keep = merged.numel() * len(updates) <= _KEPT
-        measured: list[Any] = [None] * len(updates)
-        kept: list[Tensor] = []
-        for i, update in enumerate(updates if self._measures else ()):
-            whole = torch.empty_like(merged) if keep else merged
-            for rows in tiles:  # as below: a whole product may differ in its last bits, and thresholds are compared
-                torch.mm(update.B[rows], update.A, out=whole[rows])
-            measured[i] = self._measure(whole, i)
-            if keep:
-                kept.append(whole)
+    def _seen(self, updates: Sequence[LoraFactors], weights: np.ndarray) -> list[Matrices]:
+        """Return all that the rule sees of one module: one group of T matrices, or in 'factors' those of A and of B."""
+        if self.space == "factors":
+            return [Stack(stack) for stack in stack_factors(updates)]
+        return [Products(updates) if self.space == "delta" else self._small_space(updates, weights)[0]]
 
-        buffer = merged.new_empty(len(updates) * len(merged[: _step(updates)]) * updates[0].d_in)
+    def _small_space(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray
+    ) -> tuple[Matrices, Callable[[Tensor, int], LoraFactors]]:
+        """Return the updates in small common bases, and the way back to the leading k units of what is merged there."""
+        if self.space == "knots":
+            space = knots_space(updates, weights.tolist())
 
-        def sparse(rows: slice) -> Tensor:
-            shape = (len(updates), *merged[rows].shape)
-            stack = buffer[: math.prod(shape)].view(shape)  # of all tiles: fresh memory takes longer than the product
-            for i, (block, update) in enumerate(zip(stack, updates, strict=True)):
-                whole = kept[i][rows] if kept else torch.mm(update.B[rows], update.A, out=block)
-                block.copy_(self._sparsify(whole, measured[i], rngs[i]))
-            return stack
+            def expanded(merged: Tensor, k: int) -> LoraFactors:
+                a, b = truncate_wide(merged, k)
+                return LoraFactors(a, space.expand(b))
 
-        survey = sum(self._survey(sparse(rows), weights) for rows in tiles) if self._surveys else None
-        for rows in tiles:
-            merged[rows] = self._combine(sparse(rows), weights, survey)
-        return merged
+            return Products([LoraFactors(*part) for part in space.representations]), expanded
+        small = compress(updates)
+        device = updates[0].A.device
+        along = (
+            small.outputs.coordinates(fixed_direction(updates[0].d_out, device)),
+            small.inputs.coordinates(fixed_direction(updates[0].d_in, device)),
+        )
+        balanced = self.space == "core"
+        u, v, cores = core_space(small.updates, weights.tolist(), balanced=balanced, along=along)
 
-    def _blocks(self, updates: Sequence[LoraFactors]) -> Iterator[tuple[int, Tensor]]:
-        """Yield everything that the rule sees of one module, as pairs of an adapter's position and a block."""
-        there = [i for i, update in enumerate(updates) if update.rank]
-        if not there:
-            return
-        if self.space == "core":
-            cores = core_space(compress(updates).updates)[2]
-            yield from ((i, cores[i]) for i in there)
-        elif self.space == "factors":
-            yield from ((i, half) for i in there for half in updates[i])
-        else:
-            if self.space == "knots":
-                updates = [LoraFactors(*part) for part in knots_space(updates).representations]
-            tiles = _tiles(updates)
-            yield from ((i, updates[i].B[rows] @ updates[i].A) for i in there for rows in tiles)
+        def lifted(merged: Tensor, k: int) -> LoraFactors:
+            a, b = truncate_wide(merged, k)
+            return LoraFactors(*small.expand((a @ v.mT, u @ b)))
+
+        return Stack(cores), lifted
 
     def _cut_delta(self, matrix: Tensor, ks: Sequence[int], rng: np.random.RandomState) -> list[LoraFactors]:
         """Cut a merged update to each rank of ``ks``: exact SVDs are one, randomised ones each of their own noise."""
@@ -223,36 +223,25 @@ class ElementwiseMerger(BaseMerger):
         return columns < width and (self.svd_solver == "randomized" or (self.svd_solver == "auto" and pays))
 
 
-def _tiles(updates: Sequence[LoraFactors]) -> list[slice]:
-    step = _step(updates)
-    return [slice(start, start + step) for start in range(0, updates[0].d_out, step)]
+def consensus(stack: Tensor, weights: Tensor, sign_election: Any) -> Tensor:
+    """Weighted mean of T blocks, or of the entries that have the elected sign: (T, ...) to (...).
 
-
-def _step(updates: Sequence[LoraFactors]) -> int:
-    """Rows of a tile."""
-    return max(1, _TILE // (updates[0].d_in * len(updates)))
-
-
-def uniform_like(x: Tensor, rng: np.random.RandomState) -> Tensor:
-    """Draw numbers in [0, 1), one an entry, row by row: blocks of rows draw what the whole tensor would."""
-    return torch.from_numpy(rng.random_sample(tuple(x.shape))).to(x.device)
-
-
-def _streams(
-    updates: Sequence[LoraFactors], weights: np.ndarray, rng: np.random.RandomState
-) -> list[np.random.RandomState]:
-    """Give each adapter a random stream of its own, which neither the adapters' order nor their factors change.
-
-    The streams are dealt out in the order of ``g^T W h`` for random g and h. It tells any two updates apart; copies
-    of one update, equal but for round-off, are told apart by their weights.
+    ``sign_election`` is False for the mean of all; True for an election by the weighted sum; 'frequency' for one by the
+    number of entries of either sign.
     """
-    h, g = (
-        torch.from_numpy(rng.standard_normal(d)).to(updates[0].A.device) for d in (updates[0].d_in, updates[0].d_out)
-    )
-    key = np.array([((g @ update.B.double()) @ (update.A.double() @ h)).item() for update in updates])
-    rising = np.argsort(key, kind="stable")
-    copies = np.empty(len(updates), dtype=int)
-    copies[rising] = np.cumsum(np.diff(key[rising], prepend=key[rising[0]]) > 1e-6 * np.abs(key).max())
-    place = np.argsort(np.lexsort((key, weights, copies)))
-    seeds = rng.randint(2**32, size=len(updates), dtype=np.uint64)
-    return [np.random.RandomState(seed) for seed in seeds[place]]
+    if sign_election is False:
+        return torch.tensordot(weights, stack, dims=1)
+    return elected_mean(stack, weights, vote="frequency" if sign_election == "frequency" else "total")
+
+
+def norm_factor(x: Tensor, sparsify: Callable[[Tensor], Tensor], norm: Norm | None) -> float:
+    """Factor that gives a tensor, (m, n), its norm back after ``sparsify``, which is applied some rows at a time."""
+    if norm is None:
+        return 1.0
+    parts = torch.split(x, max(1, TILE // x.shape[1]))
+    return norm_ratio(((part, sparsify(part)) for part in parts), norm)
+
+
+def scaled(x: Tensor, factor: float) -> Tensor:
+    """Multiply a tensor in place, unless by 1."""
+    return x if factor == 1 else x.mul_(factor)

@@ -1,4 +1,4 @@
-"""Magnitude thresholds over a whole model, without holding its entries: radix selection on the bits of floats."""
+"""Magnitude thresholds over a whole model whose entries are never held: radix selection on the bits of floats."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from .._execution import map_modules, read_module
 from ..adapter_set import AdapterSet
 from ..factors import LoraFactors
+from ..linalg import kept_entries
 
 Blocks = Callable[[Sequence[LoraFactors]], Iterator[tuple[int, Tensor]]]
 _DIGIT = 16  # bits counted in one pass
@@ -22,8 +23,9 @@ def model_thresholds(
 ) -> list[float]:
     """Smallest magnitude that each adapter keeps when the largest ``density`` of all its entries is kept.
 
-    Exact, in the memory of one module: non-negative floats are ordered as their bits are, so counting the entries by 16
-    bits at a time finds the threshold in two passes over float32 updates and four over float64 ones.
+    The result is exact, and takes the memory of one module: non-negative floats are ordered as their bits are, so
+    counting the entries by 16 bits at a time finds the threshold in two passes over float32 updates and in four over
+    float64 ones.
 
     Parameters
     ----------
@@ -34,14 +36,14 @@ def model_thresholds(
     density : float in (0, 1]
         Share of the entries to keep.
     extra : int
-        Added to the number of entries kept.
+        Added to the number of entries kept, which is at least one.
     n_jobs, device
         As in the estimators.
 
     Returns
     -------
     list of float
-        One an adapter: keep ``abs(entries) >= threshold``. Infinite where nothing is kept.
+        For each adapter: keep ``abs(entries) >= threshold``. Infinite where it has no entries.
     """
     double = X.dtype == torch.float64
     prefixes = [0] * len(X)  # the leading bits found so far
@@ -54,7 +56,7 @@ def model_thresholds(
             for i, (digits, times) in enumerate(module):
                 counts[i, digits] += times
         if wanted is None:
-            wanted = [min(int(density * int(total)) + extra, int(total)) for total in counts.sum(axis=1)]
+            wanted = [kept_entries(int(total), density, extra=extra) for total in counts.sum(axis=1)]
         for i, row in enumerate(counts):
             larger = above[i] + row[::-1].cumsum()  # entries at or above each digit, from the largest digit down
             digit = len(row) - 1 - int(np.searchsorted(larger, wanted[i]))

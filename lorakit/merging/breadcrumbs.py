@@ -7,14 +7,14 @@ from numbers import Real
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .._ranks import Rank
-from .._sklearn import Interval
+from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
-from ..linalg import keep_between, magnitude_window
-from ._elementwise import ElementwiseMerger
+from ..linalg import keep_between, keep_middle, magnitude_window
+from ..linalg.sparsify import Norm
+from ._elementwise import SIGN_ELECTION, ElementwiseMerger, consensus, norm_factor, scaled
 
 
 class BreadcrumbsMerger(ElementwiseMerger):
@@ -22,25 +22,42 @@ class BreadcrumbsMerger(ElementwiseMerger):
 
     .. math:: W' = \sum_i w_i\, m_i \odot W_i
 
-    where :math:`m_i` leaves out the ``gamma`` n largest magnitudes of :math:`W_i`, taken for outliers, and of the
-    others the smallest, so that ``density`` n are left. The paper adds them up and multiplies by :math:`\alpha`: with
-    equal weights that is ``scale`` = :math:`\alpha` times the number of adapters. Spaces 'core' and 'knots' gather an
-    update's weight in few large entries, which are no outliers there: use a ``gamma`` near zero.
+    where :math:`m_i` leaves out the ``gamma`` n largest of the n magnitudes of :math:`W_i`, taken for outliers, and
+    then the smallest, so that ``density`` n are left, at least one. The paper adds the updates up and multiplies the
+    sum by :math:`\alpha`: with equal weights that is ``scale`` = :math:`\alpha` times the number of adapters.
+
+    In the spaces 'core', 'core_factors' and 'knots' most of an update's norm is in a few large entries. These are no
+    outliers: use a ``gamma`` near zero there.
 
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
         Rank of the result. None: the largest rank among the adapters (in 'factors', their one rank). A share of the
         energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
-    density : float, default=0.9
-        Share of the entries of each update that is kept, in (0, 1].
-    gamma : float, default=0.01
-        Share of the entries, the largest, that is dropped; at most ``1 - density``.
-    space : {'delta', 'factors', 'core', 'knots'}, default='delta'
-        Where the rule acts. 'delta': on the updates B A, one module at a time, and the result is cut to rank k by
-        SVD. 'core': on the updates in common orthonormal bases of their inputs and outputs, R x R [2]_. 'knots': in
-        a common basis of their outputs [3]_. These take any ranks and depend on the updates alone. 'factors': on A
-        and on B separately; it needs one rank, and its result depends on how the files factor the updates.
+    density : float, default=0.15
+        Share of the entries of each update that is kept, in (0, 1]. The authors' search starts at .15 and goes from .05
+        to .2; the examples of mergekit keep .9.
+    gamma : float, default=0.006
+        Share of the entries, the largest, that is dropped; at most ``1 - density``. The authors' search starts at .006
+        and goes from .001 to .01; mergekit's default is .01.
+    sign_election : bool or 'frequency', default=False
+        False: average all that is left. True: elect a sign for each entry by the weighted sum, and average only the
+        entries that have it, as mergekit's "breadcrumbs_ties". 'frequency': elect by the weights of the adapters that
+        are positive there and of those that are negative, whatever their values.
+    trim_scope : {'module', 'row'}, default='module'
+        Count the shares in each module's whole tensor, as mergekit does, or in each of its rows, as the authors' code
+        does.
+    space : {'delta', 'factors', 'core', 'core_factors', 'knots'}, default='delta'
+        The tensors on which the rule acts. 'delta': the updates B A; one module at a time, the result is cut to rank k
+        by SVD. 'core': the updates in common orthonormal bases of their inputs and of their outputs, R x R, where R is
+        the sum of the ranks. 'core_factors': the same in the bases of Core Space [2]_, which are the singular vectors
+        of the factors as the files hold them; 'core' takes the balanced factors of each update instead. 'knots': the
+        updates in a common basis of their outputs, R x d_in [3]_. 'factors': A and B separately; needs one rank.
+        All but 'factors' take any ranks. 'delta', 'core' and 'knots' depend on the updates alone; 'core_factors' and
+        'factors' give another result when a file factors the same update in another way.
+    rescale : {'l1', 'l2', 'linf'} or None, default=None
+        Norm that the sparse tensor of each module is given back: the sum of magnitudes, the Euclidean norm or the
+        largest magnitude, as options of mergekit do. None leaves what was kept as it is.
     svd_solver : {'auto', 'exact', 'randomized'}, default='auto'
         In space 'delta', how the merged update is cut to rank k. 'auto' takes randomised subspace iteration for wide
         modules and small k, a full SVD otherwise.
@@ -77,7 +94,7 @@ class BreadcrumbsMerger(ElementwiseMerger):
     ----------
     .. [1] Davari and Belilovsky, "Model Breadcrumbs: Scaling Multi-Task Model Merging with Sparse Masks",
        arXiv 2312.06795.
-    .. [2] "Core Space", arXiv 2509.17786.
+    .. [2] Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", arXiv 2509.17786.
     .. [3] Stoica et al., "Model merging with SVD to tie the Knots" (KnOTS), arXiv 2410.19735.
 
     Examples
@@ -96,15 +113,21 @@ class BreadcrumbsMerger(ElementwiseMerger):
         **ElementwiseMerger._parameter_constraints,
         "density": [Interval(Real, 0, 1, closed="right")],
         "gamma": [Interval(Real, 0, 1, closed="left")],
+        "sign_election": SIGN_ELECTION,
+        "trim_scope": [StrOptions({"module", "row"})],
+        "rescale": [StrOptions({"l1", "l2", "linf"}), None],
     }
 
     def __init__(
         self,
         k: Rank = None,
         *,
-        density: float = 0.9,
-        gamma: float = 0.01,
+        density: float = 0.15,
+        gamma: float = 0.006,
+        sign_election: bool | str = False,
+        trim_scope: str = "module",
         space: str = "delta",
+        rescale: Norm | None = None,
         svd_solver: str = "auto",
         weights: Any = None,
         scale: Any = 1.0,
@@ -117,7 +140,10 @@ class BreadcrumbsMerger(ElementwiseMerger):
         self.k = k
         self.density = density
         self.gamma = gamma
+        self.sign_election = sign_election
+        self.trim_scope = trim_scope
         self.space = space
+        self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
         self.scale = scale
@@ -137,11 +163,22 @@ class BreadcrumbsMerger(ElementwiseMerger):
             )
         return self
 
-    def _measure(self, x: Tensor, adapter: int) -> tuple[float, float]:
-        return magnitude_window(x, self.density, self.gamma)
+    def _measure(self, x: Tensor, adapter: int, rng: np.random.RandomState) -> tuple[tuple[float, float], float]:
+        window = (0.0, 0.0) if self.trim_scope == "row" else magnitude_window(x, self.density, self.gamma)
+        return window, norm_factor(x, lambda part: self._kept(part, window), self.rescale)
 
-    def _sparsify(self, x: Tensor, measured: tuple[float, float], rng: np.random.RandomState) -> Tensor:
-        return keep_between(x, *measured)
+    @property
+    def _measures(self) -> bool:
+        return self.trim_scope == "module" or self.rescale is not None
+
+    def _kept(self, x: Tensor, window: tuple[float, float]) -> Tensor:
+        if self.trim_scope == "row":
+            return keep_middle(x, self.density, self.gamma)
+        return keep_between(x, *window)
+
+    def _sparsify(self, x: Tensor, measured: Any, rng: np.random.RandomState) -> Tensor:
+        window, factor = measured or ((0.0, 0.0), 1.0)
+        return scaled(self._kept(x, window), factor)
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
-        return torch.tensordot(weights, stack, dims=1)
+        return consensus(stack, weights, self.sign_election)

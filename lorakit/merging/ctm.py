@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy, deepcopy
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
+from ..base import Learned
 from ..factors import LoraFactors
-from ..linalg import core_space, disjoint_mean, elect_sign, flatten_spectrum, trim, tucker2
+from ..linalg import (
+    core_space,
+    disjoint_mean,
+    drop_randomly,
+    elect_sign,
+    flatten_spectrum,
+    tally_votes,
+    trim,
+    tucker2,
+)
+from ..linalg.sparsify import Count
 from ..linalg.spectral import Svd
 from ._common import largest_rank
+from ._draws import streams, uniform_like
 from ._spectral import SpectralMerger
 
 
@@ -22,26 +36,46 @@ class CtMMerger(SpectralMerger):
     r"""Compress, then merge [1]_: a rule on k x k matrices in common bases that hold most of all updates.
 
     .. math:: W' = U \, \mathrm{rule}(U^\top W_1 V, \dots, U^\top W_T V) \, V^\top, \qquad
-       U, V = \arg\max \sum_i w_i \|U^\top W_i V\|_F^2
+       U, V = \arg\max \sum_i w_i \|U^\top \tilde W_i V\|_F^2
 
-    over orthonormal U and V of k columns: the Tucker-2 decomposition of the stacked updates, by alternating SVDs
-    (HOOI) from that of the stack (HOSVD). Other rules are cut to rank k after they acted, and lose what was built at
-    full rank; here the rule knows what is left. At the sum of the ranks it acts in the core space of all updates.
+    over orthonormal U and V of k columns: the Tucker-2 decomposition of the stacked :math:`\tilde W_i`, computed by
+    alternating SVDs (HOOI) that start from the SVDs of the stack (HOSVD). The bases are learned on rescaled updates,
+
+    .. math:: \tilde W_i = \frac{W_i}{\|W_i\|_F} \left( \beta \|W_i\|_F + (1 - \beta) \bar n \right), \qquad
+       \bar n = \text{weighted mean of } \|W_i\|_F,
+
+    so that updates of large norm do not take them all; the rule then merges the original :math:`W_i`.
+
+    Other mergers cut to rank k after their rule acted, and lose part of what it built. Here the rule acts on what the
+    result can hold. When k is the sum of the ranks, the bases hold all updates exactly.
 
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
         Rank of the result and number of directions in and out. None: the largest rank among the adapters. A share of
         the energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
-    rule : {'ties', 'mean', 'iso'}, default='ties'
-        'ties': trim, elect signs, average what agrees, as :class:`TiesMerger`. 'mean': the weighted mean. 'iso': the
-        sum with its singular values replaced by their mean over the k directions, as :class:`IsoMerger`.
+    rule : {'ties', 'dare_ties', 'mean', 'iso'}, default='ties'
+        The rule on the k x k matrices. 'ties': trim, elect signs, average what agrees, as :class:`TiesMerger`.
+        'dare_ties': drop entries at random and rescale the others, as :class:`DareMerger`, then 'ties'. 'mean': the
+        weighted mean. 'iso': the sum with its singular values replaced by their mean over the k directions, as
+        :class:`IsoMerger`.
     density : float, default=0.2
-        For ``rule='ties'``: share of the entries of each k x k matrix that is kept, in (0, 1].
+        For 'ties' and 'dare_ties': share of the entries of each k x k matrix that is kept, in (0, 1]; at least one
+        entry is. 1 leaves the trimming out.
+    convention : {'exact', 'official'}, default='exact'
+        For 'ties' and 'dare_ties': 'exact' keeps ``int(density * k**2)`` entries, and a vote of exactly zero elects
+        plus. 'official' is the authors' code: one entry more, and the sign that most entries elected.
+    dare_density : float, default=0.7
+        For 'dare_ties': probability of keeping an entry before the trimming, in (0, 1]. The authors drop .3.
+    beta : float, default=0.0
+        Share of its own norm with which an update takes part when the bases are learned, in [0, 1]. 0 gives all
+        updates the same norm, the default of the authors' code, which searches from 0 to .75. 1 learns the bases on
+        the updates as they are.
     max_iter : int, default=100
-        Most rounds, in each of which either basis is made the best for the other.
+        Largest number of rounds. In each round, first the one basis and then the other is made the best for the
+        present other one.
     tol : float, default=1e-6
-        The rounds end once one adds no more than this share to what the bases hold of the updates. Bases that hold
+        The rounds end when a round adds no more than this share to what the bases hold of the updates. Bases that hold
         nearly the same can differ: a larger ``tol`` saves rounds and gives another merge, mostly where updates have
         little in common.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
@@ -53,6 +87,9 @@ class CtMMerger(SpectralMerger):
     scale_scope : {'module', 'model'}, default='module'
         For ``scale='match'``: match each module's norm, or one factor for the whole model. An adapter that lacks a
         module counts there with norm zero.
+    random_state : int, RandomState or None, default=None
+        Seeds the draws of 'dare_ties'. Each module draws its own stream from it, and each adapter in it, so that
+        neither ``n_jobs`` nor the adapters' order changes the result. Pass an int for the same result on every call.
     n_jobs : int, default=None
         Modules merged at a time; None means 1 unless in a ``joblib.parallel_config`` context.
     device : str, default=None
@@ -68,7 +105,6 @@ class CtMMerger(SpectralMerger):
         Modules merged.
     n_adapters_in_ : int
         Number of adapters merged.
-
     singular_values_ : dict of str to ndarray
         Singular values of the merged update, by module, before it is cut to rank k and before ``scale``.
 
@@ -94,8 +130,11 @@ class CtMMerger(SpectralMerger):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **SpectralMerger._parameter_constraints,
-        "rule": [StrOptions({"ties", "mean", "iso"})],
+        "rule": [StrOptions({"ties", "dare_ties", "mean", "iso"})],
         "density": [Interval(Real, 0, 1, closed="right")],
+        "convention": [StrOptions({"exact", "official"})],
+        "dare_density": [Interval(Real, 0, 1, closed="right")],
+        "beta": [Interval(Real, 0, 1, closed="both")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
     }
@@ -106,12 +145,16 @@ class CtMMerger(SpectralMerger):
         *,
         rule: str = "ties",
         density: float = 0.2,
+        convention: Count = "exact",
+        dare_density: float = 0.7,
+        beta: float = 0.0,
         max_iter: int = 100,
         tol: float = 1e-6,
         weights: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
+        random_state: Any = None,
         n_jobs: int | None = None,
         device: str | None = None,
         verbose: int = 0,
@@ -119,15 +162,27 @@ class CtMMerger(SpectralMerger):
         self.k = k
         self.rule = rule
         self.density = density
+        self.convention = convention
+        self.dare_density = dare_density
+        self.beta = beta
         self.max_iter = max_iter
         self.tol = tol
         self.weights = weights
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
+        self.random_state = random_state
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    def _merge_module_path(
+        self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
+    ) -> list[tuple[LoraFactors, Learned]]:
+        worker, active = copy(self), np.flatnonzero(weights)
+        # from the updates themselves: in the frames in which the rule sees them, coordinates depend on the factors
+        worker._streams = streams([updates[int(i)] for i in active], weights[active], rng)
+        return super(CtMMerger, worker)._merge_module_path(updates, weights, ks, rng)
 
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
         return self._merged_svds(updates, weights, [k])[0]
@@ -135,17 +190,30 @@ class CtMMerger(SpectralMerger):
     def _merged_svds(self, updates: Sequence[LoraFactors], weights: list[float], ks: Sequence[int | None]) -> list[Svd]:
         outputs, inputs, stack = core_space(updates)
         w = torch.tensor(weights, dtype=stack.dtype, device=stack.device)
+        targets = stack * self._rescaling(stack, w)[:, None, None]
         svds = []
         for k in ks:
-            u, v, cores = tucker2(stack, w, k or largest_rank(updates), max_iter=self.max_iter, tol=self.tol)
-            left, s, right = torch.linalg.svd(self._rule(cores, w / len(w)), full_matrices=False)
+            u, v, _ = tucker2(targets, w, k or largest_rank(updates), max_iter=self.max_iter, tol=self.tol)
+            left, s, right = torch.linalg.svd(self._rule(u.mT @ stack @ v, w / len(w)), full_matrices=False)
             if self.rule == "iso":
                 s = flatten_spectrum(s * len(w), len(s))
             svds.append((outputs @ (u @ left), s, (right @ v.mT) @ inputs.mT))
         return svds
 
+    def _rescaling(self, stack: Tensor, weights: Tensor) -> Tensor:
+        """Factors by which the updates are multiplied when the bases are learned: (T, p, q) to (T,)."""
+        norms = stack.flatten(1).norm(dim=1)
+        there = norms > 1e-15 * norms.max()  # what is no update has no direction, and no say in the mean
+        mean = (weights * norms)[there].sum() / weights[there].sum()
+        return torch.where(there, self.beta + (1 - self.beta) * mean / torch.where(there, norms, 1), 1)
+
     def _rule(self, cores: Tensor, weights: Tensor) -> Tensor:
-        if self.rule == "ties" and cores.numel():  # there is no core where every update is zero
-            cores = trim(cores, self.density)
-            return disjoint_mean(cores, elect_sign(cores, weights), weights)
-        return torch.tensordot(weights, cores, dims=1)
+        if self.rule in ("mean", "iso") or not cores.numel():  # there is no core where every update is zero
+            return torch.tensordot(weights, cores, dims=1)
+        if self.rule == "dare_ties":
+            uniforms = [uniform_like(x, deepcopy(rng)) for x, rng in zip(cores, self._streams, strict=True)]
+            cores = drop_randomly(cores, self.dare_density, torch.stack(uniforms))
+        cores = trim(cores, self.density, count=self.convention)
+        official = self.convention == "official"
+        undecided = float(tally_votes(cores, weights).sum().sign()) if official else 1.0
+        return disjoint_mean(cores, elect_sign(cores, weights, undecided=undecided), weights)

@@ -5,27 +5,25 @@ from __future__ import annotations
 from numbers import Real
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from .._ranks import Rank
 from .._sklearn import Interval
-from ..linalg import disjoint_mean, drop_randomly, elect_sign
-from ._elementwise import ElementwiseMerger, uniform_like
+from ._random_drop import RandomDropMerger
 
 
-class DareMerger(ElementwiseMerger):
+class DareMerger(RandomDropMerger):
     r"""DARE [1]_: drop entries at random, rescale those that are left, average.
 
     .. math:: \tilde w = \frac{m}{density} w, \qquad m \sim \mathrm{Bernoulli}(density)
 
-    Every entry of every update is kept with probability ``density`` and divided by it, so that the expectation of each
-    update is that update. The weighted mean of what is left follows, or with ``sign_election`` the steps of
-    :class:`TiesMerger` that come after its trimming: one sign an entry, and the mean of the entries that have it.
+    Each entry of an update is kept with probability ``density`` and divided by ``density``, so that the expectation of
+    what is left is the update. Then the weighted mean is taken, or with ``sign_election`` the steps of
+    :class:`TiesMerger` that come after its trimming: one sign for each entry, and the mean of the entries that have it.
 
-    The draws add noise of ``(1 - density) / density`` times each update's squared norm. In space 'delta' it is spread
-    over all directions, few of which are among the result's k; 'core' and 'knots' have fewer to spread it over.
+    The draws add noise of ``(1 - density) / density`` times each update's squared norm. In space 'delta' the noise is
+    spread over all directions, of which the result keeps only k. 'core' and 'knots' have fewer directions, so that
+    more of the noise stays in the result.
 
     Parameters
     ----------
@@ -34,13 +32,22 @@ class DareMerger(ElementwiseMerger):
         energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     density : float, default=0.5
         Probability of keeping an entry, in (0, 1]. The paper drops up to nine tenths of the entries of large models.
-    sign_election : bool, default=False
-        Elect a sign per entry from the weighted sum, and average only the entries that have it.
-    space : {'delta', 'factors', 'core', 'knots'}, default='delta'
-        Where the rule acts. 'delta': on the updates B A, one module at a time, and the result is cut to rank k by
-        SVD. 'core': on the updates in common orthonormal bases of their inputs and outputs, R x R [2]_. 'knots': in
-        a common basis of their outputs [3]_. These take any ranks and depend on the updates alone. 'factors': on A
-        and on B separately; it needs one rank, and its result depends on how the files factor the updates.
+    sign_election : bool or 'frequency', default=False
+        False: average all entries that are left, which PEFT and mergekit call "dare_linear". True: elect a sign for
+        each entry by the weighted sum, and average only the entries that have it, their "dare_ties". 'frequency': elect
+        by the weights of the adapters that are positive there and of those that are negative, whatever their values.
+    space : {'delta', 'factors', 'core', 'core_factors', 'knots'}, default='delta'
+        The tensors on which the rule acts. 'delta': the updates B A; one module at a time, the result is cut to rank k
+        by SVD. 'core': the updates in common orthonormal bases of their inputs and of their outputs, R x R, where R is
+        the sum of the ranks. 'core_factors': the same in the bases of Core Space [2]_, which are the singular vectors
+        of the factors as the files hold them; 'core' takes the balanced factors of each update instead. 'knots': the
+        updates in a common basis of their outputs, R x d_in [3]_. 'factors': A and B separately; needs one rank.
+        All but 'factors' take any ranks. 'delta', 'core' and 'knots' depend on the updates alone; 'core_factors' and
+        'factors' give another result when a file factors the same update in another way.
+    rescale : {'expectation', 'l1', 'l2', 'linf'} or None, default='expectation'
+        What the kept entries are multiplied by. 'expectation': one over ``density``, the published method. 'l1', 'l2',
+        'linf': what gives each module's tensor back its sum of magnitudes, Euclidean norm or largest magnitude;
+        mergekit's "rescale" is 'l1'. None: 1.
     svd_solver : {'auto', 'exact', 'randomized'}, default='auto'
         In space 'delta', how the merged update is cut to rank k. 'auto' takes randomised subspace iteration for wide
         modules and small k, a full SVD otherwise.
@@ -81,7 +88,7 @@ class DareMerger(ElementwiseMerger):
     ----------
     .. [1] Yu et al., "Language Models are Super Mario: Absorbing Abilities from Homologous Models as a Free Lunch"
        (DARE), arXiv 2311.03099.
-    .. [2] "Core Space", arXiv 2509.17786.
+    .. [2] Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", arXiv 2509.17786.
     .. [3] Stoica et al., "Model merging with SVD to tie the Knots" (KnOTS), arXiv 2410.19735.
 
     Examples
@@ -96,9 +103,8 @@ class DareMerger(ElementwiseMerger):
     paper = "arXiv 2311.03099"
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **ElementwiseMerger._parameter_constraints,
+        **RandomDropMerger._parameter_constraints,
         "density": [Interval(Real, 0, 1, closed="right")],
-        "sign_election": ["boolean"],
     }
 
     def __init__(
@@ -106,8 +112,9 @@ class DareMerger(ElementwiseMerger):
         k: Rank = None,
         *,
         density: float = 0.5,
-        sign_election: bool = False,
+        sign_election: bool | str = False,
         space: str = "delta",
+        rescale: str | None = "expectation",
         svd_solver: str = "auto",
         weights: Any = None,
         scale: Any = 1.0,
@@ -122,6 +129,7 @@ class DareMerger(ElementwiseMerger):
         self.density = density
         self.sign_election = sign_election
         self.space = space
+        self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
         self.scale = scale
@@ -132,10 +140,5 @@ class DareMerger(ElementwiseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _sparsify(self, x: Tensor, measured: None, rng: np.random.RandomState) -> Tensor:
-        return drop_randomly(x, self.density, uniform_like(x, rng))
-
-    def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
-        if self.sign_election:
-            return disjoint_mean(stack, elect_sign(stack, weights), weights)
-        return torch.tensordot(weights, stack, dims=1)
+    def _keep(self, x: Tensor) -> float:
+        return float(self.density)

@@ -12,20 +12,21 @@ from torch import Tensor
 from .._ranks import Rank
 from .._sklearn import Interval
 from ..adapter_set import AdapterSet
-from ..linalg import disjoint_mean, drop_randomly, elect_sign, rank_probabilities
-from ._elementwise import ElementwiseMerger, uniform_like
+from ..linalg import rank_probabilities
+from ._random_drop import RandomDropMerger
 
 
-class DellaMerger(ElementwiseMerger):
+class DellaMerger(RandomDropMerger):
     r"""DELLA [1]_: drop entries at random, small ones more often; elect a sign, average the entries that have it.
 
-    Within each row of n entries, magnitudes are ranked ascending, :math:`\rho = 1 \dots n`. An entry is kept with
-    probability
+    Within each row of n entries, magnitudes are ranked in ascending order, :math:`\rho = 1 \dots n`. An entry is kept
+    with probability
 
     .. math:: \pi = (density - \epsilon) + 2 \epsilon \frac{\rho - 1}{n - 1}
 
-    and divided by its own :math:`\pi`, so that the expectation of each update is that update. Then, as in
-    :class:`TiesMerger`, every entry elects a sign by the weighted sum, and those that have it are averaged.
+    and divided by its own :math:`\pi`, so that the expectation of what is left is the update. Then, as in
+    :class:`TiesMerger`, each entry elects a sign by the weighted sum over the adapters, and the adapters whose entry
+    has that sign are averaged.
 
     Parameters
     ----------
@@ -35,13 +36,24 @@ class DellaMerger(ElementwiseMerger):
     density : float, default=0.7
         Mean probability of keeping an entry.
     epsilon : float, default=0.07
-        Half the difference between the probabilities of a row's largest and smallest entry; below ``density``, and at
-        most ``1 - density``. The authors' "window size" is twice this.
-    space : {'delta', 'factors', 'core', 'knots'}, default='delta'
-        Where the rule acts. 'delta': on the updates B A, one module at a time, and the result is cut to rank k by
-        SVD. 'core': on the updates in common orthonormal bases of their inputs and outputs, R x R [2]_. 'knots': in
-        a common basis of their outputs [3]_. These take any ranks and depend on the updates alone. 'factors': on A
-        and on B separately; it needs one rank, and its result depends on how the files factor the updates.
+        Half the difference between the probabilities of a row's largest and smallest entry. Must be below ``density``
+        and at most ``1 - density``. The authors' "window size" is twice this.
+    sign_election : bool or 'frequency', default=True
+        True: elect a sign for each entry by the weighted sum, and average only the entries that have it. False: average
+        all that are left, which mergekit calls "della_linear". 'frequency': elect by the weights of the adapters that
+        are positive there and of those that are negative, whatever their values.
+    space : {'delta', 'factors', 'core', 'core_factors', 'knots'}, default='delta'
+        The tensors on which the rule acts. 'delta': the updates B A; one module at a time, the result is cut to rank k
+        by SVD. 'core': the updates in common orthonormal bases of their inputs and of their outputs, R x R, where R is
+        the sum of the ranks. 'core_factors': the same in the bases of Core Space [2]_, which are the singular vectors
+        of the factors as the files hold them; 'core' takes the balanced factors of each update instead. 'knots': the
+        updates in a common basis of their outputs, R x d_in [3]_. 'factors': A and B separately; needs one rank.
+        All but 'factors' take any ranks. 'delta', 'core' and 'knots' depend on the updates alone; 'core_factors' and
+        'factors' give another result when a file factors the same update in another way.
+    rescale : {'expectation', 'l1', 'l2', 'linf'} or None, default='expectation'
+        What the kept entries are multiplied by. 'expectation': one over each entry's own probability, the published
+        method. 'l1', 'l2', 'linf': what gives each module's tensor back its sum of magnitudes, Euclidean norm or
+        largest magnitude; mergekit's "rescale" is 'l1', which favours large entries. None: 1.
     svd_solver : {'auto', 'exact', 'randomized'}, default='auto'
         In space 'delta', how the merged update is cut to rank k. 'auto' takes randomised subspace iteration for wide
         modules and small k, a full SVD otherwise.
@@ -82,7 +94,7 @@ class DellaMerger(ElementwiseMerger):
     ----------
     .. [1] Deep et al., "DELLA-Merging: Reducing Interference in Model Merging through Magnitude-Based Sampling",
        arXiv 2406.11617.
-    .. [2] "Core Space", arXiv 2509.17786.
+    .. [2] Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", arXiv 2509.17786.
     .. [3] Stoica et al., "Model merging with SVD to tie the Knots" (KnOTS), arXiv 2410.19735.
 
     Examples
@@ -97,7 +109,7 @@ class DellaMerger(ElementwiseMerger):
     paper = "arXiv 2406.11617"
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **ElementwiseMerger._parameter_constraints,
+        **RandomDropMerger._parameter_constraints,
         "density": [Interval(Real, 0, 1, closed="right")],
         "epsilon": [Interval(Real, 0, 0.5, closed="both")],
     }
@@ -108,7 +120,9 @@ class DellaMerger(ElementwiseMerger):
         *,
         density: float = 0.7,
         epsilon: float = 0.07,
+        sign_election: bool | str = True,
         space: str = "delta",
+        rescale: str | None = "expectation",
         svd_solver: str = "auto",
         weights: Any = None,
         scale: Any = 1.0,
@@ -122,7 +136,9 @@ class DellaMerger(ElementwiseMerger):
         self.k = k
         self.density = density
         self.epsilon = epsilon
+        self.sign_election = sign_election
         self.space = space
+        self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
         self.scale = scale
@@ -145,8 +161,5 @@ class DellaMerger(ElementwiseMerger):
             )
         return self
 
-    def _sparsify(self, x: Tensor, measured: None, rng: np.random.RandomState) -> Tensor:
-        return drop_randomly(x, rank_probabilities(x, self.density, self.epsilon), uniform_like(x, rng))
-
-    def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
-        return disjoint_mean(stack, elect_sign(stack, weights), weights)
+    def _keep(self, x: Tensor) -> Tensor:
+        return rank_probabilities(x, self.density, self.epsilon)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .._ranks import Rank
-from .._sklearn import Interval
+from .._sklearn import Interval, StrOptions
 from ..linalg import keep_above, magnitude_threshold
-from ._elementwise import ElementwiseMerger
+from ..linalg.sparsify import Norm
+from ._elementwise import ElementwiseMerger, norm_factor, scaled
 
 
 class MagnitudeMerger(ElementwiseMerger):
@@ -20,9 +21,9 @@ class MagnitudeMerger(ElementwiseMerger):
 
     .. math:: W' = \sum_i w_i\, m_i \odot W_i
 
-    where :math:`m_i` marks the ``density`` largest magnitudes of :math:`W_i`: the trimming of :class:`TiesMerger`
-    without its election of signs. PEFT's "magnitude_prune" is this for weights that sum to 1. With ``density=1`` it is
-    the mean of the updates.
+    where :math:`m_i` marks the ``density`` largest magnitudes of :math:`W_i`, at least one: the trimming of
+    :class:`TiesMerger` without its election of signs. PEFT's "magnitude_prune" gives the same for weights that sum
+    to 1. With ``density=1`` the result is the mean of the updates.
 
     Parameters
     ----------
@@ -31,11 +32,17 @@ class MagnitudeMerger(ElementwiseMerger):
         energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     density : float, default=0.5
         Share of the entries of each update that is kept, in (0, 1].
-    space : {'delta', 'factors', 'core', 'knots'}, default='delta'
-        Where the rule acts. 'delta': on the updates B A, one module at a time, and the result is cut to rank k by
-        SVD. 'core': on the updates in common orthonormal bases of their inputs and outputs, R x R [1]_. 'knots': in
-        a common basis of their outputs [2]_. These take any ranks and depend on the updates alone. 'factors': on A
-        and on B separately; it needs one rank, and its result depends on how the files factor the updates.
+    space : {'delta', 'factors', 'core', 'core_factors', 'knots'}, default='delta'
+        The tensors on which the rule acts. 'delta': the updates B A; one module at a time, the result is cut to rank k
+        by SVD. 'core': the updates in common orthonormal bases of their inputs and of their outputs, R x R, where R is
+        the sum of the ranks. 'core_factors': the same in the bases of Core Space [1]_, which are the singular vectors
+        of the factors as the files hold them; 'core' takes the balanced factors of each update instead. 'knots': the
+        updates in a common basis of their outputs, R x d_in [2]_. 'factors': A and B separately; needs one rank.
+        All but 'factors' take any ranks. 'delta', 'core' and 'knots' depend on the updates alone; 'core_factors' and
+        'factors' give another result when a file factors the same update in another way.
+    rescale : {'l1', 'l2'} or None, default=None
+        Norm that the trimmed tensor of each module is given back, as an option of mergekit does. None leaves what was
+        kept as it is. (The largest magnitude, mergekit's "linf", is kept by the trim itself.)
     svd_solver : {'auto', 'exact', 'randomized'}, default='auto'
         In space 'delta', how the merged update is cut to rank k. 'auto' takes randomised subspace iteration for wide
         modules and small k, a full SVD otherwise.
@@ -72,7 +79,7 @@ class MagnitudeMerger(ElementwiseMerger):
 
     References
     ----------
-    .. [1] "Core Space", arXiv 2509.17786.
+    .. [1] Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", arXiv 2509.17786.
     .. [2] Stoica et al., "Model merging with SVD to tie the Knots" (KnOTS), arXiv 2410.19735.
 
     Examples
@@ -89,6 +96,7 @@ class MagnitudeMerger(ElementwiseMerger):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,
         "density": [Interval(Real, 0, 1, closed="right")],
+        "rescale": [StrOptions({"l1", "l2"}), None],
     }
 
     def __init__(
@@ -97,6 +105,7 @@ class MagnitudeMerger(ElementwiseMerger):
         *,
         density: float = 0.5,
         space: str = "delta",
+        rescale: Norm | None = None,
         svd_solver: str = "auto",
         weights: Any = None,
         scale: Any = 1.0,
@@ -109,6 +118,7 @@ class MagnitudeMerger(ElementwiseMerger):
         self.k = k
         self.density = density
         self.space = space
+        self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
         self.scale = scale
@@ -118,11 +128,13 @@ class MagnitudeMerger(ElementwiseMerger):
         self.device = device
         self.verbose = verbose
 
-    def _measure(self, x: Tensor, adapter: int) -> float:
-        return magnitude_threshold(x, self.density)
+    def _measure(self, x: Tensor, adapter: int, rng: np.random.RandomState) -> tuple[float, float]:
+        threshold = magnitude_threshold(x, self.density)
+        return threshold, norm_factor(x, lambda part: keep_above(part, threshold), self.rescale)
 
-    def _sparsify(self, x: Tensor, measured: float, rng: np.random.RandomState) -> Tensor:
-        return keep_above(x, measured)
+    def _sparsify(self, x: Tensor, measured: tuple[float, float], rng: np.random.RandomState) -> Tensor:
+        threshold, factor = measured
+        return scaled(keep_above(x, threshold), factor)
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
         return torch.tensordot(weights, stack, dims=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._ranks import Rank
-from .._sklearn import Interval
+from .._sklearn import Interval, StrOptions
 from ..adapters import ModuleInfo
 from ..base import BaseMerger
 from ..factors import LoraFactors
@@ -94,6 +94,7 @@ class TaskArithmeticMerger(ElementwiseMerger):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,
+        "space": [StrOptions({"factors", "delta", "core", "knots"})],
         "coefficient": [Interval(Real, None, None, closed="neither")],
     }
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Self
 
@@ -11,16 +12,39 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._execution import map_modules, read_module
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
-from ..linalg import disjoint_mean, elect_sign, keep_above, magnitude_threshold
-from ._elementwise import ElementwiseMerger
+from ..factors import LoraFactors
+from ..linalg import (
+    disjoint_max,
+    disjoint_mean,
+    disjoint_sum,
+    elect_sign,
+    keep_above,
+    magnitude_threshold,
+    tally_votes,
+)
+from ..linalg.signs import Vote
+from ..linalg.sparsify import Norm
+from ._elementwise import ElementwiseMerger, norm_factor, scaled
 from ._global_trim import model_thresholds
+
+
+def _disjoint_total(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
+    return disjoint_sum(stack, sign, weights * len(weights))  # of mean 1, as all sums here: the authors' size
+
+
+_DISJOINT = {"mean": disjoint_mean, "sum": _disjoint_total, "max": disjoint_max}
 
 
 class TiesMerger(ElementwiseMerger):
     r"""TIES-Merging [1]_: keep the largest entries, elect a sign per entry, average the entries that have it.
+
+    Three steps. *Trim*: keep the ``density`` largest magnitudes of each update, at least one, and set the rest to zero.
+    *Elect*: for each entry, take the sign of the weighted sum over the adapters. *Merge*: for each entry, average the
+    adapters whose entry has that sign.
 
     Parameters
     ----------
@@ -29,17 +53,31 @@ class TiesMerger(ElementwiseMerger):
         energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     density : float, default=0.2
         Share of the entries of each update that is kept, in (0, 1].
-    space : {'delta', 'factors', 'core', 'knots'}, default='delta'
-        Where the rule acts. 'delta': on the updates B A, one module at a time, and the result is cut to rank k by
-        SVD. 'core': on the updates in common orthonormal bases of their inputs and outputs, R x R [2]_. 'knots': in
-        a common basis of their outputs [3]_. These take any ranks and depend on the updates alone. 'factors': on A
-        and on B separately; it needs one rank, and its result depends on how the files factor the updates.
+    space : {'delta', 'factors', 'core', 'core_factors', 'knots'}, default='delta'
+        The tensors on which the rule acts. 'delta': the updates B A; one module at a time, the result is cut to rank k
+        by SVD. 'core': the updates in common orthonormal bases of their inputs and of their outputs, R x R, where R is
+        the sum of the ranks. 'core_factors': the same in the bases of Core Space [2]_, which are the singular vectors
+        of the factors as the files hold them; 'core' takes the balanced factors of each update instead. 'knots': the
+        updates in a common basis of their outputs, R x d_in [3]_. 'factors': A and B separately; needs one rank.
+        All but 'factors' take any ranks. 'delta', 'core' and 'knots' depend on the updates alone; 'core_factors' and
+        'factors' give another result when a file factors the same update in another way.
+    vote : {'total', 'frequency'}, default='total'
+        How an entry elects its sign. 'total': by the weighted sum, so that large values count more. 'frequency': by the
+        weights of the adapters that are positive there and of those that are negative, whatever their values. Both
+        names are PEFT's.
+    disjoint : {'mean', 'sum', 'max'}, default='mean'
+        What becomes of the values that have the elected sign: their weighted mean; their sum, with weights of mean 1;
+        or the one of largest magnitude. The authors' code has all three, as "dis-mean", "dis-sum" and "dis-max".
     trim_scope : {'module', 'model'}, default='module'
         Keep the share ``density`` of each module's entries, or of all that the adapter has, as the authors' code does:
         modules with large entries then keep more of them.
     convention : {'exact', 'official'}, default='exact'
         'exact' keeps ``int(density * n)`` entries, and a vote of exactly zero elects plus, as PEFT and mergekit do.
-        'official' is the authors' code: one entry more, and the sign that most entries elected.
+        'official' is the authors' code: it keeps one entry more, and a vote of exactly zero elects the sign that most
+        entries elected, of the module or with ``trim_scope='model'`` of the model.
+    rescale : {'l1', 'l2'} or None, default=None
+        Norm that the trimmed tensor of each module is given back, as an option of mergekit does. None leaves what was
+        kept as it is. (The largest magnitude, mergekit's "linf", is kept by the trim itself.)
     svd_solver : {'auto', 'exact', 'randomized'}, default='auto'
         In space 'delta', how the merged update is cut to rank k. 'auto' takes randomised subspace iteration for wide
         modules and small k, a full SVD otherwise.
@@ -72,11 +110,12 @@ class TiesMerger(ElementwiseMerger):
     --------
     DareMerger, DellaMerger : Drop entries at random.
     MagnitudeMerger : Trims, and averages without an election.
+    SCEMerger : Keeps the places at which the updates differ most.
 
     References
     ----------
     .. [1] Yadav et al., "TIES-Merging: Resolving Interference When Merging Models", arXiv 2306.01708.
-    .. [2] "Core Space", arXiv 2509.17786.
+    .. [2] Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", arXiv 2509.17786.
     .. [3] Stoica et al., "Model merging with SVD to tie the Knots" (KnOTS), arXiv 2410.19735.
 
     Examples
@@ -94,8 +133,11 @@ class TiesMerger(ElementwiseMerger):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,
         "density": [Interval(Real, 0, 1, closed="right")],
+        "vote": [StrOptions({"total", "frequency"})],
+        "disjoint": [StrOptions(set(_DISJOINT))],
         "trim_scope": [StrOptions({"module", "model"})],
         "convention": [StrOptions({"exact", "official"})],
+        "rescale": [StrOptions({"l1", "l2"}), None],
     }
 
     def __init__(
@@ -104,8 +146,11 @@ class TiesMerger(ElementwiseMerger):
         *,
         density: float = 0.2,
         space: str = "delta",
+        vote: Vote = "total",
+        disjoint: str = "mean",
         trim_scope: str = "module",
         convention: str = "exact",
+        rescale: Norm | None = None,
         svd_solver: str = "auto",
         weights: Any = None,
         scale: Any = 1.0,
@@ -118,8 +163,11 @@ class TiesMerger(ElementwiseMerger):
         self.k = k
         self.density = density
         self.space = space
+        self.vote = vote
+        self.disjoint = disjoint
         self.trim_scope = trim_scope
         self.convention = convention
+        self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
         self.scale = scale
@@ -134,39 +182,64 @@ class TiesMerger(ElementwiseMerger):
     ) -> Self:
         if self.trim_scope == "module":
             return self
-        worker = copy(self)
-        extra = int(self.convention == "official")
+        worker, active = copy(self), np.flatnonzero(weights)
+        X, weights = X[active], weights[active]
         worker._thresholds = model_thresholds(
-            X[np.flatnonzero(weights)],
-            self._blocks,
+            X,
+            partial(self._entries, weights=weights),
             self.density,
-            extra=extra,
+            extra=int(self._official),
             n_jobs=self.n_jobs,
             device=self.device,
         )
+        if self._official:
+            elected = map_modules(partial(worker._elected, weights=weights), X, n_jobs=self.n_jobs, verbose=0)
+            worker._majority = float(np.sign(sum(elected)))
         return worker
 
-    def _measure(self, x: Tensor, adapter: int) -> float:
-        if self.trim_scope == "model":
-            return self._thresholds[adapter]
-        return magnitude_threshold(x, self.density, count="official" if self.convention == "official" else "exact")
-
-    def _sparsify(self, x: Tensor, measured: float, rng: np.random.RandomState) -> Tensor:
-        return keep_above(x, measured)
-
     @property
-    def _surveys(self) -> bool:
-        return self.convention == "official"  # the sign that most entries elected is known once all have
+    def _official(self) -> bool:
+        return bool(self.convention == "official")
 
-    def _survey(self, stack: Tensor, weights: Tensor) -> Tensor:
-        return _vote(stack, weights).sum(dtype=torch.float64)
+    def _entries(self, updates: Sequence[LoraFactors], weights: np.ndarray) -> Iterator[tuple[int, Tensor]]:
+        """Yield all that the rule sees of one module, as pairs of an adapter's position and a block."""
+        there = [i for i, update in enumerate(updates) if update.rank]
+        for matrices in self._seen(updates, weights) if there else ():
+            for rows in matrices.tiles:
+                stack = matrices.stacked(rows, lambda i, x: x)
+                yield from ((i, stack[i]) for i in there)
 
-    def _combine(self, stack: Tensor, weights: Tensor, survey: Tensor | None) -> Tensor:
-        if survey is None:
-            return disjoint_mean(stack, elect_sign(stack, weights), weights)
-        sign = _vote(stack, weights)
-        return disjoint_mean(stack, torch.where(sign == 0, torch.sign(survey).to(sign), sign), weights)
+    def _elected(self, X: AdapterSet, module: str, *, weights: np.ndarray) -> float:
+        """Count the entries of one module that elect plus, less those that elect minus."""
+        updates = read_module(X, module, self.device)
+        w = torch.from_numpy(weights).to(updates[0].A)
+        total, streams = 0.0, [np.random.RandomState(0)] * len(updates)  # nothing draws from them
+        for matrices in self._seen(updates, weights) if any(update.rank for update in updates) else ():
+            blocks = self._sparse(matrices, streams, matrices.empty())
+            total += self._balance((stack for _, stack in blocks(streams)), w)
+        return total
 
+    def _measure(self, x: Tensor, adapter: int, rng: np.random.RandomState) -> tuple[float, float]:
+        if self.trim_scope == "model":
+            threshold = self._thresholds[adapter]
+        else:
+            threshold = magnitude_threshold(x, self.density, count="official" if self._official else "exact")
+        return threshold, norm_factor(x, lambda part: keep_above(part, threshold), self.rescale)
 
-def _vote(stack: Tensor, weights: Tensor) -> Tensor:
-    return torch.sign(torch.tensordot(weights, stack, dims=1))
+    def _sparsify(self, x: Tensor, measured: tuple[float, float], rng: np.random.RandomState) -> Tensor:
+        threshold, factor = measured
+        return scaled(keep_above(x, threshold), factor)
+
+    def _survey(self, blocks: Callable[[], Iterator[Tensor]], weights: Tensor) -> float:
+        """Return the sign of the entries that elect none."""
+        if not self._official:
+            return 1.0
+        return self._majority if self.trim_scope == "model" else float(np.sign(self._balance(blocks(), weights)))
+
+    def _balance(self, blocks: Iterable[Tensor], weights: Tensor) -> float:
+        """Count the entries that elect plus, less those that elect minus."""
+        votes = (tally_votes(x, weights, vote=self.vote).sum(dtype=torch.float64).item() for x in blocks)
+        return float(sum(votes))
+
+    def _combine(self, stack: Tensor, weights: Tensor, survey: float) -> Tensor:
+        return _DISJOINT[self.disjoint](stack, elect_sign(stack, weights, vote=self.vote, undecided=survey), weights)

@@ -7,7 +7,8 @@ import torch
 from tiny_models import randomise
 from torch import nn
 
-from lorakit import Adapter, AverageMerger, ConcatMerger, LoraFactors, SVDMerger, TiesMerger
+from lorakit import Adapter, AverageMerger, ConcatMerger, DareMerger, LoraFactors, SVDMerger, TiesMerger
+from lorakit.merging._tiles import Stack
 from lorakit.metrics import relative_error
 
 peft = pytest.importorskip("peft")
@@ -85,10 +86,25 @@ def test_ties_svd(density):
     assert relative_error(ours, theirs) < 1e-6
 
 
+@pytest.mark.parametrize("vote", ["total", "frequency"])
 @pytest.mark.parametrize("density", [0.1, 0.5, 0.9])
-def test_the_rule_itself(density):
+def test_the_rule_itself(density, vote):
+    """Of an even number of adapters, so that votes by number are often undecided."""
     torch.manual_seed(0)
     stack = torch.randn(4, 15, 12, dtype=torch.float64)
-    theirs = merge_utils.ties(list(stack), torch.ones(4, dtype=torch.float64), density)
-    ours = TiesMerger(density=density)._rule(stack, torch.full((4,), 0.25, dtype=torch.float64), [None] * 4)
+    theirs = merge_utils.ties(list(stack), torch.ones(4, dtype=torch.float64), density, vote)
+    weights = torch.full((4,), 0.25, dtype=torch.float64)
+    ours = TiesMerger(density=density, vote=vote)._rule(Stack(stack), weights, [None] * 4)
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("vote", ["total", "frequency"])
+def test_dare_ties(vote):
+    torch.manual_seed(3)
+    stack = torch.randn(4, 15, 12, dtype=torch.float64)
+    torch.manual_seed(7)
+    theirs = merge_utils.dare_ties(list(stack), torch.ones(4, dtype=torch.float64), 0.6, vote)
+    torch.manual_seed(7)
+    kept = torch.stack([torch.bernoulli(torch.full_like(x, 0.6)) * x / 0.6 for x in stack])
+    merger = DareMerger(sign_election=True if vote == "total" else vote)
+    torch.testing.assert_close(merger._combine(kept, torch.full((4,), 0.25, dtype=torch.float64), None), theirs)

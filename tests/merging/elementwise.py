@@ -10,6 +10,7 @@ from lorakit import (
     DareMerger,
     DellaMerger,
     MagnitudeMerger,
+    SCEMerger,
     TaskArithmeticMerger,
     TiesMerger,
 )
@@ -19,10 +20,16 @@ RULES = [
     TiesMerger(density=0.3),
     TiesMerger(density=0.3, convention="official"),
     MagnitudeMerger(density=0.3),
+    TiesMerger(density=0.3, disjoint="max", rescale="l2"),
     BreadcrumbsMerger(density=0.3, gamma=0.1),
+    BreadcrumbsMerger(density=0.3, gamma=0.1, trim_scope="row", rescale="l1"),
     DareMerger(random_state=0),
     DareMerger(sign_election=True, random_state=0),
+    DareMerger(rescale="l1", random_state=0),
     DellaMerger(random_state=0),
+    DellaMerger(sign_election=False, rescale="linf", random_state=0),
+    SCEMerger(density=0.3),
+    SCEMerger(density=0.3, convention="official"),
     TaskArithmeticMerger(),
 ]
 SPACES = ["delta", "factors", "core", "knots"]

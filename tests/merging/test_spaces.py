@@ -17,6 +17,7 @@ from lorakit import (
     DellaMerger,
     LoraFactors,
     MagnitudeMerger,
+    SCEMerger,
     TaskArithmeticMerger,
     TiesMerger,
 )
@@ -83,7 +84,10 @@ def test_only_the_updates_matter(merger, space):
 @pytest.mark.parametrize(
     "merger",
     [
-        *(TiesMerger(space=space, convention="official") for space in ("factors", "core", "knots")),
+        *(TiesMerger(space=space, convention="official") for space in ("factors", "core", "core_factors", "knots")),
+        TiesMerger(vote="frequency", disjoint="sum", rescale="l1"),
+        BreadcrumbsMerger(trim_scope="row", sign_election=True),
+        SCEMerger(space="knots", convention="official"),
         *(DellaMerger(space=space) for space in ("factors", "core", "knots")),
         DareMerger(space="factors", sign_election=True),
         MagnitudeMerger(space="core"),
@@ -126,11 +130,50 @@ def test_small_spaces_form_no_dense_update(merger, monkeypatch):
             clone(merger).set_params(space="delta").fit(X)
 
 
-def test_nothing_kept_is_a_zero_update():
+TRIMS = [
+    TiesMerger(),
+    TiesMerger(convention="official"),
+    TiesMerger(trim_scope="model"),
+    MagnitudeMerger(),
+    BreadcrumbsMerger(gamma=0.5),
+    BreadcrumbsMerger(gamma=0.5, trim_scope="row"),
+    SCEMerger(),
+]
+
+
+@pytest.mark.parametrize("merger", TRIMS, ids=str)
+@pytest.mark.parametrize("space", [*SPACES, "core_factors"])
+def test_every_trim_keeps_an_entry(merger, space):
+    """``int(density * n)`` would be zero: in a small space of few ranks, and here in all."""
     X = adapters(d_in=5, d_out=4, ranks=(1, 1))
-    for scope in ("module", "model"):
-        merged = TiesMerger(density=0.01, trim_scope=scope).fit(X).merged_
-        assert merged["layer.0"].delta().abs().max() == 0
+    merged = clone(merger).set_params(space=space, density=0.001).fit(X).merged_
+    assert merged["layer.0"].delta().abs().max() > 0
+    if not (merger.get_params().get("trim_scope") == "row" or merger.get_params().get("convention") == "official"):
+        matched = clone(merger).set_params(space=space, density=0.001, scale="match").fit(X).merged_
+        wanted = sum(float(f.delta().norm()) for f in X.factors("layer.0")) / 2
+        assert float(matched["layer.0"].delta().norm()) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("space", ["core", "core_factors", "knots"])
+@pytest.mark.parametrize("merger", [TiesMerger(density=0.4), SCEMerger(), MagnitudeMerger(density=0.3)], ids=str)
+def test_weight_two_is_an_adapter_listed_twice(merger, space):
+    X = adapters()
+    twice = AdapterSet([*X, X[1].renamed("again"), X[2].renamed("again 2"), X[2].renamed("again 3")])
+    weighted = dense(merger, X, space=space, weights=[1, 2, 3], k=6)
+    assert distance(weighted, dense(merger, twice, space=space, k=6)) < 1e-9
+    assert distance(weighted, dense(merger, X, space=space, k=6)) > 0.05
+
+
+@pytest.mark.parametrize("space", ["core", "knots"])
+def test_signs_of_bases_do_not_depend_on_the_order(space):
+    """Votes that cancel elect plus: where is plus in a basis whose vectors have no sign of their own?"""
+    x, y = adapters()[:2]
+    minus = Adapter({m: LoraFactors(f.A, -f.B) for m, f in x.items()}, name="minus")
+    X = AdapterSet([x, minus, y])
+    merged = dense(TiesMerger(density=1.0), X, space=space, k=8)
+    for order in ([2, 0, 1], [1, 2, 0], [2, 1, 0]):
+        assert distance(dense(TiesMerger(density=1.0), X[order], space=space, k=8), merged) < 1e-9
+    assert distance(dense(TiesMerger(density=1.0), changed(X), space=space, k=8), merged) < 1e-9
 
 
 def slow_decay():

@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
-import dense_rules
 import numpy as np
 import pytest
 import torch
 from elementwise import EVERY_RULE, SPACES, adapters, dense, distance
+from published import entrywise
+from published.spaces import as_pairs, merged_in, space_of
 
 from lorakit import Adapter, AdapterSet, LoraFactors, TiesMerger
-from lorakit.merging import _elementwise
+from lorakit.merging import _tiles
+from lorakit.merging._tiles import Products
 from lorakit.testing import make_adapters
 
 pytestmark = pytest.mark.usefixtures("one_blas_thread")
@@ -37,12 +40,12 @@ def test_tiles_do_not_show(merger, cancelling, kept, monkeypatch):
         first = LoraFactors(first.A, torch.cat([0 * first.B[:12], first.B[12:]]))
         X = AdapterSet([Adapter({"layer.0": first}, name="0"), X[1], X[2]])
     whole = dense(merger, X)
-    assert len(_elementwise._tiles(X.factors("layer.0"))) == 1
+    assert len(Products(X.factors("layer.0")).tiles) == 1
     if not kept:
-        monkeypatch.setattr(_elementwise, "_KEPT", 0)
+        monkeypatch.setattr(_tiles, "_KEPT", 0)
     for tile in (1, 3 * 21 * 5):  # rows of one adapter at a time: one, five
-        monkeypatch.setattr(_elementwise, "_TILE", tile)
-        assert len(_elementwise._tiles(X.factors("layer.0"))) == {1: 17, 315: 4}[tile]
+        monkeypatch.setattr(_tiles, "TILE", tile)
+        assert len(Products(X.factors("layer.0")).tiles) == {1: 17, 315: 4}[tile]
         tiled = dense(merger, X)
         torch.testing.assert_close(tiled["layer.0"], whole["layer.0"], rtol=0, atol=1e-10)
         for a, b in zip(tiled.values(), dense(merger, X, n_jobs=2).values(), strict=True):
@@ -56,7 +59,7 @@ def test_the_majority_is_that_of_the_whole_module():
     factors = X.factors("layer.0")
     for mine, is_official in ((official, True), (exact, False)):
         options = {"density": 1.0, "official": is_official}
-        expected = dense_rules.merged_in("delta", dense_rules.ties, factors, np.ones(3), **options)
+        expected = merged_in("delta", entrywise.ties, factors, np.ones(3), **options)
         torch.testing.assert_close(mine, torch.from_numpy(expected), rtol=0, atol=1e-10)
     cancelled = AdapterSet([Adapter({"layer.0": X[0]["layer.0"].scaled(0)}, name="0"), X[1], X[2]])
     assert dense(TiesMerger(density=1.0), cancelled)["layer.0"].norm() > 1  # a zero vote elects plus
@@ -68,7 +71,7 @@ def test_the_majority_is_that_of_the_whole_module():
 @pytest.mark.parametrize("space", SPACES)
 def test_trimming_over_the_whole_model(space, convention, dtype, monkeypatch):
     """Against a dense concatenation of all that each adapter has; a module that it lacks takes no share."""
-    monkeypatch.setattr(_elementwise, "_TILE", 200)
+    monkeypatch.setattr(_tiles, "TILE", 200)
     X = adapters(space, n_modules=3, dtype=dtype)
     size = {"layer.0": 1.0, "layer.1": 3.0, "layer.2": 0.2}  # so that the scope matters
     X = AdapterSet(
@@ -97,19 +100,22 @@ def expected_model(X, space, density, official):
     parts = {}  # by module and half: a tensor of each adapter
     back = {}
     for module in X.module_names:
-        pairs = dense_rules.as_pairs(X[:3].factors(module))
+        pairs = as_pairs(X[:3].factors(module))
         if space == "factors":
             width = max(len(a) for a, _ in pairs)
             full = [(a, b) if len(a) else (np.zeros((width, 21)), np.zeros((17, width))) for a, b in pairs]
             parts[module, "A"], parts[module, "B"] = ([pair[i] for pair in full] for i in (0, 1))
         else:
-            parts[module, "W"], back[module] = dense_rules.space_of(space, pairs)
+            parts[module, "W"], back[module] = space_of(space, pairs, weights)
     for i, adapter in enumerate(X[:3]):
         own = [key for key in parts if key[0] in adapter]
-        flat = dense_rules.trimmed(np.concatenate([parts[key][i].ravel() for key in own]), density, int(official))
+        flat = entrywise.trimmed(np.concatenate([parts[key][i].ravel() for key in own]), density, int(official))
         for key, piece in zip(own, np.split(flat, np.cumsum([parts[key][i].size for key in own])[:-1]), strict=True):
             parts[key][i] = piece.reshape(parts[key][i].shape)
-    merged = {key: dense_rules.elected_mean(stack, weights, official) for key, stack in parts.items()}
+    undecided = 1
+    if official:  # the majority is that of all entries of the model
+        undecided = np.sign(sum(entrywise.votes_of(stack, weights).sum() for stack in parts.values()))
+    merged = {key: entrywise.elected(stack, weights, undecided=undecided) for key, stack in parts.items()}
     if space == "factors":
         out = {m: merged[m, "B"] @ merged[m, "A"] for m in X.module_names}
     else:
@@ -132,10 +138,10 @@ def test_the_threshold_of_a_model_is_exact_beyond_all_bits(monkeypatch):
         for density in (0.001, 0.3, 0.5, 0.77, 0.95, 1.0):
             for extra in (0, 1):
                 X = AdapterSet([adapter])
-                blocks = TiesMerger()._blocks
+                blocks = partial(TiesMerger()._entries, weights=np.ones(1))
                 (found,) = model_thresholds(X, blocks, density, extra=extra, n_jobs=None, device=None)
                 keep = min(int(density * 500) + extra, 500)
-                assert found == (falling[keep - 1].item() if keep else float("inf"))
+                assert found == falling[max(keep, 1) - 1].item()
 
 
 PEAK = """
