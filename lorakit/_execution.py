@@ -189,8 +189,10 @@ def to_output(factors: LoraFactors, dtype: torch.dtype, module: str) -> LoraFact
     if not (all_finite(out.A) and all_finite(out.B)):
         largest = max(factors.A.abs().max().item(), factors.B.abs().max().item())
         raise OutputError(
-            f"module {module!r}: the result has values that {str(dtype).removeprefix('torch.')} cannot hold "
-            f"(the largest is {largest:.3g}); convert the adapters to bfloat16 or float32, or lower `scale`"
+            f"the result has values that {str(dtype).removeprefix('torch.')} cannot hold (the largest "
+            f"is {largest:.3g})",
+            module=module,
+            remedy="convert the adapters to bfloat16 or float32, or lower `scale`",
         )
     return out
 

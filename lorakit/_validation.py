@@ -57,8 +57,9 @@ def _check_families(X: AdapterSet) -> None:
     if len(families) > 1:
         raise IncompatibleAdaptersError(
             "adapters of different file families name their modules differently: "
-            + ", ".join(f"{name!r} is {family}" for family, name in families.items())
-            + "; bring them to one first, by `lorakit convert` or lorakit.convert_adapter"
+            + ", ".join(f"{name!r} is {family}" for family, name in families.items()),
+            adapters=list(families.values()),
+            remedy="bring them to one first, by `lorakit convert` or lorakit.convert_adapter",
         )
 
 
@@ -70,8 +71,10 @@ def _check_module(X: AdapterSet, module: str) -> None:
     if len(known) > 1:
         seen = "; ".join(f"{d_out} x {d_in} ({layout}) in {name!r}" for (d_out, d_in, layout), name in known.items())
         raise IncompatibleAdaptersError(
-            f"module {module!r} differs between adapters: {seen}; they were trained on different base models, "
-            "or one of them on other kinds of layers"
+            f"module {module!r} differs between adapters: {seen}",
+            module=module,
+            adapters=list(known.values()),
+            remedy="they were trained on different base models, or one of them on other kinds of layers",
         )
 
 
@@ -83,7 +86,9 @@ def _check_overlap(X: AdapterSet) -> None:
         if others.isdisjoint(adapter):
             raise IncompatibleAdaptersError(
                 f"adapter {adapter.name!r} shares no module with the others: it has {next(iter(adapter))!r}, "
-                f"they have {next(iter(sorted(others)))!r}{_rename_hint(adapter, others)}"
+                f"they have {next(iter(sorted(others)))!r}",
+                adapters=[adapter.name],
+                remedy=_rename_hint(adapter, others),
             )
 
 
@@ -92,11 +97,11 @@ def _rename_hint(adapter: Adapter, others: set[str]) -> str:
     for other in sorted(others):
         if other.endswith("." + mine):
             prefix = other.removesuffix(mine)
-            return f"; with {prefix!r} in front they match: adapter.rename_modules(lambda m: {prefix!r} + m)"
+            return f"with {prefix!r} in front they match: adapter.rename_modules(lambda m: {prefix!r} + m)"
         if mine.endswith("." + other):
             prefix = mine.removesuffix(other)
-            return f"; without {prefix!r} they match: adapter.rename_modules(lambda m: m.removeprefix({prefix!r}))"
-    return "; merge adapters of one base model, or rename modules with adapter.rename_modules"
+            return f"without {prefix!r} they match: adapter.rename_modules(lambda m: m.removeprefix({prefix!r}))"
+    return "merge adapters of one base model, or rename modules with adapter.rename_modules"
 
 
 def check_weights(
@@ -154,8 +159,13 @@ def check_equal_ranks(X: AdapterSet) -> None:
         if len({rank for _, rank in ranks}) > 1:
             shown = ", ".join(f"{name!r}: {rank}" for name, rank in ranks)
             raise IncompatibleAdaptersError(
-                f"module {module!r} has ranks {{{shown}}}; combining A with A and B with B needs one rank. "
-                "LegoMerger, SVDMerger, ConcatMerger and space='delta' take any ranks"
+                f"module {module!r} has ranks {{{shown}}}",
+                module=module,
+                adapters=[name for name, _ in ranks],
+                remedy=(
+                    "combining A with A and B with B needs one rank. LegoMerger, SVDMerger, ConcatMerger and "
+                    "space='delta' take any ranks"
+                ),
             )
 
 

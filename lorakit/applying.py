@@ -127,14 +127,18 @@ def _update_of(module: nn.Module, adapter: Adapter, name: str) -> _Update:
     where = f"{adapter.name}: module {name!r}"
     if kind == "NonDynamicallyQuantizableLinear":
         raise UnsupportedAdapterError(
-            f"{where}: is part of nn.MultiheadAttention, which uses its weight without calling it, so an output hook "
-            "would do nothing; expected a module that is called, so load the adapter with PEFT instead"
+            "is part of nn.MultiheadAttention, which uses its weight without calling it, so an "
+            "output hook would do nothing",
+            path=where,
+            expected="a module that is called",
+            remedy="load the adapter with PEFT instead",
         )
     expected, update = _expected(module, where)
     if (info.d_in, info.d_out, info.kind) != (expected.d_in, expected.d_out, expected.kind):
         raise IncompatibleAdaptersError(
-            f"{where}: is for {_describe(info)}, the model's {kind} is {_describe(expected)}; "
-            "is this the base model that the adapter was trained on?"
+            f"is for {_describe(info)}, the model's {kind} is {_describe(expected)}",
+            path=where,
+            remedy="is this the base model that the adapter was trained on?",
         )
     return update
 
@@ -145,7 +149,11 @@ def _expected(module: nn.Module, where: str) -> tuple[ModuleInfo, _Update]:
         return ModuleInfo(0, size.num_embeddings, size.embedding_dim, ModuleKind("embedding")), _embedding_update
     if isinstance(module, tuple(_CONV)):
         if size.groups != 1:
-            raise UnsupportedAdapterError(f"{where}: the model's convolution has {size.groups} groups, expected 1")
+            raise UnsupportedAdapterError(
+                f"the model's convolution has {size.groups} groups",
+                path=where,
+                expected="1",
+            )
         inputs = size.in_channels * int(torch.Size(size.kernel_size).numel())
         return ModuleInfo(0, inputs, size.out_channels, ModuleKind("conv", tuple(size.kernel_size))), _conv_update
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # transformers' linear layer with (in, out) weight
@@ -153,7 +161,9 @@ def _expected(module: nn.Module, where: str) -> tuple[ModuleInfo, _Update]:
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return ModuleInfo(0, size.in_features, size.out_features), _linear_update
     raise UnsupportedAdapterError(
-        f"{where}: is a {type(module).__name__} in the model, expected a linear layer, an embedding or a convolution"
+        f"is a {type(module).__name__} in the model",
+        path=where,
+        expected="a linear layer, an embedding or a convolution",
     )
 
 
@@ -166,8 +176,11 @@ def _check_names(adapter: Adapter, modules: dict[str, nn.Module], prefix: str) -
     expert = next((name for name, info in adapter.infos.items() if info.kind.name == "expert"), None)
     if expert is not None:
         raise UnsupportedAdapterError(
-            f"{adapter.name}: module {expert!r} is one of several experts in a parameter, no module that is "
-            "called, so an output hook cannot reach it; put the adapter into the model with lorakit.to_peft"
+            f"module {expert!r} is one of several experts in a parameter, no module that is called, "
+            "so an output hook cannot reach it",
+            adapters=[adapter.name],
+            module=expert,
+            remedy="put the adapter into the model with lorakit.to_peft",
         )
     missing = [name for name in adapter if prefix + name not in modules]
     if not missing:
@@ -186,5 +199,7 @@ def _check_names(adapter: Adapter, modules: dict[str, nn.Module], prefix: str) -
         near = get_close_matches(name, modules, n=3) or [key for key in modules if key][:3]
         hint = f"it has {', '.join(map(repr, near))}; is this the base model that the adapter was trained on?"
     raise IncompatibleAdaptersError(
-        f"{adapter.name}: the model lacks {len(missing)} of {len(adapter)} adapted modules, first {name!r}; {hint}"
+        f"the model lacks {len(missing)} of {len(adapter)} adapted modules, first {name!r}",
+        adapters=[adapter.name],
+        remedy=hint,
     )

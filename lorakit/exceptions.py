@@ -13,9 +13,110 @@ Every message says which file and module, what was seen, what was expected and w
 A wrong parameter of an estimator is a plain ``ValueError``, a missing path a ``FileNotFoundError``.
 """
 
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+__all__ = [
+    "CorruptFileError",
+    "IncompatibleAdaptersError",
+    "LorakitError",
+    "OutputError",
+    "Setting",
+    "UnsafeFileError",
+    "UnsupportedAdapterError",
+]
+
+
+class Setting:
+    """An argument that a remedy asks for, so that each interface can name it in its own way.
+
+    Parameters
+    ----------
+    name : str
+        The argument of lorakit's functions.
+    *values : object
+        What to pass; several are a choice. None where that is for the user to know.
+
+    Examples
+    --------
+    >>> print(Setting("overwrite", True), Setting("modules_to_save", "drop", "first"), sep="; ")
+    pass overwrite=True; pass modules_to_save='drop' or 'first'
+    """
+
+    def __init__(self, name: str, *values: object) -> None:
+        self.name = name
+        self.values = values
+
+    def __str__(self) -> str:
+        return f"pass {self.name}={' or '.join(map(repr, self.values))}"
+
+
+Remedy: TypeAlias = str | Sequence[str | Setting]
+
 
 class LorakitError(ValueError):
-    """Base class of the errors that lorakit raises about adapters and files."""
+    """Base class of the errors that lorakit raises about adapters and files.
+
+    The message is composed from the attributes, ``path: module 'name': seen, expected ...; remedy``. A module or an
+    adapter that ``seen`` names itself is not repeated before it.
+
+    Parameters
+    ----------
+    seen : str
+        What was found.
+    path : path-like, optional
+        The file or folder, or what else was read.
+    module : str, optional
+        The module.
+    adapters : sequence of str, optional
+        Names of the adapters.
+    expected : str, optional
+        What would have been right.
+    remedy : str or sequence of str and Setting, optional
+        What to do, in parts where it asks for an argument.
+
+    Examples
+    --------
+    >>> error = OutputError("exists", path="out", remedy=[Setting("overwrite", True), " to replace it"])
+    >>> print(error)
+    out: exists; pass overwrite=True to replace it
+    >>> error.worded(lambda setting: f"give --{setting.name}")
+    'out: exists; give --overwrite to replace it'
+    """
+
+    def __init__(
+        self,
+        seen: str = "",
+        *,
+        path: str | os.PathLike[str] | None = None,
+        module: str | None = None,
+        adapters: Sequence[str] = (),
+        expected: str | None = None,
+        remedy: Remedy = (),
+    ) -> None:
+        super().__init__(seen)
+        self.seen = seen
+        self.path = None if path is None else os.fspath(path)
+        self.module = module
+        self.adapters = tuple(adapters)
+        self.expected = expected
+        self.remedy = (remedy,) if isinstance(remedy, str) else tuple(remedy)
+
+    def __str__(self) -> str:
+        return self.worded(str)
+
+    def worded(self, name: Callable[[Setting], str]) -> str:
+        """Return the message, with each setting that the remedy asks for named by ``name``."""
+        heads = [] if self.path is None else [self.path]
+        heads += [adapter for adapter in self.adapters if repr(adapter) not in self.seen]
+        if self.module is not None and repr(self.module) not in self.seen:
+            heads.append(f"module {self.module!r}")
+        seen = self.seen if self.expected is None else f"{self.seen}, expected {self.expected}"
+        remedy = "".join(part if isinstance(part, str) else name(part) for part in self.remedy)
+        return ": ".join([*heads, f"{seen}; {remedy}" if remedy else seen])
 
 
 class CorruptFileError(LorakitError):

@@ -56,7 +56,11 @@ def results_on_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[No
     """
     where = Path(tempfile.gettempdir() if folder is None else folder)
     if not where.is_dir():
-        raise OutputError(f"{where}: is no folder; expected one in which to keep results")
+        raise OutputError(
+            "is no folder",
+            path=where,
+            expected="one in which to keep results",
+        )
     token = _folder.set(where)
     try:
         yield
@@ -152,8 +156,9 @@ class _OnDisk:
             yield
         except OSError as error:
             raise OutputError(
-                f"{self.folder}: results cannot be kept there: {error.strerror}; free some space, or pass another "
-                "folder to results_on_disk"
+                f"results cannot be kept there: {error.strerror}",
+                path=self.folder,
+                remedy="free some space, or pass another folder to results_on_disk",
             ) from error
 
 

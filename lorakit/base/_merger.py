@@ -299,7 +299,9 @@ class BaseMerger(AdapterEstimator):
                     there = "lacks it" if seen is None else f"has {seen.d_out} x {seen.d_in} ({seen.kind.name})"
                     raise IncompatibleAdaptersError(
                         f"module {module!r} is {info.d_out} x {info.d_in} ({info.kind.name}) in adapter "
-                        f"{adapter.name!r}; the adapters this {type(self).__name__} was fitted on: {there}"
+                        f"{adapter.name!r}",
+                        module=module,
+                        remedy=f"the adapters this {type(self).__name__} was fitted on: {there}",
                     )
 
     def score(self, X: AdapterSet | Iterable[Adapter], y: object = None) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import re
 import signal
 import sys
 import threading
@@ -16,20 +15,14 @@ from typing import Any, NoReturn, cast
 
 import click
 
+from ..exceptions import LorakitError, Setting
+
 # 1 is an answer: no, of diff and verify. 70 is what sysexits.h has for an error in the program itself.
 _USER, _BUG, _INTERRUPTED, _BROKEN_PIPE = 2, 70, 130, 141
 _DEBUG = "lorakit.debug"  # in click's meta, which a command shares with its group
 
-# The library speaks of its arguments; here they are options.
-_AS_OPTIONS = (
-    (r"\boverwrite=True\b", "--overwrite"),
-    (r"\bmodules_to_save='(drop|first)'", r"--modules-to-save \1"),
-    (r"\ballow_pickle=True\b", "--allow-pickle"),
-    (r"\bassume_alpha=(?!\w)", "--assume-alpha"),
-    (r"\bpass same_base='warn'", "leave out --strict"),
-    (r"as in convert_adapter\(adapter, \.\.\., component='(\w+)'\)", r"as in lorakit convert --component \1"),
-    (r"\bdtype=torch\.(\w+) or torch\.(\w+)", r"--dtype \1 or \2"),
-)
+# What a remedy asks for is an argument of the library; here it is an option, by the same name but for these.
+_AS_OPTIONS = {"same_base": "leave out --strict", "component": "run lorakit convert --component {}"}
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -114,15 +107,28 @@ def _is_users(error: Exception) -> bool:
 
 def message(error: Exception) -> str:
     """Return what to tell the user, in the words of the command line."""
-    text = str(error) or type(error).__name__
+    text = error.worded(_option) if isinstance(error, LorakitError) else str(error)
+    text = text or type(error).__name__
     if not _is_users(error):
         text = f"{type(error).__name__}: {text}"
     elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
         text = f"out of memory: {text}; use fewer --jobs, or --device cpu"
     notes = [note for note in getattr(error, "__notes__", ()) if note not in text]
-    for pattern, option in _AS_OPTIONS:
-        text = re.sub(pattern, option, text)
     return f"{text} ({'; '.join(notes)})" if notes else text
+
+
+def _option(setting: Setting) -> str:
+    """Name what a remedy asks for as an option of the command line.
+
+    Examples
+    --------
+    >>> _option(Setting("overwrite", True)), _option(Setting("modules_to_save", "drop"))
+    ('pass --overwrite', 'pass --modules-to-save drop')
+    """
+    values = " or ".join(str(value).removeprefix("torch.") for value in setting.values if value is not True)
+    if setting.name in _AS_OPTIONS:
+        return _AS_OPTIONS[setting.name].format(values)
+    return f"pass --{setting.name.replace('_', '-')} {values}".rstrip()
 
 
 def _say(kind: str, text: str) -> None:

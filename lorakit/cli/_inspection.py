@@ -9,6 +9,7 @@ from .. import Adapter, AdapterSet
 from .._validation import check_adapters, check_equal_ranks
 from ..exceptions import LorakitError
 from ..metrics import cosine_matrix
+from ._errors import message
 from ._measure import source_bytes
 
 _MOST_COSINES = 20  # a larger matrix is read by nobody
@@ -38,7 +39,7 @@ def fit_together(adapters: AdapterSet) -> dict[str, Any]:
     try:
         check_adapters(adapters)
     except LorakitError as error:
-        return {"mergeable": False, "reason": str(error), "equal_ranks": None, "cosines": None}
+        return {"mergeable": False, "reason": message(error), "equal_ranks": None, "cosines": None}
     try:
         check_equal_ranks(adapters)
         equal_ranks = True

@@ -25,9 +25,17 @@ def check_outputs(outputs: Sequence[Path], formats: Sequence[str], *, overwrite:
         check_output(output, format=format, overwrite=overwrite)
         parent = existing_parent(output)
         if not parent.is_dir():
-            raise OutputError(f"{output}: cannot be made, as {parent} is a file; give another path")
+            raise OutputError(
+                f"cannot be made, as {parent} is a file",
+                path=output,
+                remedy="give another path",
+            )
         if not os.access(parent, os.W_OK | os.X_OK):
-            raise OutputError(f"{output}: cannot be made, as {parent} cannot be written to; give another path")
+            raise OutputError(
+                f"cannot be made, as {parent} cannot be written to",
+                path=output,
+                remedy="give another path",
+            )
 
 
 def existing_parent(folder: Path) -> Path:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from ..exceptions import OutputError
+from ..exceptions import OutputError, Setting
 from ._rename import exchange, move
 from ._scratch import GONE, NEW, OLD, put_back, scratch_beside
 
@@ -39,9 +39,17 @@ def check_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]) -
     if kind is None:
         return
     if not stat.S_ISDIR(kind):
-        raise OutputError(f"{path}: exists and is not a directory; an adapter is a directory, give another path")
+        raise OutputError(
+            "exists and is not a directory",
+            path=path,
+            remedy="an adapter is a directory, give another path",
+        )
     if not overwrite:
-        raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
+        raise OutputError(
+            "exists",
+            path=path,
+            remedy=[Setting("overwrite", True), " to replace it, or give another path"],
+        )
     with suppress(FileNotFoundError):  # another writer moved it away since
         _refuse_others(path, path, own_files)
 
@@ -59,9 +67,17 @@ def check_file(path: Path, *, overwrite: bool) -> None:
         return
     if not stat.S_ISREG(kind):
         what = ", it is a directory" if stat.S_ISDIR(kind) else ""
-        raise OutputError(f"{path}: exists and is not a regular file{what}; give another path")
+        raise OutputError(
+            f"exists and is not a regular file{what}",
+            path=path,
+            remedy="give another path",
+        )
     if not overwrite:
-        raise OutputError(f"{path}: exists; pass overwrite=True to replace it, or give another path")
+        raise OutputError(
+            "exists",
+            path=path,
+            remedy=[Setting("overwrite", True), " to replace it, or give another path"],
+        )
 
 
 @contextmanager
@@ -124,8 +140,9 @@ def _scratch(path: Path) -> Iterator[Path]:
         if error.errno is None:  # not from the system: an input that is read while the output is written
             raise
         raise OutputError(
-            f"{path}: cannot be written: {error.strerror}; nothing was changed, free some space or give a path that "
-            "can be written to"
+            f"cannot be written: {error.strerror}",
+            path=path,
+            remedy="nothing was changed, free some space or give a path that can be written to",
         ) from error
     finally:
         for folder in made:  # the innermost first
@@ -136,17 +153,27 @@ def _scratch(path: Path) -> Iterator[Path]:
 def _kind_of(path: Path, expected: str) -> int | None:
     """Return the mode of what is at a path, in one look; refuse what is only a name for something else."""
     if "\0" in str(path):
-        raise OutputError(f"{str(path)!r}: cannot be made: holds a null character; give another path")
+        raise OutputError(
+            f"{str(path)!r}: cannot be made: holds a null character",
+            remedy="give another path",
+        )
     put_back(path)
     try:
         kind = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise OutputError(f"{path}: cannot be made: {error.strerror}; give another path") from error
+        raise OutputError(
+            f"cannot be made: {error.strerror}",
+            path=path,
+            remedy="give another path",
+        ) from error
     if stat.S_ISLNK(kind):
         raise OutputError(
-            f"{path}: is a symbolic link, expected {expected} or nothing; write to {os.path.realpath(path)}"
+            "is a symbolic link",
+            path=path,
+            expected=f"{expected} or nothing",
+            remedy=f"write to {os.path.realpath(path)}",
         )
     return kind
 
@@ -156,8 +183,10 @@ def _refuse_others(path: Path, folder: Path, own_files: frozenset[str]) -> None:
     others = sorted(entry.name for entry in folder.iterdir() if entry.name not in own_files or entry.is_dir())
     if others:
         raise OutputError(
-            f"{path}: also contains {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, which would be "
-            f"deleted (expected only {', '.join(sorted(own_files))}); move them, or give another path"
+            f"also contains {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, which "
+            f"would be deleted (expected only {', '.join(sorted(own_files))})",
+            path=path,
+            remedy="move them, or give another path",
         )
 
 
@@ -170,7 +199,11 @@ def _put(new: Path, path: Path, replace: Callable[[], bool]) -> None:
         except FileExistsError:
             if replace():
                 return
-    raise OutputError(f"{path}: other processes write it without end; stop them, or give another path")
+    raise OutputError(
+        "other processes write it without end",
+        path=path,
+        remedy="stop them, or give another path",
+    )
 
 
 def _replace_directory(new: Path, path: Path, old: Path, overwrite: bool, own_files: frozenset[str]) -> bool:

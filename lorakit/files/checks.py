@@ -54,7 +54,9 @@ def stamp(path: Path) -> FileStamp:
             break
     if not stat.S_ISREG(status.st_mode):
         raise UnsafeFileError(
-            f"{path}: is not a regular file (a {_kind(status.st_mode)}); expected a file on disk, copy it to one first"
+            f"is not a regular file (a {_kind(status.st_mode)})",
+            path=path,
+            expected="a file on disk, copy it to one first",
         )
     return status.st_size, status.st_mtime_ns
 
@@ -68,8 +70,10 @@ def require_unchanged(path: Path, expected: FileStamp) -> None:
     found = stamp(path)
     if found != expected:
         raise CorruptFileError(
-            f"{path}: has changed since the adapter was opened (it had {expected[0]} bytes and has {found[0]}, or was "
-            "written again); call load_adapter again"
+            f"has changed since the adapter was opened (it had {expected[0]} bytes and has {found[0]}, "
+            "or was written again)",
+            path=path,
+            remedy="call load_adapter again",
         )
 
 
@@ -78,15 +82,22 @@ def foreign_bytes(path: Path, head: bytes) -> LorakitError | None:
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if head.startswith(b"version https://git-lfs"):
         return CorruptFileError(
-            f"{path}: is a Git LFS pointer, not the weights; run `git lfs pull` in its repository, or download the file"
+            "is a Git LFS pointer, not the weights",
+            path=path,
+            remedy="run `git lfs pull` in its repository, or download the file",
         )
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         return CorruptFileError(
-            f"{path}: is an HTML page, not weights; the download returned a web page (a login or an error?), "
-            "download the file itself again"
+            "is an HTML page, not weights",
+            path=path,
+            remedy="the download returned a web page (a login or an error?), download the file itself again",
         )
     if head.startswith((*_PICKLES, b"PK\x03\x04")):
-        return UnsafeFileError(f"{path}: is a pickle, not a safetensors file, whatever its name says; {HOW_TO_CONVERT}")
+        return UnsafeFileError(
+            "is a pickle, not a safetensors file, whatever its name says",
+            path=path,
+            remedy=HOW_TO_CONVERT,
+        )
     return None
 
 

@@ -57,19 +57,32 @@ def read_json_object(path: Path) -> dict[str, Any]:
     size = stamp(path)[0]  # refuses what is not a regular file before it is opened
     if size > _MAX_CONFIG:
         raise CorruptFileError(
-            f"{path}: has {size} bytes, expected a config of {_MAX_CONFIG} at most; copy or download it again"
+            f"has {size} bytes",
+            path=path,
+            expected=f"a config of {_MAX_CONFIG} at most",
+            remedy="copy or download it again",
         )
     try:
         with path.open("rb") as file:
             fields = parse_json(file.read(_MAX_CONFIG + 1).removeprefix(b"\xef\xbb\xbf"))
     except json.JSONDecodeError as error:
         raise CorruptFileError(
-            f"{path}: is not JSON: {error.msg} at line {error.lineno}, column {error.colno}; copy or download it again"
+            f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}",
+            path=path,
+            remedy="copy or download it again",
         ) from error
     except ValueError as error:
-        raise CorruptFileError(f"{path}: is not JSON as expected: {error}; copy or download it again") from error
+        raise CorruptFileError(
+            f"is not JSON as expected: {error}",
+            path=path,
+            remedy="copy or download it again",
+        ) from error
     if not isinstance(fields, dict):
-        raise CorruptFileError(f"{path}: is a JSON {type(fields).__name__}, expected an object of settings")
+        raise CorruptFileError(
+            f"is a JSON {type(fields).__name__}",
+            path=path,
+            expected="an object of settings",
+        )
     return fields
 
 

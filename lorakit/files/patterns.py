@@ -119,8 +119,10 @@ class Patterns:
             self._work.spend(steps)
         except ExpressionError:
             raise UnsupportedAdapterError(
-                f"{self.where}: looking up module {module[:100]!r} among its {len(self.keys)} paths takes too long, as "
-                r"their dots stand for any character; expected few such paths of one length: write '\.' for each dot"
+                f"looking up module {module[:100]!r} among its {len(self.keys)} paths takes too long, as "
+                "their dots stand for any character",
+                path=self.where,
+                expected="few such paths of one length: write '\\.' for each dot",
             ) from None
 
     def _expression(self, key: str, memory: int) -> Expression:
@@ -129,12 +131,19 @@ class Patterns:
         except ExpressionError as error:
             if error.invalid:
                 raise CorruptFileError(
-                    f"{self.where}: {key[:100]!r} is no regular expression ({error}); correct the file"
+                    f"{key[:100]!r} is no regular expression ({error})",
+                    path=self.where,
+                    remedy="correct the file",
                 ) from None
             self._refuse(key, str(error))
 
     def _refuse(self, key: str, reason: str) -> NoReturn:
         raise UnsupportedAdapterError(
-            f"{self.where}: {key[:100]!r} {reason}; expected a module's path, or a regular expression of characters, "
-            "classes, groups and repetitions whose matching takes bounded time: write it so"
+            f"{key[:100]!r} {reason}",
+            path=self.where,
+            expected=(
+                "a module's path, or a regular expression of characters, classes, groups and repetitions "
+                "whose matching takes bounded time"
+            ),
+            remedy="write it so",
         ) from None

@@ -75,14 +75,17 @@ def _contents(path: Path, opened: FileStamp) -> dict[str, Tensor]:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         raise UnsafeFileError(
-            f"{path}: asks for more than tensors, and nothing of it was run ({_reason(error)}); expected a plain "
-            "dictionary of tensors. Do not load it otherwise unless you trust where it came from; get a safetensors "
-            "file of it instead"
+            f"asks for more than tensors, and nothing of it was run ({_reason(error)})",
+            path=path,
+            expected=("a plain dictionary of tensors. Do not load it otherwise unless you trust where it came from"),
+            remedy="get a safetensors file of it instead",
         ) from error
     except Exception as error:  # whatever a broken file makes the unpickler stumble over
         raise CorruptFileError(
-            f"{path}: cannot be unpickled ({type(error).__name__}: {_reason(error)}); expected a file as "
-            "torch.save makes it, so copy or download it again"
+            f"cannot be unpickled ({type(error).__name__}: {_reason(error)})",
+            path=path,
+            expected="a file as torch.save makes it",
+            remedy="copy or download it again",
         ) from error
     return _checked(path, found, opened[0])
 
@@ -92,8 +95,9 @@ def _check_torch(path: Path) -> None:
     if version < _SAFE_TORCH:
         needed = ".".join(map(str, _SAFE_TORCH))
         raise UnsafeFileError(
-            f"{path}: is a pickle, and torch {torch.__version__} can be made to run code by one in spite of "
-            f"weights_only; install torch {needed} or later, or convert it elsewhere: {HOW_TO_CONVERT}"
+            f"is a pickle, and torch {torch.__version__} can be made to run code by one in spite of weights_only",
+            path=path,
+            remedy=f"install torch {needed} or later, or convert it elsewhere: {HOW_TO_CONVERT}",
         )
 
 
@@ -106,26 +110,44 @@ def _check_container(path: Path, size: int) -> bool:
     if not head.startswith(_ZIP):
         known = foreign_bytes(path, head)
         if known is None and head[8:9] == b"{":
-            known = CorruptFileError(f"{path}: is a safetensors file, whatever its name says; rename it")
+            known = CorruptFileError(
+                "is a safetensors file, whatever its name says",
+                path=path,
+                remedy="rename it",
+            )
         if size == 0:
-            known = CorruptFileError(f"{path}: is empty (0 bytes); copy or download it again")
+            known = CorruptFileError(
+                "is empty (0 bytes)",
+                path=path,
+                remedy="copy or download it again",
+            )
         raise known or CorruptFileError(
-            f"{path}: is no pickle: it begins with {head[:8]!r}; expected a file as torch.save makes it, so copy or "
-            "download it again"
+            f"is no pickle: it begins with {head[:8]!r}",
+            path=path,
+            expected="a file as torch.save makes it",
+            remedy="copy or download it again",
         )
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # zipfile has no one error for what is wrong with a file
-        raise CorruptFileError(f"{path}: is a broken zip archive ({error}); copy or download it again") from error
+        raise CorruptFileError(
+            f"is a broken zip archive ({error})",
+            path=path,
+            remedy="copy or download it again",
+        ) from error
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise UnsafeFileError(
-            f"{path}: is compressed, which torch.save never does: it could be far larger than it looks; save it again "
-            "with torch.save, where it is trusted"
+            "is compressed, which torch.save never does: it could be far larger than it looks",
+            path=path,
+            remedy="save it again with torch.save, where it is trusted",
         )
     if any(member.filename.endswith("/constants.pkl") for member in members):
         raise UnsupportedAdapterError(
-            f"{path}: is a TorchScript program; expected the weights of an adapter, so save its state_dict instead"
+            "is a TorchScript program",
+            path=path,
+            expected="the weights of an adapter",
+            remedy="save its state_dict instead",
         )
     return True
 
@@ -133,19 +155,25 @@ def _check_container(path: Path, size: int) -> bool:
 def _checked(path: Path, found: Any, size: int) -> dict[str, Tensor]:
     if not isinstance(found, dict):
         raise UnsupportedAdapterError(
-            f"{path}: holds a {type(found).__name__}, expected a dictionary of tensors by name; save the adapter with "
-            "PEFT's save_pretrained, or its state_dict"
+            f"holds a {type(found).__name__}",
+            path=path,
+            expected="a dictionary of tensors by name",
+            remedy="save the adapter with PEFT's save_pretrained, or its state_dict",
         )
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UnsupportedAdapterError(
-                f"{path}: holds a {type(tensor).__name__} under {name!r}, expected tensors by name and nothing else; "
-                "save the adapter's state_dict alone (of a training checkpoint, the part with the weights)"
+                f"holds a {type(tensor).__name__} under {name!r}",
+                path=path,
+                expected="tensors by name and nothing else",
+                remedy=("save the adapter's state_dict alone (of a training checkpoint, the part with the weights)"),
             )
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise UnsupportedAdapterError(
-                f"{path}: {name!r} is a {tensor.layout} tensor on {tensor.device}, quantized: {tensor.is_quantized}; "
-                "expected a dense one, so convert it (tensor.to_dense(), dequantize())"
+                f"{name!r} is a {tensor.layout} tensor on {tensor.device}, quantized: {tensor.is_quantized}",
+                path=path,
+                expected="a dense one",
+                remedy="convert it (tensor.to_dense(), dequantize())",
             )
         if tensor.numel() * tensor.element_size() > size:  # a view that repeats few bytes endlessly
             raise _too_large(path, name, tensor, size)
@@ -154,8 +182,10 @@ def _checked(path: Path, found: Any, size: int) -> dict[str, Tensor]:
 
 def _too_large(path: Path, name: str, tensor: Tensor, size: int) -> LorakitError:
     return CorruptFileError(
-        f"{path}: {name!r} claims shape {tuple(tensor.shape)} in a file of {size} bytes; expected as many numbers as "
-        "are stored, so save it again with torch.save"
+        f"{name!r} claims shape {tuple(tensor.shape)} in a file of {size} bytes",
+        path=path,
+        expected="as many numbers as are stored",
+        remedy="save it again with torch.save",
     )
 
 

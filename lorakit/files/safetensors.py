@@ -70,7 +70,11 @@ def read_header(path: Path) -> Header:
     """
     size, _ = stamp(path)
     if size == 0:
-        raise CorruptFileError(f"{path}: is empty (0 bytes); expected a safetensors file, copy or download it again")
+        raise CorruptFileError(
+            "is empty (0 bytes)",
+            path=path,
+            expected="a safetensors file, copy or download it again",
+        )
     with path.open("rb") as file:
         head = file.read(512)
         length = int.from_bytes(head[:8], "little")
@@ -81,8 +85,9 @@ def read_header(path: Path) -> Header:
                 raise error
         if size < 8 or length > _MAX_HEADER:
             raise CorruptFileError(
-                f"{path}: is no safetensors file ({size} bytes, header length {length}; the limit is {_MAX_HEADER}); "
-                "copy or download it again"
+                f"is no safetensors file ({size} bytes, header length {length}; the limit is {_MAX_HEADER})",
+                path=path,
+                remedy="copy or download it again",
             )
         if 8 + length > size:
             raise _truncated(path, size, 8 + length)
@@ -94,8 +99,9 @@ def read_header(path: Path) -> Header:
         raise _truncated(path, size, 8 + length + end)
     if 8 + length + end < size:
         raise CorruptFileError(
-            f"{path}: {size - 8 - length - end} bytes follow the data; have {size} bytes, header says "
-            f"{8 + length + end}; copy or download it again"
+            f"{size - 8 - length - end} bytes follow the data; have {size} bytes, header says {8 + length + end}",
+            path=path,
+            remedy="copy or download it again",
         )
     tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
     return Header(tensors, metadata)
@@ -120,7 +126,11 @@ def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Te
         return tensors
     except (SafetensorError, OSError) as error:
         require_unchanged(path, opened)
-        raise CorruptFileError(f"{path}: cannot read {names[0]!r}: {error}; copy or download it again") from error
+        raise CorruptFileError(
+            f"cannot read {names[0]!r}: {error}",
+            path=path,
+            remedy="copy or download it again",
+        ) from error
 
 
 def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> Tensor:
@@ -132,7 +142,11 @@ def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> 
         require_unchanged(path, opened)
     except (SafetensorError, OSError) as error:
         require_unchanged(path, opened)
-        raise CorruptFileError(f"{path}: cannot read {name!r}: {error}; copy or download it again") from error
+        raise CorruptFileError(
+            f"cannot read {name!r}: {error}",
+            path=path,
+            remedy="copy or download it again",
+        ) from error
     return tensor
 
 
@@ -183,16 +197,31 @@ def _parse(path: Path, raw: bytes) -> tuple[dict[str, dict[str, Any]], dict[str,
         entries = parse_json(raw)
     except ValueError as error:
         raise CorruptFileError(
-            f"{path}: the header is not JSON as expected ({error}); copy or download the file again"
+            f"the header is not JSON as expected ({error})",
+            path=path,
+            remedy="copy or download the file again",
         ) from error
     if not isinstance(entries, dict):
-        raise CorruptFileError(f"{path}: the header is a JSON {type(entries).__name__}, expected an object")
+        raise CorruptFileError(
+            f"the header is a JSON {type(entries).__name__}",
+            path=path,
+            expected="an object",
+        )
     metadata = entries.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise CorruptFileError(f"{path}: __metadata__ is no object of texts; save the file again")
+        raise CorruptFileError(
+            "__metadata__ is no object of texts",
+            path=path,
+            remedy="save the file again",
+        )
     if len(entries) > _MAX_TENSORS:
-        raise CorruptFileError(f"{path}: names {len(entries)} tensors, expected {_MAX_TENSORS} at most; save it again")
+        raise CorruptFileError(
+            f"names {len(entries)} tensors",
+            path=path,
+            expected=f"{_MAX_TENSORS} at most",
+            remedy="save it again",
+        )
     for name, entry in entries.items():
         _check_entry(path, name, entry)
     return entries, metadata
@@ -201,21 +230,26 @@ def _parse(path: Path, raw: bytes) -> tuple[dict[str, dict[str, Any]], dict[str,
 def _check_entry(path: Path, name: str, entry: Any) -> None:
     if len(name) > _MAX_NAME:
         raise CorruptFileError(
-            f"{path}: {name[:60]!r}... is a name of {len(name)} characters, expected {_MAX_NAME} at most; save it again"
+            f"{name[:60]!r}... is a name of {len(name)} characters",
+            path=path,
+            expected=f"{_MAX_NAME} at most",
+            remedy="save it again",
         )
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     shape, offsets, dtype = fields.get("shape", ()), fields.get("data_offsets", ()), fields.get("dtype", "")
     whole = isinstance(shape, list) and isinstance(offsets, list) and isinstance(dtype, str) and _DTYPE.fullmatch(dtype)
     if not whole or len(shape) > _MAX_AXES or len(offsets) != 2 or not all(map(_is_size, (*shape, *offsets))):
         raise CorruptFileError(
-            f"{path}: {name!r}: the header says {shown(entry)}; expected dtype, shape and two data_offsets, save the "
-            "file again"
+            f"{name!r}: the header says {shown(entry)}",
+            path=path,
+            expected="dtype, shape and two data_offsets, save the file again",
         )
     bits = _BITS.get(dtype)  # of the dtypes that we do not know, the caller refuses the ones that it would read
     if bits is not None and (offsets[1] - offsets[0]) * 8 != math.prod(shape) * bits:
         raise CorruptFileError(
-            f"{path}: {name!r}: {offsets[1] - offsets[0]} bytes of data for shape {tuple(shape)} of {dtype}; "
-            "copy or download the file again"
+            f"{name!r}: {offsets[1] - offsets[0]} bytes of data for shape {tuple(shape)} of {dtype}",
+            path=path,
+            remedy="copy or download the file again",
         )
 
 
@@ -229,8 +263,10 @@ def _check_offsets(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> int:
         begin, stop = entry["data_offsets"]
         if begin != end or stop < begin:
             raise CorruptFileError(
-                f"{path}: {name!r} lies at bytes {begin} to {stop}, expected to begin at {end}: overlap or hole; "
-                "copy or download the file again"
+                f"{name!r} lies at bytes {begin} to {stop}",
+                path=path,
+                expected=f"to begin at {end}: overlap or hole",
+                remedy="copy or download the file again",
             )
         end = stop
     return end
@@ -238,5 +274,7 @@ def _check_offsets(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> int:
 
 def _truncated(path: Path, have: int, need: int) -> CorruptFileError:
     return CorruptFileError(
-        f"{path}: is truncated: have {have} bytes, header says {need}; copy or download the file again"
+        f"is truncated: have {have} bytes, header says {need}",
+        path=path,
+        remedy="copy or download the file again",
     )

@@ -45,20 +45,33 @@ def factors_of(layer: Any, adapter_name: str, where: str, lora: Any) -> tuple[Te
     variant = getattr(layer, "lora_variant", {}).get(adapter_name)  # PEFT has it since 0.16
     if variant is not None or layer.use_dora.get(adapter_name):
         raise UnsupportedAdapterError(
-            f"{where}: is a variant of LoRA ({type(variant).__name__}), so B @ A is not its update; train without it, "
-            "or merge it into its base model with PEFT's merge_and_unload"
+            f"is a variant of LoRA ({type(variant).__name__}), so B @ A is not its update",
+            path=where,
+            remedy="train without it, or merge it into its base model with PEFT's merge_and_unload",
         )
     if getattr(layer, "lora_bias", {}).get(adapter_name):
-        raise UnsupportedAdapterError(f"{where}: a bias is trained beside B (lora_bias); train with lora_bias=False")
+        raise UnsupportedAdapterError(
+            "a bias is trained beside B (lora_bias)",
+            path=where,
+            remedy="train with lora_bias=False",
+        )
     if isinstance(layer, getattr(lora, "MultiheadAttention", ())):
-        raise UnsupportedAdapterError(f"{where}: is nn.MultiheadAttention, which is not supported; train without it")
+        raise UnsupportedAdapterError(
+            "is nn.MultiheadAttention, which is not supported",
+            path=where,
+            remedy="train without it",
+        )
     embedding = adapter_name in layer.lora_embedding_A
     if embedding:
         a, b = layer.lora_embedding_A[adapter_name], layer.lora_embedding_B[adapter_name]
     else:
         a, b = layer.lora_A[adapter_name].weight, layer.lora_B[adapter_name].weight
     if a.is_meta or b.is_meta:
-        raise UnsupportedAdapterError(f"{where}: its factors are not in memory; load the model without offloading")
+        raise UnsupportedAdapterError(
+            "its factors are not in memory",
+            path=where,
+            remedy="load the model without offloading",
+        )
     return a, b, embedding
 
 

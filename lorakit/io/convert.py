@@ -92,7 +92,11 @@ def _way(name: str, source: str, target: str, steps: Mapping[tuple[str, str], St
         return source, detours[source, target], target
     near = sorted({there for here, there in steps if here == source != there})
     raise UnsupportedAdapterError(
-        f"{name}: its modules are named as {source} files name them, and there is no exact way from those names to "
-        f"{target}'s; expected one of {', '.join(near) or 'none'}; if you know the names, give them with "
-        f"adapter.rename_modules and say so with adapter.with_provenance(format={target!r})"
+        f"its modules are named as {source} files name them, and there is no exact way from those names to {target}'s",
+        adapters=[name],
+        expected=f"one of {', '.join(near) or 'none'}",
+        remedy=(
+            "if you know the names, give them with adapter.rename_modules and say so with "
+            f"adapter.with_provenance(format={target!r})"
+        ),
     )

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from ..exceptions import UnsupportedAdapterError
+from ..exceptions import Setting, UnsupportedAdapterError
 from .formats.registry import abouts
 
 __all__ = ["Fetched", "HubId", "fetch", "hub_id"]
@@ -145,10 +145,14 @@ def fetch(wanted: HubId, *, allow_pickle: bool = False) -> Fetched:
             folder = _snapshot(wanted, [*needed, *pickles])
     if not _present(folder, weights):
         raise UnsupportedAdapterError(
-            f"{wanted.repo}: revision {folder.name} on the Hugging Face Hub (or what the cache has of it, offline) "
-            f"holds no adapter{f' in {wanted.part}' if wanted.part else ''}; expected {' or '.join(configs)} and one "
-            f"of {', '.join(weights)}. Name a folder or file in it as hf://{wanted.repo}/folder; if it has "
-            f"{' or '.join(_pickles())} only, pass allow_pickle=True"
+            f"revision {folder.name} on the Hugging Face Hub (or what the cache has of it, offline) "
+            f"holds no adapter{f' in {wanted.part}' if wanted.part else ''}",
+            path=wanted.repo,
+            expected=(
+                f"{' or '.join(configs)} and one of {', '.join(weights)}. Name a folder or file in it as "
+                f"hf://{wanted.repo}/folder"
+            ),
+            remedy=[f"if it has {' or '.join(_pickles())} only, ", Setting("allow_pickle", True)],
         )
     origin = f"hf://{wanted.repo}@{folder.name}"
     return Fetched(folder / wanted.part, f"{origin}/{wanted.part}" if wanted.part else origin)

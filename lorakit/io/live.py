@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..adapters import Adapter, MemoryReader, ModuleKind, Provenance, Source
-from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, UnsupportedAdapterError
+from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, Setting, UnsupportedAdapterError
 from ..factors import LoraFactors, promoted_dtype
 from ._live_layers import (
     add_adapter,
@@ -116,7 +116,11 @@ def from_peft(
             modules[path] = LoraFactors(*plain(a, b)).scaled(scale)
             kinds[path] = info.kind
     if not modules:
-        raise UnsupportedAdapterError(f"{where}: has no LoRA layers; expected at least one")
+        raise UnsupportedAdapterError(
+            "has no LoRA layers",
+            path=where,
+            expected="at least one",
+        )
     parameters_of = {f"{owner(m.rpartition('.')[0])}.{p}" for m, kind in kinds.items() for p in kind.parameters}
     called = adapter_name if name is None else name
     provenance = Provenance(
@@ -202,8 +206,8 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
             remove_adapter(model, lora, adapter_name)
             if isinstance(error, (ValueError, RuntimeError)) and not isinstance(error, LorakitError):
                 raise IncompatibleAdaptersError(
-                    f"adapter {adapter.name!r} cannot be put into the model: {error}; is this the base model that it "
-                    "was trained on?"
+                    f"adapter {adapter.name!r} cannot be put into the model: {error}",
+                    remedy="is this the base model that it was trained on?",
                 ) from error
             raise
 
@@ -227,9 +231,15 @@ def _extra_weights(
     weights = {key.removeprefix(PREFIX): value for key, value in state.items() if ".lora_" not in key}
     if policy == "refuse":
         raise UnsupportedAdapterError(
-            f"{where}: was trained with extra weights beside the LoRA factors: {', '.join(list(weights)[:3])}; "
-            "expected factors only; pass modules_to_save='drop' to leave them out, or modules_to_save='first' to carry "
-            "those of the first adapter along"
+            f"was trained with extra weights beside the LoRA factors: {', '.join(list(weights)[:3])}",
+            path=where,
+            expected="factors only",
+            remedy=[
+                Setting("modules_to_save", "drop"),
+                " to leave them out, or ",
+                Setting("modules_to_save", "first"),
+                " to carry those of the first adapter along",
+            ],
         )
     carried = policy == "first"
     warnings.warn(
@@ -257,9 +267,11 @@ def _check_names(model: nn.Module, adapter: Adapter, plan: Plan) -> None:
     if missing:
         near = get_close_matches(missing[0], present, n=3)
         raise IncompatibleAdaptersError(
-            f"adapter {adapter.name!r} has {len(missing)} modules that the model lacks, such as {missing[0]!r}; "
-            + (f"the model has {', '.join(map(repr, near))}; " if near else "")
-            + "expected modules of the base model that it was trained on: rename them with Adapter.rename_modules"
+            f"adapter {adapter.name!r} has {len(missing)} modules that the model lacks, such as {missing[0]!r}"
+            + (f"; the model has {', '.join(map(repr, near))}" if near else ""),
+            adapters=[adapter.name],
+            expected="modules of the base model that it was trained on",
+            remedy="rename them with Adapter.rename_modules",
         )
 
 
@@ -286,8 +298,9 @@ def _check_beside(model: nn.Module, adapter: Adapter, peft: Any) -> None:
     if own or not isinstance(model, peft.PeftModel):
         raise UnsupportedAdapterError(
             f"adapter {adapter.name!r} carries {', '.join(own or extra_weights.names)}, which "
-            + ("would replace weights of the base model" if own else "only a peft.PeftModel can hold beside its own")
-            + "; read it with modules_to_save='drop'"
+            + ("would replace weights of the base model" if own else "only a peft.PeftModel can hold beside its own"),
+            adapters=[adapter.name],
+            remedy=[Setting("modules_to_save", "drop"), " when it is read"],
         )
 
 
@@ -297,7 +310,8 @@ def _fill(model: nn.Module, lora: Any, adapter: Adapter, plan: Plan, adapter_nam
     if set(layers) != expected:
         raise IncompatibleAdaptersError(
             f"adapter {adapter.name!r} is for other layers than PEFT can adapt in the model: "
-            f"{', '.join(sorted(set(layers) ^ expected)[:3])}; is this the base model that it was trained on?"
+            f"{', '.join(sorted(set(layers) ^ expected)[:3])}",
+            remedy="is this the base model that it was trained on?",
         )
     for path, layer in layers.items():
         where = f"adapter {adapter.name!r}: module {path!r}"
@@ -309,12 +323,19 @@ def _fill(model: nn.Module, lora: Any, adapter: Adapter, plan: Plan, adapter_nam
         shapes = plain_shapes(info, rank)
         if (tuple(a.shape), tuple(b.shape)) != shapes or embedding != (kind == "embedding"):
             raise IncompatibleAdaptersError(
-                f"{where}: is {info.kind} of d_in {info.d_in}, d_out {info.d_out}; the model's layer takes A "
-                f"{tuple(a.shape)} and B {tuple(b.shape)} for it, expected {shapes[0]} and {shapes[1]}; is this the "
-                "base model that it was trained on?"
+                f"is {info.kind} of d_in {info.d_in}, d_out {info.d_out}; the model's layer takes A "
+                f"{tuple(a.shape)} and B {tuple(b.shape)} for it",
+                path=where,
+                expected=f"{shapes[0]} and {shapes[1]}",
+                remedy="is this the base model that it was trained on?",
             )
         if layer.scaling[adapter_name] != 1:
-            raise OutputError(f"{where}: PEFT scales it by {layer.scaling[adapter_name]}, expected 1; report this")
+            raise OutputError(
+                f"PEFT scales it by {layer.scaling[adapter_name]}",
+                path=where,
+                expected="1",
+                remedy="report this",
+            )
         if stack is not None:
             factors = stacked_factors(adapter, stack, plan.rank, a.dtype)
         else:

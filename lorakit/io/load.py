@@ -18,6 +18,7 @@ from ..exceptions import (
     CorruptFileError,
     IncompatibleAdaptersError,
     LorakitError,
+    Setting,
     UnsafeFileError,
     UnsupportedAdapterError,
 )
@@ -32,7 +33,7 @@ from .hub import fetch, hub_id
 
 __all__ = ["load_adapter", "load_adapters"]
 
-_OR_ALLOW = "or pass allow_pickle=True, and it is read without running anything in it"
+_OR_ALLOW = ("or ", Setting("allow_pickle", True), ", and it is read without running anything in it")
 _TRIES = 10
 
 
@@ -159,7 +160,11 @@ def open_path(path: Path, options: ReadOptions) -> Opened:
         else:
             if _identity(path) == before:
                 return opened
-    raise CorruptFileError(f"{path}: is replaced again and again; wait until whoever writes it is done")
+    raise CorruptFileError(
+        "is replaced again and again",
+        path=path,
+        remedy="wait until whoever writes it is done",
+    )
 
 
 def _identity(path: Path) -> object:
@@ -261,8 +266,13 @@ def load_adapters(
     bases = differing_bases(adapters) if same_base == "strict" else None
     if bases is not None:
         raise IncompatibleAdaptersError(
-            f"the adapters name different base models: {bases}; expected one, so leave out those of another, or pass "
-            "same_base='warn' if these are the same weights under other names"
+            f"the adapters name different base models: {bases}",
+            expected="one",
+            remedy=[
+                "leave out those of another, or ",
+                Setting("same_base", "warn"),
+                " if these are the same weights under other names",
+            ],
         )
     formats = {adapter.provenance.format for adapter in adapters}
     for known in codecs():
@@ -344,27 +354,46 @@ def _raise_unrecognised(location: Location) -> NoReturn:
     if not path.is_dir():
         stamp(path)
         if path.suffix in SUFFIXES and not location.allow_pickle:
-            raise UnsafeFileError(f"{path}: weights are a pickle; {HOW_TO_CONVERT}; {_OR_ALLOW}")
+            raise UnsafeFileError(
+                "weights are a pickle",
+                path=path,
+                remedy=[f"{HOW_TO_CONVERT}; ", *_OR_ALLOW],
+            )
         if path.suffix == ".safetensors" or location.allow_pickle:
             keys = list(location.header(path).tensors)
             refuse_markers(path, keys)
             raise UnsupportedAdapterError(
-                f"{path}: holds no LoRA factors of a known format ({', '.join(known.name for known in abouts())}): its "
-                f"first keys are {keys[:3]}; is it another kind of adapter, or a whole model?"
+                f"holds no LoRA factors of a known format ({', '.join(known.name for known in abouts())}): "
+                f"its first keys are {keys[:3]}",
+                path=path,
+                remedy="is it another kind of adapter, or a whole model?",
             )
         raise UnsupportedAdapterError(
-            f"{path}: is no adapter; expected a directory with {expected}, or a safetensors file"
+            "is no adapter",
+            path=path,
+            expected=f"a directory with {expected}, or a safetensors file",
         )
     pickled = [name for known in abouts() for name in known.pickles if name in location.entries]
     if pickled:
-        raise UnsafeFileError(f"{path}: its weights, {pickled[0]}, are a pickle; {HOW_TO_CONVERT}; {_OR_ALLOW}")
+        raise UnsafeFileError(
+            f"its weights, {pickled[0]}, are a pickle",
+            path=path,
+            remedy=[f"{HOW_TO_CONVERT}; ", *_OR_ALLOW],
+        )
     weights = [name for known in abouts() for name in known.weights]
     candidates = [name for name in location.entries if name.endswith(".safetensors")]
     if candidates:
         raise UnsupportedAdapterError(
-            f"{path}: has no {' or '.join(weights)}, but {', '.join(candidates)}; pick one and pass its path"
+            f"has no {' or '.join(weights)}, but {', '.join(candidates)}",
+            path=path,
+            remedy="pick one and pass its path",
         )
     inside = [entry for entry in location.entries if any((path / entry / name).is_file() for name in weights)]
     seen = ", ".join(location.entries[:5]) or "nothing"
     hint = f"adapters are in {', '.join(inside[:5])}" if inside else f"it has {seen}"
-    raise UnsupportedAdapterError(f"{path}: holds no adapter; expected {expected}; {hint}")
+    raise UnsupportedAdapterError(
+        "holds no adapter",
+        path=path,
+        expected=expected,
+        remedy=hint,
+    )

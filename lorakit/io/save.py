@@ -10,7 +10,7 @@ import torch
 
 from .._execution import one_thread
 from ..adapters import Adapter
-from ..exceptions import OutputError
+from ..exceptions import OutputError, Setting
 from ..files import atomic as _atomic
 from ..files.safetensors import FLOAT_DTYPES
 from .convert import convert_adapter
@@ -89,7 +89,11 @@ def save_adapter(
     output = Path(path)
     check_output(output, format=known.about.name, overwrite=overwrite)
     if not adapter:
-        raise OutputError(f"{output}: adapter {adapter.name!r} has no modules; expected at least one")
+        raise OutputError(
+            f"adapter {adapter.name!r} has no modules",
+            path=output,
+            expected="at least one",
+        )
     _check_holds(output, known.about, adapter)
     adapter = convert_adapter(adapter, known.about.name)
     target = Path(os.path.realpath(output))
@@ -131,14 +135,17 @@ def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrit
     if known.directory:
         if output.suffix == ".safetensors" and not output.is_dir():
             raise OutputError(
-                f"{output}: is the name of a file, and {format} is a directory; give the directory's name"
+                f"is the name of a file, and {format} is a directory",
+                path=output,
+                remedy="give the directory's name",
             )
         _atomic.check_directory(output, overwrite=overwrite, own_files=frozenset(known.files))
     else:
         if output.suffix != known.suffix:
             raise OutputError(
-                f"{output}: has no .safetensors at its end, and {format} is one such file; give the file's name, or "
-                "another format"
+                f"has no .safetensors at its end, and {format} is one such file",
+                path=output,
+                remedy="give the file's name, or another format",
             )
         _atomic.check_file(output, overwrite=overwrite)
 
@@ -149,13 +156,17 @@ def _check_holds(output: Path, known: About, adapter: Adapter) -> None:
     extra_weights = adapter.provenance.extra_weights
     if expert is not None and not known.experts:
         raise OutputError(
-            f"{output}: module {expert!r} is an expert of a parameter that holds several, which a {known.name} file "
-            "cannot say; write it as peft, or leave the experts out with Adapter.select"
+            f"module {expert!r} is an expert of a parameter that holds several, which a {known.name} file cannot say",
+            path=output,
+            module=expert,
+            remedy="write it as peft, or leave the experts out with Adapter.select",
         )
     if extra_weights is not None and not known.extra_weights:
         raise OutputError(
-            f"{output}: the adapter carries {', '.join(extra_weights.names[:3])} beside its factors, which a "
-            f"{known.name} file has no place for; write it as peft, or read the inputs with modules_to_save='drop'"
+            f"the adapter carries {', '.join(extra_weights.names[:3])} beside its factors, which a "
+            f"{known.name} file has no place for",
+            path=output,
+            remedy=["write it as peft, or ", Setting("modules_to_save", "drop"), " when the inputs are read"],
         )
 
 

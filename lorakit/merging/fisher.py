@@ -225,7 +225,8 @@ def _check_moments(name: str, fisher: Any, infos: Mapping[str, ModuleInfo]) -> N
         seen = fisher[module]
         if (seen.rank, seen.d_in, seen.d_out) != (info.rank, info.d_in, info.d_out):
             raise IncompatibleAdaptersError(
-                f"module {module!r} has rank {info.rank}, d_in {info.d_in}, d_out {info.d_out} in adapter {name!r}, "
-                f"and rank {seen.rank}, d_in {seen.d_in}, d_out {seen.d_out} in its moments; collect them with the "
-                "factors that are merged, after any step that changes these"
+                f"module {module!r} has rank {info.rank}, d_in {info.d_in}, d_out {info.d_out} in adapter "
+                f"{name!r}, and rank {seen.rank}, d_in {seen.d_in}, d_out {seen.d_out} in its moments",
+                module=module,
+                remedy="collect them with the factors that are merged, after any step that changes these",
             )

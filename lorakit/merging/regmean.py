@@ -194,6 +194,7 @@ def _check_grams(name: str, grams: Any, infos: Any) -> None:
             )
         if gram.d_in != info.d_in:
             raise IncompatibleAdaptersError(
-                f"module {module!r} has d_in {info.d_in} in adapter {name!r} and {gram.d_in} in its Grams; "
-                "collect them with the base model that the adapter was trained on"
+                f"module {module!r} has d_in {info.d_in} in adapter {name!r} and {gram.d_in} in its Grams",
+                module=module,
+                remedy="collect them with the base model that the adapter was trained on",
             )

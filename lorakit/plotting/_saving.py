@@ -30,12 +30,24 @@ def check_picture(path: Path, *, overwrite: bool) -> None:
         If the name does not end in .png, .svg or .pdf, its folder is missing, or what is there may not be replaced.
     """
     if path.suffix.lower() not in _NO_DATES:
-        raise OutputError(f"{path}: ends in {path.suffix or 'nothing'!r}, expected one of {', '.join(SUFFIXES)}")
+        raise OutputError(
+            f"ends in {path.suffix or 'nothing'!r}",
+            path=path,
+            expected=f"one of {', '.join(SUFFIXES)}",
+        )
     check_file(path, overwrite=overwrite)
     if not path.absolute().parent.is_dir():
-        raise OutputError(f"{path}: there is no folder {path.parent}; make it, or give another path")
+        raise OutputError(
+            f"there is no folder {path.parent}",
+            path=path,
+            remedy="make it, or give another path",
+        )
     if not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise OutputError(f"{path}: {path.absolute().parent} cannot be written to; give another path")
+        raise OutputError(
+            f"{path.absolute().parent} cannot be written to",
+            path=path,
+            remedy="give another path",
+        )
 
 
 def save_picture(figure: Figure, path: Path, *, overwrite: bool, dpi: float = 150) -> None:

@@ -164,7 +164,7 @@ def test_diffusers_and_peft():
 def test_one_model_of_several():
     modules = ["unet.conv_in", "text_encoder.text_model.encoder.layers.0.mlp.fc1"]
     with pytest.raises(
-        UnsupportedAdapterError, match=r"mine: holds modules of text_encoder, unet; expected those of one"
+        UnsupportedAdapterError, match=r"mine: holds modules of text_encoder, unet, expected those of one"
     ):
         names(modules, "diffusers", "peft")
     assert names(modules, "diffusers", "peft", "unet") == ["conv_in"]
@@ -224,7 +224,7 @@ def test_two_spellings_of_one_module():
 
 def test_families_without_a_way():
     for source, target in (("mlx", "kohya"), ("comfyui", "peft"), ("diffusers", "mlx")):
-        with pytest.raises(UnsupportedAdapterError, match=f"named as {source} files.*to {target}'s; expected one of"):
+        with pytest.raises(UnsupportedAdapterError, match=f"named as {source} files.*to {target}'s, expected one of"):
             names(["a"], source, target)
 
 

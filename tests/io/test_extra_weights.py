@@ -142,7 +142,7 @@ def test_on_the_command_line(write_peft, tmp_path):
     arguments = ["merge", *paths, "-o", str(tmp_path / "out"), "--method", "svd", "-k", "2"]
     refused = run(main, arguments)
     assert refused.exit_code == 2
-    assert "--modules-to-save drop to leave them out, or --modules-to-save first to carry" in refused.stderr
+    assert "--modules-to-save drop to leave them out, or pass --modules-to-save first to carry" in refused.stderr
     done = run(main, [*arguments, "--modules-to-save", "first"])
     assert done.exit_code == 0, done.output
     assert "warning: " in done.stderr

@@ -166,7 +166,7 @@ def test_other_parameters_at_one_place_are_incompatible(write_peft):
 
 def test_names_that_cannot_be_stacked(write_peft, tmp_path):
     adapter = load_adapter(write_peft(stacks(), target_parameters=TARGETS))
-    with pytest.raises(OutputError, match=r"one of 3 experts; expected its name to end in a number.*rename"):
+    with pytest.raises(OutputError, match=r"one of 3 experts, expected its name to end in a number.*rename"):
         save_adapter(adapter.rename_modules(lambda module: f"{module}.x"), tmp_path / "out")
     with pytest.raises(OutputError, match="keep all of them or none"):
         save_adapter(adapter.select([m for m in adapter if "base_layer" not in m]), tmp_path / "out")

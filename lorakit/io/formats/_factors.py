@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...adapters import ModuleInfo, ModuleKind
-from ...exceptions import CorruptFileError, UnsupportedAdapterError
+from ...exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ...files.safetensors import FLOAT_DTYPES, TensorInfo
 
 
@@ -17,11 +17,17 @@ def check_factors(where: str, keys: Sequence[str], header: Mapping[str, TensorIn
         dtype, shape = header[key]
         if dtype not in FLOAT_DTYPES:
             raise UnsupportedAdapterError(
-                f"{where}: {key!r} is stored as {dtype}, expected one of {', '.join(FLOAT_DTYPES)}; "
-                "convert it to floating point (dequantize it) first"
+                f"{key!r} is stored as {dtype}",
+                path=where,
+                expected=f"one of {', '.join(FLOAT_DTYPES)}",
+                remedy="convert it to floating point (dequantize it) first",
             )
         if 0 in shape:
-            raise CorruptFileError(f"{where}: {key!r} is empty, shape {shape}; save or download the file again")
+            raise CorruptFileError(
+                f"{key!r} is empty, shape {shape}",
+                path=where,
+                remedy="save or download the file again",
+            )
 
 
 def refuse_extra_weights(path: Path, extra_weights: Sequence[str]) -> None:
@@ -29,8 +35,10 @@ def refuse_extra_weights(path: Path, extra_weights: Sequence[str]) -> None:
     if extra_weights:
         more = f", and {len(extra_weights) - 1} more" if extra_weights[1:] else ""
         raise UnsupportedAdapterError(
-            f"{path}: {extra_weights[0]!r} is no part of a LoRA{more}; "
-            "expected factors only; pass modules_to_save='drop' to leave them out"
+            f"{extra_weights[0]!r} is no part of a LoRA{more}",
+            path=path,
+            expected="factors only",
+            remedy=[Setting("modules_to_save", "drop"), " to leave them out"],
         )
 
 
@@ -49,19 +57,24 @@ def info_of(where: str, a: Sequence[int], b: Sequence[int], embedding: bool, *, 
     shapes = f"A {tuple(a)} and B {tuple(b)}"
     if not 2 <= len(a) <= 5 or not alike or set(b[2:]) - {1} or (embedding and kernel):
         raise CorruptFileError(
-            f"{where}: {shapes}; expected (r, in) and (out, r), or for convolutions (r, in, kernel...) and "
-            "(out, r, 1...); save or download the file again"
+            shapes,
+            path=where,
+            expected="(r, in) and (out, r), or for convolutions (r, in, kernel...) and (out, r, 1...)",
+            remedy="save or download the file again",
         )
     rank = a[0]
     if b[1] != rank:
         if kernel and rank % b[1] == 0:
             raise UnsupportedAdapterError(
-                f"{where}: {shapes}: a grouped convolution, whose update is not B @ A; expected one group, so leave "
-                "this module out when training"
+                f"{shapes}: a grouped convolution, whose update is not B @ A",
+                path=where,
+                expected="one group",
+                remedy="leave this module out when training",
             )
         raise CorruptFileError(
-            f"{where}: {shapes}: their inner dimensions, {rank} and {b[1]}, should be one rank; "
-            "save or download the file again"
+            f"{shapes}: their inner dimensions, {rank} and {b[1]}, should be one rank",
+            path=where,
+            remedy="save or download the file again",
         )
     kind = ModuleKind("conv", kernel) if kernel else ModuleKind("embedding" if embedding else "linear")
     return ModuleInfo(rank, a[1] * math.prod(kernel), b[0], kind)

@@ -127,13 +127,19 @@ class FileModules:
         for key, tensor in zip(place.keys, tensors, strict=True):
             if bad := int((~torch.isfinite(tensor)).sum()):
                 raise CorruptFileError(
-                    f"{self.weights}: module {module!r}: {key!r} has {bad} NaN or infinite values of {tensor.numel()}; "
-                    "expected finite weights, training diverged or the file is damaged: use an earlier checkpoint"
+                    f"{key!r} has {bad} NaN or infinite values of {tensor.numel()}",
+                    path=self.weights,
+                    module=module,
+                    expected="finite weights, training diverged or the file is damaged",
+                    remedy="use an earlier checkpoint",
                 )
         largest = max(tensor.abs().max().item() for tensor in tensors)
         raise CorruptFileError(
-            f"{self.weights}: module {module!r} has values up to {largest:.3g}, which its scale {place.scale:g} makes "
-            "infinite; expected weights of a size that training gives: use an earlier checkpoint"
+            f"module {module!r} has values up to {largest:.3g}, which its scale {place.scale:g} makes infinite",
+            path=self.weights,
+            module=module,
+            expected="weights of a size that training gives",
+            remedy="use an earlier checkpoint",
         )
 
 

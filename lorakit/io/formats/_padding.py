@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...adapters import Adapter, ModuleInfo
-from ...exceptions import OutputError
+from ...exceptions import OutputError, Setting
 from ...factors import all_finite, dtype_name
 from ...files.safetensors import FLOAT_NAMES, TensorInfo
 
@@ -38,7 +38,10 @@ def _padded_rank(widest: int, pad_to: int | Literal["server"] | None) -> int:
     allowed = SERVER_RANKS if pad_to == "server" else (int(pad_to),)
     padded = next((rank for rank in allowed if rank >= widest), None)
     if padded is None:
-        raise OutputError(f"there are modules of rank {widest}, to be padded to {allowed[-1]}; choose a lower k")
+        raise OutputError(
+            f"there are modules of rank {widest}, to be padded to {allowed[-1]}",
+            remedy="choose a lower k",
+        )
     return padded
 
 
@@ -79,9 +82,17 @@ def _checked(name: str, module: str, half: Tensor, dtype: torch.dtype) -> Tensor
     cast = half.to(dtype)
     if not all_finite(cast):
         if not all_finite(half):
-            raise OutputError(f"{name}: module {module!r} holds NaN or infinite values; find out which step made them")
+            raise OutputError(
+                f"module {module!r} holds NaN or infinite values",
+                adapters=[name],
+                module=module,
+                remedy="find out which step made them",
+            )
         raise OutputError(
-            f"{name}: module {module!r} has values up to {half.abs().max().item():.3g}, {dtype_name(dtype)} holds at "
-            f"most {torch.finfo(dtype).max:.3g}; pass dtype=torch.bfloat16 or torch.float32"
+            f"module {module!r} has values up to {half.abs().max().item():.3g}, {dtype_name(dtype)} "
+            f"holds at most {torch.finfo(dtype).max:.3g}",
+            adapters=[name],
+            module=module,
+            remedy=[Setting("dtype", torch.bfloat16, torch.float32)],
         )
     return cast

@@ -115,23 +115,29 @@ def read_pairs(
         if place is None:
             if ".lora" in key:  # never left out: its module would be wrong without it
                 raise UnsupportedAdapterError(
-                    f"{path}: {key!r} belongs to a kind of LoRA not known here; expected A, B and alpha only; train a "
-                    "plain LoRA instead"
+                    f"{key!r} belongs to a kind of LoRA not known here",
+                    path=path,
+                    expected="A, B and alpha only",
+                    remedy="train a plain LoRA instead",
                 )
             extra_weights.append(key)
             continue
         other = slots.setdefault(place.module, {}).setdefault(place.slot, key)
         if other != key:
             raise CorruptFileError(
-                f"{path}: module {place.module!r}: {other!r} and {key!r} are both its {place.slot}; expected one, so "
-                "remove the other"
+                f"{other!r} and {key!r} are both its {place.slot}",
+                path=path,
+                module=place.module,
+                expected="one",
+                remedy="remove the other",
             )
         if place.embedding:
             embeddings.add(place.module)
     if not slots:
         raise UnsupportedAdapterError(
-            f"{path}: holds no LoRA factors: its first keys are {list(header)[:3]}; is it another kind of adapter, or "
-            "a whole model?"
+            f"holds no LoRA factors: its first keys are {list(header)[:3]}",
+            path=path,
+            remedy="is it another kind of adapter, or a whole model?",
         )
     if options.modules_to_save != "drop":
         refuse_extra_weights(path, extra_weights)
@@ -189,8 +195,11 @@ def _read_alphas(
     for module, key in keys.items():
         if math.prod(header[key].shape) != 1:
             raise CorruptFileError(
-                f"{path}: module {module!r}: {key!r} has shape {header[key].shape}, expected one number; "
-                "save or download the file again"
+                f"{key!r} has shape {header[key].shape}",
+                path=path,
+                module=module,
+                expected="one number",
+                remedy="save or download the file again",
             )
     if not keys:
         return {}
@@ -198,8 +207,11 @@ def _read_alphas(
     for module, alpha in alphas.items():
         if not math.isfinite(alpha):
             raise CorruptFileError(
-                f"{path}: module {module!r}: {keys[module]!r} is {alpha}, expected a finite number; use an earlier "
-                "checkpoint"
+                f"{keys[module]!r} is {alpha}",
+                path=path,
+                module=module,
+                expected="a finite number",
+                remedy="use an earlier checkpoint",
             )
     return alphas
 
@@ -210,8 +222,9 @@ def _pair(
     for slot in ("A", "B"):
         if slot not in keys:
             raise CorruptFileError(
-                f"{where}: has {', '.join(map(repr, keys.values()))} but lacks its {slot}; the file is incomplete, "
-                "save or download it again"
+                f"has {', '.join(map(repr, keys.values()))} but lacks its {slot}",
+                path=where,
+                remedy="the file is incomplete, save or download it again",
             )
     key_a, key_b = keys["A"], keys["B"]
     check_factors(where, (key_a, key_b), header)

@@ -109,8 +109,10 @@ def refuse_markers(path: Path, keys: Iterable[str]) -> None:
     if first:
         kind = min(first)
         raise UnsupportedAdapterError(
-            f"{path}: {first[kind]!r} belongs to {_KINDS[kind].text}; expected LoRA factors A and B only; "
-            f"{_KINDS[kind].remedy}"
+            f"{first[kind]!r} belongs to {_KINDS[kind].text}",
+            path=path,
+            expected="LoRA factors A and B only",
+            remedy=_KINDS[kind].remedy,
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple, NoReturn
 
-from ...exceptions import UnsupportedAdapterError
+from ...exceptions import Setting, UnsupportedAdapterError
 from .component import split_component
 from .diffusion import (
     FLUX_ALONE,
@@ -63,8 +63,10 @@ def diffusers_to_peft(request: Request, modules: Sequence[str]) -> dict[str, str
     components = {split_component(name).component for name in full.values()}
     if len(components) > 1:
         raise UnsupportedAdapterError(
-            f"{request.name}: holds modules of {', '.join(sorted(components))}; expected those of one model, as a PEFT "
-            f"directory holds; pass component={min(components)!r}, or another of these, to convert_adapter"
+            f"holds modules of {', '.join(sorted(components))}",
+            adapters=[request.name],
+            expected="those of one model, as a PEFT directory holds",
+            remedy=[Setting("component", min(components)), ", or another of these"],
         )
     return {module: split_component(name).local for module, name in full.items()}
 
@@ -77,9 +79,10 @@ def peft_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str
         fits = [name for name, names in known.items() if _knows_all(names, modules)]
         if len(fits) != 1:
             raise UnsupportedAdapterError(
-                f"{request.name}: modules such as {modules[0]!r} do not show which model of a pipeline they belong to; "
-                "expected names of a UNet or a transformer of diffusers; say which it is, as in "
-                "convert_adapter(adapter, ..., component='text_encoder')"
+                f"modules such as {modules[0]!r} do not show which model of a pipeline they belong to",
+                adapters=[request.name],
+                expected="names of a UNet or a transformer of diffusers",
+                remedy=["say which it is: ", Setting("component", "text_encoder"), ", for example"],
             )
         component = fits[0]
     return {module: split_component(f"{component}.{module}").full for module in modules}
@@ -118,8 +121,9 @@ def _one_component(request: Request, named: dict[str, str]) -> dict[str, str]:
     if not chosen:
         have = sorted({name.component for name in split.values()})
         raise UnsupportedAdapterError(
-            f"{request.name}: has no modules of {request.component!r}, it has those of {', '.join(map(repr, have))}; "
-            "pass one of these as component"
+            f"has no modules of {request.component!r}, it has those of {', '.join(map(repr, have))}",
+            adapters=[request.name],
+            remedy="pass one of these as component",
         )
     return chosen
 
@@ -133,8 +137,10 @@ def _complete(request: Request, found: Mapping[str, str | None], other: str) -> 
             _refuse(request, module, [m for m, n in found.items() if n is None], other)
         if name in taken:
             raise UnsupportedAdapterError(
-                f"{request.name}: modules {taken[name]!r} and {module!r} are both {name!r} in {other} files; expected "
-                "one of the two spellings, so leave the other out with adapter.select"
+                f"modules {taken[name]!r} and {module!r} are both {name!r} in {other} files",
+                adapters=[request.name],
+                expected="one of the two spellings",
+                remedy="leave the other out with adapter.select",
             )
         taken[name] = module
         named[module] = name
@@ -145,10 +151,13 @@ def _refuse(request: Request, module: str, unknown: Sequence[str], other: str) -
     more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
     reason = why_not(module) if other == "diffusers" else ""
     raise UnsupportedAdapterError(
-        f"{request.name}: module {module!r}{more} has no name of its own in {other} files that lorakit knows{reason}; "
-        f"expected {request.format} names that it can translate exactly. Keep the adapter as it is (merge it with "
-        f"others of {request.format}), or name its modules with adapter.rename_modules and say so with "
-        f"adapter.with_provenance(format={other!r})"
+        f"module {module!r}{more} has no name of its own in {other} files that lorakit knows{reason}",
+        adapters=[request.name],
+        expected=(
+            f"{request.format} names that it can translate exactly. Keep the adapter as it is (merge "
+            f"it with others of {request.format}), or name its modules with adapter.rename_modules "
+            f"and say so with adapter.with_provenance(format={other!r})"
+        ),
     )
 
 

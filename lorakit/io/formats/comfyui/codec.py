@@ -67,7 +67,11 @@ def _loaded(file: WrittenFile, check: ServerCheck) -> None:
 
 def _keys(module: str, info: ModuleInfo) -> tuple[str, str]:
     if info.kind.name == "embedding":
-        raise OutputError(f"module {module!r} is an embedding, which ComfyUI's files cannot hold; write it as peft")
+        raise OutputError(
+            f"module {module!r} is an embedding, which ComfyUI's files cannot hold",
+            module=module,
+            remedy="write it as peft",
+        )
     return peft_keys(module, info)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ....adapters import Adapter, Provenance
-from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.checks import stamp
 from ....files.json_text import parse_json
 from ...names.component import ModuleName, split_component
@@ -89,9 +89,17 @@ def _configs(
     try:
         flat = parse_json(metadata[_CONFIGS].encode())
     except ValueError as error:
-        raise CorruptFileError(f"{weights}: {_CONFIGS} is not JSON ({error}); save the file again") from error
+        raise CorruptFileError(
+            f"{_CONFIGS} is not JSON ({error})",
+            path=weights,
+            remedy="save the file again",
+        ) from error
     if not isinstance(flat, dict):
-        raise CorruptFileError(f"{weights}: {_CONFIGS} is a JSON {type(flat).__name__}, expected an object of settings")
+        raise CorruptFileError(
+            f"{_CONFIGS} is a JSON {type(flat).__name__}",
+            path=weights,
+            expected="an object of settings",
+        )
     configs = {}
     for component in sorted(components):
         prefix = f"{component}."
@@ -102,14 +110,16 @@ def _configs(
             config = config_of(where, {"peft_type": "LORA"} | fields, options.assume_alpha)
             if config.target_parameters:
                 raise UnsupportedAdapterError(
-                    f"{where}: target_parameters is set: bare parameters are adapted, which only files of PEFT can "
-                    "hold; save it with save_pretrained"
+                    "target_parameters is set: bare parameters are adapted, which only files of PEFT can hold",
+                    path=where,
+                    remedy="save it with save_pretrained",
                 )
             if config.kept_extra_weights and options.modules_to_save != "drop":
                 raise UnsupportedAdapterError(
-                    f"{where}: was trained with extra weights beside the LoRA factors: "
-                    f"{', '.join(config.kept_extra_weights)}; expected factors only; pass "
-                    "modules_to_save='drop' to leave them out"
+                    f"was trained with extra weights beside the LoRA factors: {', '.join(config.kept_extra_weights)}",
+                    path=where,
+                    expected="factors only",
+                    remedy=[Setting("modules_to_save", "drop"), " to leave them out"],
                 )
             configs[component] = config
     return configs
@@ -125,14 +135,19 @@ def _scale(weights: Path, name: ModuleName, pair: Pair, config: PeftConfig | Non
     expected = config.rank(name.local)
     if expected is not None and expected != rank:
         raise CorruptFileError(
-            f"{weights}: module {name.full!r} has rank {rank}, {_CONFIGS} says {expected} (by its r and rank_pattern); "
-            "diffusers cannot load this either, so save the file again"
+            f"module {name.full!r} has rank {rank}, {_CONFIGS} says {expected} (by its r and rank_pattern)",
+            path=weights,
+            module=name.full,
+            remedy="diffusers cannot load this either, so save the file again",
         )
     scale = config.scale(name.local, rank)
     if by_tensor is not None and abs(by_tensor - scale) > 1e-6 * abs(scale):
         raise CorruptFileError(
-            f"{weights}: module {name.full!r}: its alpha gives the scale {by_tensor:g}, {_CONFIGS} gives {scale:g}; "
-            "expected one of the two, so save the file without the other"
+            f"its alpha gives the scale {by_tensor:g}, {_CONFIGS} gives {scale:g}",
+            path=weights,
+            module=name.full,
+            expected="one of the two",
+            remedy="save the file without the other",
         )
     return scale
 

@@ -54,8 +54,10 @@ def read_modules(path: Path, opened: FileStamp, header: Mapping[str, TensorInfo]
     """
     if not any(FAMILY.match(key) for key in header):
         raise UnsupportedAdapterError(
-            f"{path}: is no kohya file: its first keys are {list(header)[:3]}, expected names like "
-            "'lora_unet_<module>.lora_down.weight'; leave format out to have it recognised"
+            f"is no kohya file: its first keys are {list(header)[:3]}",
+            path=path,
+            expected="names like 'lora_unet_<module>.lora_down.weight'",
+            remedy="leave format out to have it recognised",
         )
     mids = {key.removesuffix(f".{MID}"): key for key in header if key.endswith(f".{MID}")}
     folded = {key: info for key, info in header.items() if key not in mids.values()}
@@ -68,8 +70,10 @@ def read_modules(path: Path, opened: FileStamp, header: Mapping[str, TensorInfo]
             return Place(module, _SLOTS[part])  # type: ignore[arg-type]
         if FAMILY.match(key):
             raise UnsupportedAdapterError(
-                f"{path}: {key!r} belongs to a kind of LoRA not known here; expected lora_down, lora_up, lora_mid and "
-                "alpha only; train a plain LoRA instead"
+                f"{key!r} belongs to a kind of LoRA not known here",
+                path=path,
+                expected="lora_down, lora_up, lora_mid and alpha only",
+                remedy="train a plain LoRA instead",
             )
         return None
 
@@ -121,19 +125,24 @@ def _folded_down(path: Path, module: str, header: Mapping[str, TensorInfo], key:
     down, up = header.get(f"{module}.{DOWN}"), header.get(f"{module}.{UP}")
     if down is None or up is None:
         raise CorruptFileError(
-            f"{where}: has lora_mid, but not both lora_down and lora_up beside it; the file is incomplete, save or "
-            "download it again"
+            "has lora_mid, but not both lora_down and lora_up beside it",
+            path=where,
+            remedy="the file is incomplete, save or download it again",
         )
     if mid.dtype not in FLOAT_DTYPES:
         raise UnsupportedAdapterError(
-            f"{where}: {key!r} is stored as {mid.dtype}, expected one of {', '.join(FLOAT_DTYPES)}; convert it to "
-            "floating point (dequantize it) first"
+            f"{key!r} is stored as {mid.dtype}",
+            path=where,
+            expected=f"one of {', '.join(FLOAT_DTYPES)}",
+            remedy="convert it to floating point (dequantize it) first",
         )
     inner = (up.shape[1:2], down.shape[:1])
     if not 3 <= len(mid.shape) <= 5 or (mid.shape[:1], mid.shape[1:2]) != inner or set(down.shape[2:]) - {1}:
         raise CorruptFileError(
-            f"{where}: lora_down {down.shape}, lora_mid {mid.shape} and lora_up {up.shape}; expected (q, in, 1...), "
-            "(r, q, kernel...) and (out, r, 1...); save or download the file again"
+            f"lora_down {down.shape}, lora_mid {mid.shape} and lora_up {up.shape}",
+            path=where,
+            expected="(q, in, 1...), (r, q, kernel...) and (out, r, 1...)",
+            remedy="save or download the file again",
         )
     return TensorInfo(down.dtype, (mid.shape[0], *down.shape[1:2], *mid.shape[2:]))
 
@@ -142,8 +151,10 @@ def _scale(path: Path, module: str, pair: Pair, rank: int, options: ReadOptions)
     alpha = pair.alpha
     if alpha == 0:
         raise UnsupportedAdapterError(
-            f"{path}: module {module!r}: alpha is 0, which sd-scripts takes for the rank and ComfyUI for no update at "
-            "all; set it to what it was trained with, or remove it if that is the rank"
+            "alpha is 0, which sd-scripts takes for the rank and ComfyUI for no update at all",
+            path=path,
+            module=module,
+            remedy="set it to what it was trained with, or remove it if that is the rank",
         )
     if alpha is None:
         alpha = float(rank) if options.assume_alpha is None else options.assume_alpha

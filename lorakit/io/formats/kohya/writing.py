@@ -70,13 +70,18 @@ def tensor_infos(adapter: Adapter, ranks: Mapping[str, int], dtype: torch.dtype)
     for module, info in adapter.infos.items():
         if info.kind.name not in ("linear", "conv"):
             raise OutputError(
-                f"{adapter.name}: module {module!r} is an {info.kind.name}, and a kohya file holds linear layers and "
-                "convolutions; leave it out, or write the adapter as peft"
+                f"module {module!r} is an {info.kind.name}, and a kohya file holds linear layers and convolutions",
+                adapters=[adapter.name],
+                module=module,
+                remedy="leave it out, or write the adapter as peft",
             )
         if "." in module:
             raise OutputError(
-                f"{adapter.name}: module {module!r} has a dot in its name, and kohya's are flat, such as "
-                "'lora_unet_mid_block_attentions_0_proj_in'; rename it with adapter.rename_modules"
+                f"module {module!r} has a dot in its name, and kohya's are flat, such as "
+                "'lora_unet_mid_block_attentions_0_proj_in'",
+                adapters=[adapter.name],
+                module=module,
+                remedy="rename it with adapter.rename_modules",
             )
         for part, stored in zip((DOWN, UP), plain_infos(info, ranks[module], dtype), strict=True):
             infos[f"{module}.{part}"] = stored

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ....adapters import Adapter, Provenance
-from ....exceptions import OutputError
+from ....exceptions import OutputError, Setting
 from ....files.json_text import read_json_object
 from ....files.safetensors import write_tensors
 from ...names.steps import mlx_and_peft
@@ -39,7 +39,9 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
 def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     if options.dtype == torch.float64:
         raise OutputError(
-            f"{adapter.name}: dtype is float64, which MLX has on CPUs only; pass dtype=torch.float32 or a smaller one"
+            "dtype is float64, which MLX has on CPUs only",
+            adapters=[adapter.name],
+            remedy=[Setting("dtype", torch.float32), " or a smaller one"],
         )
     named = layers(adapter)
     rank = max(written_ranks(adapter.infos, options.layout, options.pad_to).values())

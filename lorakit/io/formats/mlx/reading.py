@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ....adapters import ModuleInfo, ModuleKind
-from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.checks import stamp
 from ....files.json_text import is_number, read_json_object, shown
 from ....files.safetensors import TensorInfo
@@ -69,14 +69,18 @@ def _read_config(path: Path, fields: Mapping[str, Any]) -> Config:
         meaning = {"dora": "DoRA also rescales the base weights", "full": "whole weights were trained"}
         means = meaning.get(str(kind), "it is not known here")
         raise UnsupportedAdapterError(
-            f"{path}: fine_tune_type is {shown(kind)}, expected 'lora': {means}, so "
-            "B @ A is not the update; train with fine_tune_type='lora', or fuse it into its base model with mlx_lm.fuse"
+            f"fine_tune_type is {shown(kind)}",
+            path=path,
+            expected=f"'lora': {means}, so B @ A is not the update",
+            remedy="train with fine_tune_type='lora', or fuse it into its base model with mlx_lm.fuse",
         )
     found = fields.get("lora_parameters")
     if not isinstance(found, dict):
         raise UnsupportedAdapterError(
-            f"{path}: has no lora_parameters, and the scale of the update with them; expected the config that mlx-lm "
-            "writes, so copy it from where the adapter came from"
+            "has no lora_parameters, and the scale of the update with them",
+            path=path,
+            expected="the config that mlx-lm writes",
+            remedy="copy it from where the adapter came from",
         )
     rank, scale, alpha = (_number(path, name, found.get(name)) for name in ("rank", "scale", "alpha"))
     notes = []
@@ -96,7 +100,10 @@ def _number(path: Path, name: str, value: Any) -> float | None:
         return None
     if not is_number(value):
         raise CorruptFileError(
-            f"{path}: lora_parameters: {name} is {shown(value)}, expected a number; correct the file"
+            f"lora_parameters: {name} is {shown(value)}",
+            path=path,
+            expected="a number",
+            remedy="correct the file",
         )
     return float(value)
 
@@ -104,8 +111,10 @@ def _number(path: Path, name: str, value: Any) -> float | None:
 def _scale(weights: Path, config_path: Path, config: Config, module: str, rank: int, options: ReadOptions) -> float:
     if config.rank is not None and config.rank != rank:
         raise CorruptFileError(
-            f"{weights}: module {module!r} has rank {rank}, {config_path.name} says {config.rank}; mlx-lm cannot load "
-            "this either, so correct the rank, or copy the matching file"
+            f"module {module!r} has rank {rank}, {config_path.name} says {config.rank}",
+            path=weights,
+            module=module,
+            remedy="mlx-lm cannot load this either, so correct the rank, or copy the matching file",
         )
     if config.scale is not None:
         return config.scale
@@ -113,8 +122,14 @@ def _scale(weights: Path, config_path: Path, config: Config, module: str, rank: 
         return options.assume_alpha / rank
     seen = "has no scale in lora_parameters" if config_path.exists() else "is missing, and the scale with it"
     raise UnsupportedAdapterError(
-        f"{config_path}: {seen}; expected the config that mlx-lm writes: copy it from where the adapter came from, or "
-        "pass assume_alpha= (scale times rank) if you know it"
+        seen,
+        path=config_path,
+        expected="the config that mlx-lm writes",
+        remedy=[
+            "copy it from where the adapter came from, or ",
+            Setting("assume_alpha"),
+            " (scale times rank) if you know it",
+        ],
     )
 
 
@@ -131,14 +146,18 @@ def _slots(
             slots.setdefault(found[1], {})[found[2]] = key
     if not slots:
         raise UnsupportedAdapterError(
-            f"{weights}: holds no LoRA factors: its first keys are {list(header)[:3]}, expected names like "
-            "'<module>.lora_a'; is it another kind of adapter, or a whole model?"
+            f"holds no LoRA factors: its first keys are {list(header)[:3]}",
+            path=weights,
+            expected="names like '<module>.lora_a'",
+            remedy="is it another kind of adapter, or a whole model?",
         )
     magnitude = next((key for key in extra_weights if key.endswith(".m") and key.removesuffix(".m") in slots), None)
     if magnitude is not None:
         raise UnsupportedAdapterError(
-            f"{weights}: {magnitude!r} belongs to DoRA, which also rescales the base weights; expected lora_a and "
-            "lora_b only; train a plain LoRA instead"
+            f"{magnitude!r} belongs to DoRA, which also rescales the base weights",
+            path=weights,
+            expected="lora_a and lora_b only",
+            remedy="train a plain LoRA instead",
         )
     if options.modules_to_save != "drop":
         refuse_extra_weights(weights, extra_weights)
@@ -150,8 +169,9 @@ def _stored(weights: Path, module: str, keys: Mapping[str, str], header: Mapping
     where = f"{weights}: module {module!r}"
     if set(keys) != {"a", "b"}:
         raise CorruptFileError(
-            f"{where}: has lora_{' and lora_'.join(keys)} but expected the pair lora_a and lora_b; the file is "
-            "incomplete, save or download it again"
+            f"has lora_{' and lora_'.join(keys)} but expected the pair lora_a and lora_b",
+            path=where,
+            remedy="the file is incomplete, save or download it again",
         )
     pair = (keys["a"], keys["b"])
     check_factors(where, pair, header)
@@ -163,6 +183,8 @@ def _stored(weights: Path, module: str, keys: Mapping[str, str], header: Mapping
         info = ModuleInfo(a[1], a[2], b[1], ModuleKind("expert", experts=a[0], parameters=("weight",)))
         return {f"{module}.{i}": Stored(pair, info, 1.0, plain, expert=(i, a[0])) for i in range(a[0])}
     raise CorruptFileError(
-        f"{where}: lora_a {a} and lora_b {b}; expected (in, r) and (r, out), or for experts (experts, r, in) and "
-        "(experts, out, r); save or download the file again"
+        f"lora_a {a} and lora_b {b}",
+        path=where,
+        expected="(in, r) and (r, out), or for experts (experts, r, in) and (experts, out, r)",
+        remedy="save or download the file again",
     )

@@ -28,7 +28,10 @@ def layers(adapter: Adapter) -> Layers:
     for module, info in adapter.infos.items():
         if info.kind.name == "conv":
             raise OutputError(
-                f"{adapter.name}: module {module!r} is a convolution, for which mlx-lm has no LoRA; write it as peft"
+                f"module {module!r} is a convolution, for which mlx-lm has no LoRA",
+                adapters=[adapter.name],
+                module=module,
+                remedy="write it as peft",
             )
         name, expert = module, "-1"
         if info.kind.name == "expert":

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.json_text import MAX_NUMBER, is_number, read_json_object, shown
 from ....files.patterns import Patterns
 
@@ -152,8 +152,13 @@ def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
         if assume_alpha is not None:
             return PeftConfig(path, r=None, alpha=assume_alpha)
         raise UnsupportedAdapterError(
-            f"{path}: is missing, and the scale of the update (lora_alpha / r) with it; copy it from where the adapter "
-            "came from, or pass assume_alpha= if you know lora_alpha (the rank itself if no scaling was used)"
+            "is missing, and the scale of the update (lora_alpha / r) with it",
+            path=path,
+            remedy=[
+                "copy it from where the adapter came from, or ",
+                Setting("assume_alpha"),
+                " if you know lora_alpha (the rank itself if no scaling was used)",
+            ],
         )
     fields = read_json_object(path)
     return config_of(path, fields, assume_alpha)
@@ -164,14 +169,17 @@ def config_of(path: Path, fields: Mapping[str, Any], assume_alpha: float | None)
     peft_type = fields.get("peft_type")
     if peft_type != "LORA":
         raise UnsupportedAdapterError(
-            f"{path}: peft_type is {shown(peft_type)}, expected 'LORA'; other kinds of adapters cannot be merged as "
-            "factors"
+            f"peft_type is {shown(peft_type)}",
+            path=path,
+            expected="'LORA'",
+            remedy="other kinds of adapters cannot be merged as factors",
         )
     refuse_variants(path, fields)
     if fields.get("lora_alpha") is None and assume_alpha is None:
         raise UnsupportedAdapterError(
-            f"{path}: has no lora_alpha (PEFT would silently take 8); add the value used in training, "
-            "or pass assume_alpha="
+            "has no lora_alpha (PEFT would silently take 8)",
+            path=path,
+            remedy=["add the value used in training, or ", Setting("assume_alpha")],
         )
     number = _Fields(path, fields)
     patterns = {"rank_pattern": number.pattern("rank_pattern"), "alpha_pattern": number.pattern("alpha_pattern")}
@@ -206,7 +214,12 @@ class _Fields:
     def rank(self, field: str, value: Any) -> int:
         real = self.real(field, value)
         if real <= 0:
-            raise UnsupportedAdapterError(f"{self.path}: {field} is {value}, expected 1 or more; correct the file")
+            raise UnsupportedAdapterError(
+                f"{field} is {value}",
+                path=self.path,
+                expected="1 or more",
+                remedy="correct the file",
+            )
         if real != int(real):
             self.wrong(field, value, "a whole number")
         return int(real)
@@ -238,7 +251,12 @@ class _Fields:
         return {name: list(indices) for name, indices in found.items()} if isinstance(found, dict) else list(found)
 
     def wrong(self, field: str, value: Any, expected: str) -> NoReturn:
-        raise CorruptFileError(f"{self.path}: {field} is {shown(value)}, expected {expected}; correct the file")
+        raise CorruptFileError(
+            f"{field} is {shown(value)}",
+            path=self.path,
+            expected=expected,
+            remedy="correct the file",
+        )
 
 
 def _all(values: Any, kind: type) -> bool:
@@ -249,11 +267,17 @@ def refuse_variants(path: Path | str, fields: Mapping[str, Any]) -> None:
     """Raise UnsupportedAdapterError if the fields of a config say that ``B @ A`` is not the update."""
     for name, meaning, remedy in _REFUSED:
         if fields.get(name):
-            raise UnsupportedAdapterError(f"{path}: {name} is set: {meaning}, so B @ A is not the update; {remedy}")
+            raise UnsupportedAdapterError(
+                f"{name} is set: {meaning}, so B @ A is not the update",
+                path=path,
+                remedy=remedy,
+            )
     if fields.get("bias") not in (None, "none"):
         raise UnsupportedAdapterError(
-            f"{path}: bias is {shown(fields['bias'])}, expected 'none': biases of the base model were trained too, and "
-            "a LoRA adapter cannot hold them; train with bias='none'"
+            f"bias is {shown(fields['bias'])}",
+            path=path,
+            expected="'none': biases of the base model were trained too, and a LoRA adapter cannot hold them",
+            remedy="train with bias='none'",
         )
     init = fields.get("init_lora_weights")
     if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
@@ -263,8 +287,10 @@ def refuse_variants(path: Path | str, fields: Mapping[str, Any]) -> None:
             else "convert it with PEFT: model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
         )
         raise UnsupportedAdapterError(
-            f"{path}: init_lora_weights is {shown(init)}: the base model was changed at the start of training, "
-            f"so B @ A is not the update of the published base; {remedy}"
+            f"init_lora_weights is {shown(init)}: the base model was changed at the start of "
+            "training, so B @ A is not the update of the published base",
+            path=path,
+            remedy=remedy,
         )
 
 

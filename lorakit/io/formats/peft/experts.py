@@ -102,16 +102,19 @@ def find_stacks(path: Path, config: PeftConfig, modules: Mapping[str, Pair]) -> 
             named = sorted(meant)
             more = f" and {len(named) - 5} more" if len(named) > 5 else ""
             raise CorruptFileError(
-                f"{path}: module {name!r} has factors for {len(stacked)} parameters, {config.path.name} names "
-                f"{', '.join(named[:5])}{more} there (target_parameters); save the adapter again, or copy the matching "
-                "file"
+                f"module {name!r} has factors for {len(stacked)} parameters, {config.path.name} names "
+                f"{', '.join(named[:5])}{more} there (target_parameters)",
+                path=path,
+                module=name,
+                remedy="save the adapter again, or copy the matching file",
             )
         infos = {module: modules[module].info for module in stacked}
         found.update(_stacks(path, config, name, infos, tuple(sorted(meant))))
     if sum(stack.experts for stack in found.values()) > MOST_MODULES:
         raise CorruptFileError(
-            f"{path}: has more than {MOST_MODULES} experts by the ranks that {config.path.name} gives; correct r, or "
-            "copy the matching file"
+            f"has more than {MOST_MODULES} experts by the ranks that {config.path.name} gives",
+            path=path,
+            remedy="correct r, or copy the matching file",
         )
     return found
 
@@ -171,14 +174,20 @@ def _stacks(
         rank = config.rank(f"{module}.{parameter}")
         if rank is None:
             raise UnsupportedAdapterError(
-                f"{path}: module {module!r} holds stacked experts, and without r in {config.path.name} their number is "
-                "not known; add the r that was used in training"
+                f"module {module!r} holds stacked experts, and without r in {config.path.name} their "
+                "number is not known",
+                path=path,
+                module=module,
+                remedy="add the r that was used in training",
             )
         kinds.append((rank, config.scale(f"{module}.{parameter}", rank)))
     where = f"{path}: module {module!r}: experts of {' and '.join(parameters)}"
     rows = {name: info.rank for name, info in infos.items()}
     if any(info.kind.name != "linear" for info in infos.values()):
-        raise CorruptFileError(f"{where} are stored as no matrices; expected A (E * r, in) and B (out, r * E)")
+        raise CorruptFileError(
+            f"{where} are stored as no matrices",
+            expected="A (E * r, in) and B (out, r * E)",
+        )
     if len(set(kinds)) > 1:
         # Which parameter is which is not known; but all have as many experts, so that the shapes tell their ranks.
         kinds.sort()
@@ -189,21 +198,24 @@ def _stacks(
             scales.setdefault(rank, set()).add(scale)
         if len(counts) > 1 or any(len(found) > 1 for found in scales.values()):
             raise UnsupportedAdapterError(
-                f"{where}: rank_pattern or alpha_pattern tells them apart, and the file does not say which is which; "
-                "load the model with PEFT and take the adapter from there with lorakit.from_peft"
+                "rank_pattern or alpha_pattern tells them apart, and the file does not say which is which",
+                path=where,
+                remedy="load the model with PEFT and take the adapter from there with lorakit.from_peft",
             )
         rows = {name: rows[name] for name in names}
     found = {}
     for (name, n_rows), (rank, scale) in zip(rows.items(), kinds, strict=True):
         if n_rows % rank:
             raise CorruptFileError(
-                f"{where} have {n_rows} rows in A, which is no multiple of the rank {rank} that {config.path.name} "
-                "gives (by its r and rank_pattern); correct r, or copy the matching file"
+                f"{where} have {n_rows} rows in A, which is no multiple of the rank {rank} that "
+                f"{config.path.name} gives (by its r and rank_pattern)",
+                remedy="correct r, or copy the matching file",
             )
         if n_rows // rank > _MOST_EXPERTS:
             raise CorruptFileError(
-                f"{where} are {n_rows // rank} by their {n_rows} rows in A and the rank {rank}; expected at most "
-                f"{_MOST_EXPERTS}, so correct r in {config.path.name}, or copy the matching file"
+                f"{where} are {n_rows // rank} by their {n_rows} rows in A and the rank {rank}",
+                expected=f"at most {_MOST_EXPERTS}",
+                remedy=f"correct r in {config.path.name}, or copy the matching file",
             )
         found[name] = Stack(n_rows // rank, rank, scale, parameters)
     return found
@@ -211,8 +223,11 @@ def _stacks(
 
 def _needs_config(path: Path, config: PeftConfig, module: str) -> UnsupportedAdapterError:
     return UnsupportedAdapterError(
-        f"{path}: module {module!r} adapts bare parameters (experts), and {config.path} does not name them in "
-        "target_parameters; copy the file that belongs to the adapter"
+        f"module {module!r} adapts bare parameters (experts), and {config.path} does not name "
+        "them in target_parameters",
+        path=path,
+        module=module,
+        remedy="copy the file that belongs to the adapter",
     )
 
 
@@ -261,8 +276,11 @@ def gather_stacks(name: str, infos: Mapping[str, ModuleInfo]) -> dict[str, Writt
         stack, _, number = module.rpartition(".")
         if not stack or not number.isdecimal() or int(number) >= info.kind.experts:
             raise OutputError(
-                f"{name}: module {module!r} is one of {info.kind.experts} experts; expected its name to end in a "
-                "number below that, so rename it"
+                f"module {module!r} is one of {info.kind.experts} experts",
+                adapters=[name],
+                module=module,
+                expected="its name to end in a number below that",
+                remedy="rename it",
             )
         members.setdefault(stack, {})[int(number)] = module
     stacks = {stack: _written(name, stack, modules, infos) for stack, modules in members.items()}
@@ -271,8 +289,10 @@ def gather_stacks(name: str, infos: Mapping[str, ModuleInfo]) -> dict[str, Writt
         parameters = written.info.kind.parameters
         if depths[owner(stack)] != len(parameters) or stack.count(_NESTED) >= len(parameters):
             raise OutputError(
-                f"{name}: module {owner(stack)!r}: its parameters {' and '.join(parameters)} are adapted together, and "
-                "only some of them are left; PEFT tells them by their order, so keep all of them or none"
+                f"its parameters {' and '.join(parameters)} are adapted together, and only some of them are left",
+                adapters=[name],
+                module=owner(stack),
+                remedy="PEFT tells them by their order, so keep all of them or none",
             )
     return stacks
 
@@ -282,7 +302,11 @@ def _written(name: str, stack: str, modules: Mapping[int, str], infos: Mapping[s
     shape = infos[first]._replace(rank=0)
     for module in modules.values():
         if infos[module]._replace(rank=0) != shape:
-            raise OutputError(f"{name}: modules {first!r} and {module!r} differ; expected experts of one shape")
+            raise OutputError(
+                f"modules {first!r} and {module!r} differ",
+                adapters=[name],
+                expected="experts of one shape",
+            )
     shared = shape._replace(rank=max(infos[module].rank for module in modules.values()))
     return WrittenStack(stack, shared, tuple(modules.get(i) for i in range(shape.kind.experts)))
 

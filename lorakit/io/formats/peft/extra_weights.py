@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....factors import all_finite
 from ....files.checks import FileStamp, require_unchanged
 from ....files.safetensors import FLOAT_DTYPES, TensorInfo
@@ -63,8 +63,10 @@ class FileExtraWeights:
         (tensor,) = read_whole(self.path, (key,), opened)
         if not all_finite(tensor):
             raise CorruptFileError(
-                f"{self.path}: {key!r}, carried because of modules_to_save='first', has NaN or infinite values; "
-                "expected finite weights: use an earlier checkpoint, or pass modules_to_save='drop'"
+                f"{key!r}, carried because of modules_to_save='first', has NaN or infinite values",
+                path=self.path,
+                expected="finite weights",
+                remedy=["use an earlier checkpoint, or ", Setting("modules_to_save", "drop")],
             )
         return tensor
 
@@ -118,13 +120,16 @@ def carried(
     for key, info in infos.items():
         if info.dtype not in FLOAT_DTYPES:
             raise UnsupportedAdapterError(
-                f"{path}: {key!r} is stored as {info.dtype}, expected one of {', '.join(FLOAT_DTYPES)} for weights "
-                "that are carried along; pass modules_to_save='drop' to leave them out"
+                f"{key!r} is stored as {info.dtype}",
+                path=path,
+                expected=f"one of {', '.join(FLOAT_DTYPES)} for weights that are carried along",
+                remedy=[Setting("modules_to_save", "drop"), " to leave them out"],
             )
     if settings and not infos:
         raise UnsupportedAdapterError(
-            f"{path}: the config sets {' and '.join(settings)}, but the file holds no extra weights beside the LoRA "
-            "factors; copy the file that belongs to it, or pass modules_to_save='drop'"
+            f"the config sets {' and '.join(settings)}, but the file holds no extra weights beside the LoRA factors",
+            path=path,
+            remedy=["copy the file that belongs to it, or ", Setting("modules_to_save", "drop")],
         )
     tensors = tuple((key.removeprefix(PREFIX), key, info) for key, info in infos.items())
     return FileExtraWeights(str(path), *stamp, tensors, dict(settings))

@@ -78,13 +78,17 @@ def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
     refuse_markers(path, of_lora if matches else extra_weights)
     if of_lora:
         raise UnsupportedAdapterError(
-            f"{path}: {of_lora[0]!r} belongs to a kind of LoRA not known here; expected lora_A and lora_B only, so "
-            "train a plain LoRA instead"
+            f"{of_lora[0]!r} belongs to a kind of LoRA not known here",
+            path=path,
+            expected="lora_A and lora_B only",
+            remedy="train a plain LoRA instead",
         )
     if not matches:
         raise UnsupportedAdapterError(
-            f"{path}: holds no LoRA factors: its first keys are {list(header)[:3]}, expected names like "
-            f"'{PREFIX}<module>.lora_A.weight'; is it another kind of adapter, or a whole model?"
+            f"holds no LoRA factors: its first keys are {list(header)[:3]}",
+            path=path,
+            expected=f"names like '{PREFIX}<module>.lora_A.weight'",
+            remedy="is it another kind of adapter, or a whole model?",
         )
     _check_one_adapter(path, matches)
     slots: dict[str, dict[str, str]] = {}
@@ -107,19 +111,26 @@ def _check_one_adapter(path: Path, matches: Mapping[str, _Match]) -> None:
     adapters = {found.adapter for found in matches.values()}
     if len(adapters) > 1:
         raise UnsupportedAdapterError(
-            f"{path}: holds several adapters: the names {sorted(map(str, adapters))} stand in its keys; "
-            "expected one, so save each into its own directory (PEFT: save_pretrained(selected_adapters=[...]))"
+            f"holds several adapters: the names {sorted(map(str, adapters))} stand in its keys",
+            path=path,
+            expected="one",
+            remedy="save each into its own directory (PEFT: save_pretrained(selected_adapters=[...]))",
         )
     if len({key.startswith(PREFIX) for key in matches}) > 1:
         bare = next(key for key in matches if not key.startswith(PREFIX))
         raise UnsupportedAdapterError(
-            f"{path}: {bare!r} lacks the prefix {PREFIX!r} that other keys have; expected all or none, so rename it"
+            f"{bare!r} lacks the prefix {PREFIX!r} that other keys have",
+            path=path,
+            expected="all or none",
+            remedy="rename it",
         )
     inside = next((found.module for found in matches.values() if ".base_layer." in found.module), None)
     if inside is not None:
         raise UnsupportedAdapterError(
-            f"{path}: module {inside!r} lies inside another adapted one, as in nn.MultiheadAttention, which is not "
-            "supported; train without it, or merge it into its base model with PEFT's merge_and_unload"
+            f"module {inside!r} lies inside another adapted one, as in nn.MultiheadAttention, which is not supported",
+            path=path,
+            module=inside,
+            remedy="train without it, or merge it into its base model with PEFT's merge_and_unload",
         )
 
 
@@ -130,8 +141,9 @@ def _pair(path: Path, module: str, keys: Mapping[str, str], header: Mapping[str,
     if set(keys) != set(names):
         have, lacks = sorted(keys), sorted(set(names) - set(keys)) or "one kind"
         raise CorruptFileError(
-            f"{where}: has lora_{' and lora_'.join(have)} but expected the pair lora_{' and lora_'.join(names)} "
-            f"(lacks {lacks}); the file is incomplete, save or download it again"
+            f"has lora_{' and lora_'.join(have)} but expected the pair lora_{' and lora_'.join(names)} (lacks {lacks})",
+            path=where,
+            remedy="the file is incomplete, save or download it again",
         )
     key_a, key_b = (keys[name] for name in names)
     check_factors(where, (key_a, key_b), header)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.checks import stamp
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from ..codec import Location, ReadOptions
@@ -59,7 +59,9 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Opened
             stored[module] = Stored(keys, pair.info, config.scale(module, pair.info.rank), plain)
     if len(stored) != sum(stacks[m].experts if m in stacks else 1 for m in pairs.modules):
         raise UnsupportedAdapterError(
-            f"{weights}: an expert and another module have one name; expected experts to be stacked or apart, not both"
+            "an expert and another module have one name",
+            path=weights,
+            expected="experts to be stacked or apart, not both",
         )
     modules = FileModules(stamps, stored, stored_dtype(header, stored))
     return OpenedPeft(modules, config, () if first else found, extra_weights, count_targets(config, stacks))
@@ -70,10 +72,18 @@ def _extra_weights(path: Path, config: PeftConfig, pairs: Pairs, options: ReadOp
     if extra_weights and options.modules_to_save == "refuse":
         more = f" and {len(extra_weights) - 3} more" if len(extra_weights) > 3 else ""
         raise UnsupportedAdapterError(
-            f"{path}: was trained with extra weights beside the LoRA factors: {', '.join(extra_weights[:3])}{more}; "
-            "expected factors only, as whole weights cannot be merged with them (a base layer's own weights are there "
-            "because PEFT saves embeddings unless save_embedding_layers=False); pass modules_to_save='drop' to leave "
-            "them out, or modules_to_save='first' to carry those of the first adapter along"
+            f"was trained with extra weights beside the LoRA factors: {', '.join(extra_weights[:3])}{more}",
+            path=path,
+            expected=(
+                "factors only, as whole weights cannot be merged with them (a base layer's own weights "
+                "are there because PEFT saves embeddings unless save_embedding_layers=False)"
+            ),
+            remedy=[
+                Setting("modules_to_save", "drop"),
+                " to leave them out, or ",
+                Setting("modules_to_save", "first"),
+                " to carry those of the first adapter along",
+            ],
         )
     return extra_weights
 
@@ -82,6 +92,8 @@ def _check_rank(path: Path, config: PeftConfig, module: str, rank: int) -> None:
     expected = config.rank(module)
     if expected is not None and expected != rank:
         raise CorruptFileError(
-            f"{path}: module {module!r} has rank {rank}, {config.path.name} says {expected} (by its r and "
-            "rank_pattern); PEFT cannot load this either, so correct r or rank_pattern, or copy the matching file"
+            f"module {module!r} has rank {rank}, {config.path.name} says {expected} (by its r and rank_pattern)",
+            path=path,
+            module=module,
+            remedy="PEFT cannot load this either, so correct r or rank_pattern, or copy the matching file",
         )
