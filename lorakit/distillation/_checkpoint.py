@@ -43,8 +43,9 @@ class Checkpoint:
             found = torch.load(self.path, weights_only=True)
         except Exception as error:  # torch raises any of a dozen kinds
             raise CorruptFileError(
-                f"{self.path}: is no checkpoint of a distilled merge ({str(error).partition(chr(10))[0]}); remove it "
-                "to begin anew, or pass another path"
+                f"is no checkpoint of a distilled merge ({str(error).partition(chr(10))[0]})",
+                path=self.path,
+                remedy="remove it to begin anew, or pass another path",
             ) from error
         if not isinstance(found, dict) or found.get("key") != self.key:
             raise ValueError(
@@ -69,4 +70,7 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError
             with suppress(OSError):
                 part.unlink()
-            raise OutputError(f"{self.path}: the checkpoint cannot be written there: {error}") from error
+            raise OutputError(
+                f"the checkpoint cannot be written there: {error}",
+                path=self.path,
+            ) from error

@@ -135,8 +135,8 @@ def _responses(model: nn.Module, adapters: AdapterSet, prefix: str) -> NDArray[A
     embedding = getattr(model, "get_input_embeddings", lambda: None)()
     if not isinstance(embedding, nn.Embedding):
         raise UnsupportedAdapterError(
-            f"{type(model).__name__} has no get_input_embeddings() that returns token embeddings; pseudo_inputs works "
-            "for models of the transformers library. generic_inputs needs no model"
+            f"{type(model).__name__} has no get_input_embeddings() that returns token embeddings",
+            remedy=("pseudo_inputs works for models of the transformers library. generic_inputs needs no model"),
         )
     first = [_first_modules(model, adapter, prefix) for adapter in adapters]
     hidden: dict[tuple[int, str], Tensor] = {}
@@ -188,7 +188,9 @@ def _first_modules(model: nn.Module, adapter: Adapter, prefix: str) -> list[str]
     _run_until(model, torch.zeros(1, _PLACES, dtype=torch.long), stack)
     if not seen:
         raise UnsupportedAdapterError(
-            f"{adapter.name}: none of its linear layers runs in {type(model).__name__}; is prefix={prefix!r} right?"
+            f"none of its linear layers runs in {type(model).__name__}",
+            adapters=[adapter.name],
+            remedy=f"is prefix={prefix!r} right?",
         )
     return [name for name, _ in seen]
 

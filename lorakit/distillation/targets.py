@@ -240,7 +240,10 @@ class _Store:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OutputError(f"{folder}: targets cannot be kept there: {error.strerror}") from error
+            raise OutputError(
+                f"targets cannot be kept there: {error.strerror}",
+                path=folder,
+            ) from error
 
     def begun(self) -> NDArray[Any] | None:
         """Return the scores that a run left that was stopped; None if there was no such run."""
@@ -255,7 +258,10 @@ class _Store:
             scores = np.lib.format.open_memmap(self._part, mode="w+", dtype=self._dtype, shape=shape)
             scores[:] = np.nan
         except OSError as error:
-            raise OutputError(f"{self._part}: targets cannot be kept there: {error.strerror}") from error
+            raise OutputError(
+                f"targets cannot be kept there: {error.strerror}",
+                path=self._part,
+            ) from error
         return scores
 
     def finished(self, scores: NDArray[Any]) -> Path:
