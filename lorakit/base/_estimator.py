@@ -88,9 +88,13 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _seed(self) -> int:
         return base_seed(getattr(self, "random_state", 0))
 
+    def shown(self) -> Self:
+        """Return the estimator as reports and records show it: itself, unless a parameter is too large for them."""
+        return self
+
     def _step(self, X: AdapterSet) -> Step:
         """Return what is to be remembered of a run on X."""
-        recipe = recipe_of(self)
+        recipe = recipe_of(self.shown())
         return Step(recipe_text(recipe), tuple((adapter.name, adapter.provenance.origin) for adapter in X), recipe)
 
 

@@ -15,7 +15,9 @@ from ._values import read_assignments, read_number_or_word, read_rank
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
-def _together(*options: Decorator) -> Decorator:
+def together(*options: Decorator) -> Decorator:
+    """Return the decorator that adds all of these options, in their order."""
+
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for option in reversed(options):
             command = option(command)
@@ -39,7 +41,7 @@ def _default_layouts() -> str:
 adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, required=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
 
-reading_options = _together(
+reading_options = together(
     click.option("--format", metavar="FORMAT",
                  help=f"Format of the adapters' files: {_listed(known.name for known in abouts())}.  "
                       "[default: what their content shows]"),
@@ -80,7 +82,7 @@ rank_option = click.option(
          "[default: the method's choice]",
 )  # fmt: skip
 
-method_options = _together(
+method_options = together(
     click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, callback=read_assignments,
                  help="Any other parameter of the method, such as density=0.5 or align=svd; repeat it. "
                       "`lorakit methods` lists them."),
@@ -90,7 +92,7 @@ method_options = _together(
     device_option,
 )  # fmt: skip
 
-file_options = _together(
+file_options = together(
     click.option("--layout", type=click.Choice(["portable", "compact"]),
                  help="portable: one rank for all modules, padded with zeros; every reader of PEFT files gets it "
                       "right. compact: each module at its own rank; for PEFT itself.  "
@@ -103,7 +105,7 @@ file_options = _together(
     click.option("--overwrite", is_flag=True, help="Replace an adapter that is there; never a folder of other files."),
 )  # fmt: skip
 
-writing_options = _together(
+writing_options = together(
     file_options,
     click.option("-n", "--dry-run", is_flag=True,
                  help="Read and check everything, try the method on one module of each shape, say what would be "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import click
 import torch
 
-from .. import load_adapters, results_on_disk, save_adapter
+from .. import AdapterSet, load_adapters, results_on_disk, save_adapter
 from .._version import __version__
 from ..io.load import distinct_names, spoken_path
 from ..io.save import chosen_layout
@@ -49,10 +49,12 @@ def run(
     as_json: bool,
     quiet: bool,
     strict: bool = False,
+    complete: Callable[[Any, AdapterSet], Any] | None = None,
 ) -> None:
     """Run one estimator on adapters and write what it makes, or say what it would make.
 
-    The parameters are the options of the command line; ``given`` holds those that only one command has.
+    The parameters are the options of the command line; ``given`` holds those that only one command has. ``complete``
+    gives the estimator what can be known only when the adapters are open.
     """
     started = perf_counter()
     one = kind == "merger"  # all adapters become one; a pruner makes one of each
@@ -75,6 +77,8 @@ def run(
     )
     _check_weights(given.get("weights"), adapters.names)
     layouts = [chosen_layout(kept, layout) for kept in formats[: len(outputs)]]
+    if complete is not None:
+        estimator = complete(estimator, adapters)
     beside = existing_parent(outputs[0])  # on a disk that has room for what is to be written
     with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked(), results_on_disk(beside):
         results = None if dry_run else estimator.fit_transform(adapters)
@@ -109,7 +113,7 @@ def run(
         "command": "merge" if one else "prune",
         "dry_run": dry_run,
         "method": method,
-        "parameters": estimator.get_params(deep=False),
+        "parameters": estimator.shown().get_params(deep=False),
         "adapters": rows,
         "output": output,
         "format": "/".join(sorted(set(formats))),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
+from ._distill import METHOD, completion, distill_options
 from ._options import (
     adapters_argument,
     method_options,
@@ -24,7 +26,8 @@ Examples:
   lorakit merge law/ medicine/ finance/ -o merged/ -k 16
   lorakit merge law/ medicine/ -o merged/ --weights law=2,medicine=1 --scale 1
   lorakit merge law/ medicine/ -o merged/ --method ties -p density=0.3
-  lorakit merge law/ medicine/ -o merged/ --method svd -k 8 --dry-run"""
+  lorakit merge law/ medicine/ -o merged/ --method svd -k 8 --dry-run
+  lorakit merge law/ medicine/ -o merged/ --method distill -k 16 --model base/ --heads heads.yaml"""
 )
 @adapters_argument
 @output_option
@@ -49,11 +52,24 @@ Examples:
     help="Factor on the merged update; match gives each module the mean norm of the adapters' updates, 1 leaves the "
     "method's own.",
 )
+@distill_options
 @method_options
 @reading_options
 @strict_option
 @writing_options
-def merge(*, method: str, k: Any, weights: Any, scale: Any, **shared: Any) -> None:
+@click.pass_context
+def merge(
+    ctx: click.Context,
+    *,
+    method: str,
+    k: Any,
+    weights: Any,
+    scale: Any,
+    model: str | None,
+    heads: str | None,
+    prompts: tuple[str, ...],
+    **shared: Any,
+) -> None:
     """Merge LoRA adapters into one, of any rank.
 
     An ADAPTER is a PEFT folder, or the safetensors file in it. All must come from one base model, which itself is not
@@ -67,4 +83,7 @@ def merge(*, method: str, k: Any, weights: Any, scale: Any, **shared: Any) -> No
     """
     from ._run import run
 
-    run("merger", method, given={"k": k, "weights": weights, "scale": scale}, **shared)
+    complete = completion(method, model=model, heads=heads, prompts=prompts, dry_run=shared["dry_run"])
+    if method == METHOD and ctx.get_parameter_source("scale") is ParameterSource.DEFAULT:
+        scale = None  # the training has found the norm
+    run("merger", method, given={"k": k, "weights": weights, "scale": scale}, complete=complete, **shared)

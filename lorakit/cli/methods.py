@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ._distill import METHOD
 from ._errors import debug_option
 from ._options import json_option
 
@@ -39,6 +40,13 @@ def _plain(info: MethodInfo) -> dict[str, object]:
     return {"method": info.method, "class": fields.pop("name"), **fields, "invariances": sorted(info.invariances)}
 
 
+def _needs(info: MethodInfo) -> str:
+    """Begin the description of a method with what it needs besides adapters."""
+    if not info.needs_data:
+        return ""
+    return "with --model and --heads. " if info.method == METHOD else "from Python only: needs data. "
+
+
 def _show(found: dict[str, list[MethodInfo]]) -> None:
     from ..base import GAUGES
     from ._estimators import OWN_OPTIONS
@@ -50,7 +58,7 @@ def _show(found: dict[str, list[MethodInfo]]) -> None:
         for info in infos:
             needs = "equal" if info.needs_equal_ranks else "any"
             kept = "all" if info.invariances >= set(GAUGES) else ", ".join(sorted(info.invariances)) or "none"
-            about = "from Python only: needs data. " if info.needs_data else ""
+            about = _needs(info)
             rows.append((info.method, info.name, needs, kept, info.paper or "", about + info.summary))
         show_table(("method", "class", "ranks", "keeps", "paper", "what it does"), rows, left=6)
         click.echo("\nparameters: --param NAME=VALUE\n")

@@ -32,7 +32,6 @@ from ..distillation.heads import Forwards, Heads
 from ..distillation.nearness import Teachers
 from ..distillation.targets import Targets, collect_targets, distinctly_named
 from ..factors import LoraFactors, promoted_dtype
-from ..provenance import Step
 from .tsv import TSVMerger
 
 _SHARED = ("model", "inputs", "forwards", "targets", "owners")  # by all clones: they can take gigabytes
@@ -361,12 +360,13 @@ class DistillMerger(BaseMerger):
         made: Self = super(DistillMerger, self._without_data()).__sklearn_clone__()
         return made.set_params(**{name: getattr(self, name) for name in _SHARED})
 
-    def _step(self, X: AdapterSet) -> Step:
+    def shown(self) -> Self:
+        """Return a copy in which short texts stand for the model, the heads, the inputs and their scores."""
         shown = copy(self)
         for name in _SHARED:
             if (value := getattr(self, name)) is not None:
                 setattr(shown, name, _Named(value))
-        return super(DistillMerger, shown)._step(X)
+        return shown
 
 
 class _Named:
