@@ -20,10 +20,12 @@ from lorakit import (
     DellaMerger,
     FisherMerger,
     IsoMerger,
+    Isotropizer,
     LegoMerger,
     MagnitudeMerger,
     RegMeanMerger,
     SCEMerger,
+    SVCCalibrator,
     SVCMerger,
     SVDMerger,
     TaskArithmeticMerger,
@@ -147,15 +149,16 @@ def whole(merger: BaseMerger, X: AdapterSet) -> BaseMerger:
 
 
 class Comparison(NamedTuple):
-    """One row of the page: a merger, fitted, and the dense update of each module that its formula gives."""
+    """One row of the page: a merger, the same fitted, and the dense update of each module that its formula gives."""
 
     source: str
+    merger: BaseMerger
     fitted: BaseMerger
     expected: dict[str, Tensor]
 
 
 def on_factors(X: AdapterSet) -> list[Comparison]:
-    """The methods that act on A and B, on thin sums, or with data; on adapters of one rank."""
+    """The methods on A and B, on thin sums, with data, and after another merge; on adapters of one rank."""
     n, modules = len(X), X.module_names
     equal = np.full(n, 1 / n)
     pairs = {m: as_pairs(X.factors(m)) for m in modules}
@@ -170,8 +173,8 @@ def on_factors(X: AdapterSet) -> list[Comparison]:
     fisher = {name: Fisher({m: moments[m][i] for m in modules}) for i, name in enumerate(X.names)}
 
     def row(source: str, merger: BaseMerger, expected: Callable[[BaseMerger, str], np.ndarray | Tensor]) -> Comparison:
-        fitted = clone(merger).fit(X)
-        return Comparison(source, fitted, {m: torch.as_tensor(expected(fitted, m)) for m in modules})
+        fitted = (whole(merger, X) if isinstance(merger, RegMeanMerger) else clone(merger)).fit(X)
+        return Comparison(source, merger, fitted, {m: torch.as_tensor(expected(fitted, m)) for m in modules})
 
     def mean(m: str) -> Tensor:
         return spectral.mean([torch.from_numpy(w) for w in dense[m]], None, [1] * n)
@@ -179,7 +182,8 @@ def on_factors(X: AdapterSet) -> list[Comparison]:
     def lego(merger: BaseMerger, m: str) -> np.ndarray:
         return factors.lego(pairs[m], merger.labels_[m], merger.merged_[m].rank)
 
-    regmean = RegMeanMerger(grams=grams, ridge=0.0)
+    regmean, first = RegMeanMerger(grams=grams, ridge=0.0), TiesMerger(k=8, density=0.3)
+    merged = clone(first).fit(X).merged_
     return [
         row("mean B times mean A", AverageMerger(), lambda _, m: factors.average(pairs[m], equal)),
         row("mean of the updates", ConcatMerger(), lambda _, m: mean(m)),
@@ -188,7 +192,7 @@ def on_factors(X: AdapterSet) -> list[Comparison]:
         row("the same at k = 8", LegoMerger(k=8, random_state=0), lego),
         row(
             "RegMean's closed form",
-            whole(regmean, X),
+            regmean,
             lambda _, m: factors.regmean(dense[m], inputs[m], equal, regmean.offdiagonal),
         ),
         row(
@@ -196,4 +200,30 @@ def on_factors(X: AdapterSet) -> list[Comparison]:
             FisherMerger(fisher=fisher, normalize=False),
             lambda _, m: factors.fisher(pairs[m], moments[m], equal),
         ),
+        row(
+            "SVC's formula on that merge",
+            SVCCalibrator(first),
+            lambda _, m: spectral.calibrated(merged[m].delta(), [torch.from_numpy(w) for w in dense[m]], equal, 1 / n),
+        ),
+        row(
+            "Iso's formula on that merge",
+            Isotropizer(first),
+            lambda _, m: spectral.isotropic(merged[m].delta(), merged[m].rank),
+        ),
     ]
+
+
+def over_the_model(X: AdapterSet) -> list[Comparison]:
+    """TIES trimmed over the whole model, by both conventions; officially the model decides votes of zero."""
+    density, equal = 0.3, np.ones(len(X))
+    dense = {m: [f.delta().numpy() for f in X.factors(m)] for m in X.module_names}
+    found = []
+    for convention in ("exact", "official"):
+        extra = int(convention == "official")
+        flat = [np.concatenate([dense[m][i].ravel() for m in dense]) for i in range(len(X))]
+        merged = entrywise.elected([entrywise.trimmed(x, density, extra) for x in flat], equal, bool(extra))
+        parts = np.split(merged, np.cumsum([dense[m][0].size for m in dense])[:-1])
+        expected = {m: torch.from_numpy(x.reshape(dense[m][0].shape)) for m, x in zip(dense, parts, strict=True)}
+        merger = TiesMerger(density=density, trim_scope="model", convention=convention)
+        found.append(Comparison("formula over the model", merger, whole(merger, X).fit(X), expected))
+    return found

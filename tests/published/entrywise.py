@@ -38,23 +38,19 @@ def votes_of(stack, weights, vote="total"):
 
 
 def elected(stack, weights, majority=False, vote="total", disjoint="mean", undecided=None):
-    """Sign election and what follows it, one entry at a time."""
+    """Sign election, and what follows it for the entries that agree."""
     votes = votes_of(stack, weights, vote)
     if undecided is None:
         undecided = np.sign(votes.sum()) if majority else 1
     votes[votes == 0] = undecided
-    out = np.zeros(stack[0].shape)
-    for place in np.ndindex(*out.shape):
-        agree = [(w, x[place]) for w, x in zip(weights, stack, strict=True) if x[place] * votes[place] > 0]
-        if not agree:
-            continue
-        if disjoint == "mean":
-            out[place] = sum(w * value for w, value in agree) / sum(w for w, _ in agree)
-        elif disjoint == "sum":
-            out[place] = sum(w * value for w, value in agree) * len(weights) / sum(weights)
-        else:
-            out[place] = max((value for _, value in agree), key=abs)
-    return out
+    agreeing = [x * (x * votes > 0) for x in stack]
+    if disjoint == "max":
+        return votes * np.max(np.abs(agreeing), axis=0)
+    total = mean(agreeing, weights)
+    if disjoint == "sum":
+        return total * len(weights) / sum(weights)
+    count = mean([x != 0 for x in agreeing], weights)
+    return np.divide(total, count, out=np.zeros(total.shape), where=count > 0)
 
 
 def mean(stack, weights):

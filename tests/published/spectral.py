@@ -101,6 +101,23 @@ def wudi(w, ranks, c, ridge):
     return torch.linalg.solve(h + rho * torch.eye(len(h), dtype=h.dtype), r.T).T
 
 
+def calibrated(merged, w, shares, alpha):
+    """SVC on any merge: each singular value over the tasks' responses, of which none counts less than alpha."""
+    u, s, v = svd(merged, int(torch.linalg.matrix_rank(merged, rtol=1e-9)))
+    out = torch.zeros_like(merged)
+    for u_r, s_r, v_r in zip(u.T, s, v.T, strict=True):
+        counts = [float((u_r @ merged) @ (u_r @ x) / ((u_r @ x) @ (u_r @ x))) for x in w]
+        counted = sum(share * max(alpha, count) for share, count in zip(shares, counts, strict=True))
+        out += torch.outer(u_r, v_r) * s_r / counted
+    return out
+
+
+def isotropic(merged, n):
+    """Iso on any merge: the mean over n directions for every singular value."""
+    u, s, v = svd(merged, int(torch.linalg.matrix_rank(merged, rtol=1e-9)))
+    return s.sum() / n * u @ v.T
+
+
 def mean(w, ranks, c):
     """The weighted mean, of which an SVD keeps k triples."""
     return sum(scaled(w, c)) / len(w)
