@@ -254,7 +254,7 @@ def test_no_path_is_made_of_names(tmp_path):
         f"deep/down/out/{name}" for name in ("README.md", "adapter_config.json", "adapter_model.safetensors")
     }
     with pytest.raises(
-        OutputError, match=r"'base_model\.model\.a\\nb\.lora_A\.weight'... would be a name that cannot be printed"
+        OutputError, match=r"model\.a\\nb\.lora_A\.weight'... would be a name that cannot be printed"
     ):
         save_adapter(Adapter({"a\nb": factors}), tmp_path / "other")
     assert "# ../../x" in (path / "README.md").read_text()

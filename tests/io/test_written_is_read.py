@@ -108,7 +108,7 @@ def test_a_fold_that_is_far_larger_than_its_file(tmp_path):
         f"{m}.lora_mid.weight": torch.randn(400, 1, 1, 1),
         f"{m}.lora_up.weight": torch.randn(4, 400, 1, 1),
     }
-    with pytest.raises(UnsupportedAdapterError, match=f"{m}.*of 160000 numbers; expected at most 64 times the 800"):
+    with pytest.raises(UnsupportedAdapterError, match=f"{m}.*of 160000 numbers, expected at most 64 times the 800"):
         load_adapter(write_file(tmp_path / "x.safetensors", tensors))
 
 
