@@ -253,8 +253,6 @@ def test_no_path_is_made_of_names(tmp_path):
     assert made == {
         f"deep/down/out/{name}" for name in ("README.md", "adapter_config.json", "adapter_model.safetensors")
     }
-    with pytest.raises(
-        OutputError, match=r"model\.a\\nb\.lora_A\.weight'... would be a name that cannot be printed"
-    ):
+    with pytest.raises(OutputError, match=r"model\.a\\nb\.lora_A\.weight'... would be a name that cannot be printed"):
         save_adapter(Adapter({"a\nb": factors}), tmp_path / "other")
     assert "# ../../x" in (path / "README.md").read_text()
