@@ -13,12 +13,12 @@ from sklearn import config_context
 from sklearn.cluster import KMeans
 
 from .._execution import gpu, one_thread
-from ._lloyd import lloyd
-from ._pairwise import lloyd as lloyd_numpy
-from ._pairwise import squared_distances
-from ._rows import Floats, Ints
+from ._lloyd_numpy import lloyd as lloyd_numpy
+from ._lloyd_torch import lloyd as lloyd_torch
+from ._rows import Floats, Ints, squared_distances, weighted_means
 
-Backend = Literal["auto", "numpy", "sklearn", "torch", "cuml"]
+BackendName = Literal["auto", "numpy", "sklearn", "torch", "cuml"]
+Init = Literal["k-means++", "ward"]
 BACKENDS = ("auto", "numpy", "sklearn", "torch", "cuml")
 
 _ROUND_OFF = 1e-12  # cuML's tolerance: an inertia that falls by less has stopped falling
@@ -27,10 +27,10 @@ _BATCH_BYTES = {"cpu": 2**24, "gpu": 2**28}
 _DISTANCES = 2**18  # the same for NumPy: most distances from points to centres that it goes through at a time
 
 
-class Engine(NamedTuple):
-    """A library and the device it computes on."""
+class Backend(NamedTuple):
+    """A library that runs Lloyd's algorithm, and the device that it computes on."""
 
-    backend: str  # 'numpy', 'sklearn', 'torch' or 'cuml'
+    name: str  # 'numpy', 'sklearn', 'torch' or 'cuml'
     device: str | None = None  # as torch names it; None is the CPU
 
 
@@ -39,9 +39,22 @@ class Problem(NamedTuple):
 
     points: Floats  # (n, d)
     weights: Floats  # (n,)
-    seeds: Ints  # (n_init, k), the points that each start takes for its centres
+    seeds: Ints  # (s, k), the points that each start takes for its centres
     tol: float  # squared shift of the centres at which to stop, relative to the mean variance of the d coordinates
     squared: Floats | None = None  # (n, n), squared distances between the points, where they are known
+    partition: Ints | None = None  # (n,), clusters whose means are the centres of one more start
+
+    @property
+    def starts(self) -> range:
+        """The numbers of the starts."""
+        return range(len(self.seeds) + (self.partition is not None))
+
+    def centers(self, start: int) -> Floats:
+        """Centres that a start begins with: (k, d)."""
+        if start < len(self.seeds):
+            return self.points[self.seeds[start]]
+        assert self.partition is not None  # it is the one more start
+        return weighted_means(self.points, self.weights, self.partition)
 
 
 class Run(NamedTuple):
@@ -52,12 +65,12 @@ class Run(NamedTuple):
     n_iter: int
 
 
-def choose_engine(backend: str, device: str | None) -> Engine:
-    """Return the library that ``backend`` stands for on a device.
+def choose_backend(name: str, device: str | None) -> Backend:
+    """Return the library that ``name`` stands for on a device.
 
     Parameters
     ----------
-    backend : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}
+    name : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}
         'auto' is cuML on an NVIDIA GPU if it can be imported, torch on one if not, and NumPy elsewhere.
     device : str or None
         As torch names it; None is the CPU.
@@ -76,9 +89,9 @@ def choose_engine(backend: str, device: str | None) -> Engine:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise ValueError(f"device {device!r} cannot be used: {reason}; pass device=None for the CPU") from error
     on_gpu = gpu(device) is not None
-    if backend == "auto":
-        backend = ("torch" if isinstance(_cuml(), Exception) else "cuml") if on_gpu else "numpy"
-    elif backend == "cuml":
+    if name == "auto":
+        name = ("torch" if isinstance(_cuml(), Exception) else "cuml") if on_gpu else "numpy"
+    elif name == "cuml":
         if not on_gpu:
             raise ValueError(
                 f"backend='cuml' computes on NVIDIA GPUs, got device={device!r}; name the GPU as torch does (and "
@@ -90,7 +103,7 @@ def choose_engine(backend: str, device: str | None) -> Engine:
                 f"backend='cuml' needs cuML, which cannot be imported here ({type(found).__name__}: {found}); "
                 "pip install 'lorakit[cuml]', or pass backend='torch'"
             ) from found
-    return Engine(backend, device)
+    return Backend(name, device)
 
 
 def _cuml() -> Any:
@@ -101,14 +114,14 @@ def _cuml() -> Any:
         return error
 
 
-def solve(problems: Sequence[Problem], engine: Engine, *, max_iter: int) -> list[list[Run]]:
+def solve(problems: Sequence[Problem], backend: Backend, *, max_iter: int) -> list[list[Run]]:
     """Run Lloyd's algorithm from every start of every problem.
 
     Parameters
     ----------
     problems : sequence of Problem
         Of any shapes. torch takes those of one shape together.
-    engine : Engine
+    backend : Backend
         What computes.
     max_iter : int
         Most iterations of a start.
@@ -121,43 +134,44 @@ def solve(problems: Sequence[Problem], engine: Engine, *, max_iter: int) -> list
     # Past 256 rows scikit-learn takes several OpenMP threads and adds their sums in the order in which they finish:
     # results would depend on the machine and, with three threads or more, on the run.
     with one_thread():
-        if engine.backend == "numpy":
+        if backend.name == "numpy":
             return [_solve_numpy(problem, max_iter) for problem in problems]
-        if engine.backend == "torch":
-            return _solve_torch(problems, engine.device, max_iter)
-        if engine.backend == "cuml":
-            return [[lloyd_cuml(p, s, engine.device, max_iter=max_iter) for s in p.seeds] for p in problems]
+        if backend.name == "torch":
+            return _solve_torch(problems, backend.device, max_iter)
+        if backend.name == "cuml":
+            return [[lloyd_cuml(p, s, backend.device, max_iter=max_iter) for s in p.starts] for p in problems]
         with config_context(assume_finite=True, skip_parameter_validation=True):  # checks take longer than small fits
-            return [[lloyd_sklearn(p, s, max_iter=max_iter) for s in p.seeds] for p in problems]
+            return [[lloyd_sklearn(p, s, max_iter=max_iter) for s in p.starts] for p in problems]
 
 
 def _solve_numpy(problem: Problem, max_iter: int) -> list[Run]:
     """All starts of a problem at once, as far as its distances fit the cache."""
-    points, weights, seeds, tol, squared = problem
+    points, weights, seeds = problem.points, problem.weights, problem.seeds
     size = max(1, _DISTANCES // (len(points) * seeds.shape[1]))
-    options: dict[str, Any] = {"max_iter": max_iter, "tol": tol * points.var(axis=0).mean()}
-    squared = squared_distances(points) if squared is None else squared
-    solved = [
-        lloyd_numpy(points, squared, weights, seeds[first : first + size], **options)
-        for first in range(0, len(seeds), size)
-    ]
+    options: dict[str, Any] = {"max_iter": max_iter, "tol": problem.tol * points.var(axis=0).mean()}
+    squared = squared_distances(points) if problem.squared is None else problem.squared
+    begins = [squared[seeds[first : first + size]] for first in range(0, len(seeds), size)]  # (s, k, n) each
+    if problem.partition is not None:
+        to_members = weighted_means(squared, weights, problem.partition)  # (k, n), mean squared distances
+        spread = np.diag(weighted_means(to_members.T, weights, problem.partition)) / 2
+        begins.append((to_members - spread[:, None])[None])
     return [
         Run(labels, float(inertia), int(n_iter))
-        for batch in solved
-        for labels, inertia, n_iter in zip(*batch, strict=True)
+        for distances in begins
+        for labels, inertia, n_iter in zip(*lloyd_numpy(points, squared, weights, distances, **options), strict=True)
     ]
 
 
-def lloyd_sklearn(problem: Problem, seeds: Ints, *, max_iter: int) -> Run:
+def lloyd_sklearn(problem: Problem, start: int, *, max_iter: int) -> Run:
     """Run one start with :class:`sklearn.cluster.KMeans`."""
-    points, weights, _, tol, _ = problem
+    centers = problem.centers(start)
     # Composed, not subclassed: cuml.accel swaps the class, and a subclass of its proxy would run on the CPU unseen
-    kmeans = KMeans(len(seeds), init=points[seeds], n_init=1, algorithm="lloyd", max_iter=max_iter, tol=tol)
-    kmeans.fit(points, sample_weight=weights)
+    kmeans = KMeans(len(centers), init=centers, n_init=1, algorithm="lloyd", max_iter=max_iter, tol=problem.tol)
+    kmeans.fit(problem.points, sample_weight=problem.weights)
     return Run(kmeans.labels_.astype(np.intp), float(kmeans.inertia_), int(kmeans.n_iter_))
 
 
-def lloyd_cuml(problem: Problem, seeds: Ints, device: str | None, *, max_iter: int) -> Run:
+def lloyd_cuml(problem: Problem, start: int, device: str | None, *, max_iter: int) -> Run:
     """Run one start with cuML's KMeans.
 
     cuML ends a start when the inertia falls by a share below its ``tol``, or when the squared shift of the centres is
@@ -165,18 +179,18 @@ def lloyd_cuml(problem: Problem, seeds: Ints, device: str | None, *, max_iter: i
     round-off: starts then end where scikit-learn's do. Inertia is computed anew, because cuML's is of those points, and
     of weights that some versions scale.
     """
-    points, weights, _, tol, _ = problem
-    shift = max(tol, _ROUND_OFF) * points.var(axis=0).mean()  # cuML takes no tol of 0
+    points, weights, centers = problem.points, problem.weights, problem.centers(start)
+    shift = max(problem.tol, _ROUND_OFF) * points.var(axis=0).mean()  # cuML takes no tol of 0
     # float64, as the others: clusters are decided by small differences, and the points are few. NumPy arrays, since the
     # points were made on the host: cuML copies them itself, in order with its own work.
     length = np.sqrt(_ROUND_OFF / shift) if shift > 0 else 1.0
     scaled = points * length
     context = gpu(device)
-    assert context is not None  # see choose_engine
+    assert context is not None  # see choose_backend
     with context:
         kmeans = _cuml().KMeans(
-            n_clusters=len(seeds),
-            init=scaled[seeds],
+            n_clusters=len(centers),
+            init=centers * length,
             n_init=1,  # 'auto' would be ten times the same start
             max_iter=max_iter,
             tol=_ROUND_OFF,
@@ -194,11 +208,11 @@ def _solve_torch(problems: Sequence[Problem], device: str | None, max_iter: int)
     """All starts of all problems of one shape at once, as far as memory allows."""
     limit = _BATCH_BYTES["cpu" if gpu(device) is None else "gpu"]
     runs: list[list[Run]] = [[] for _ in problems]
-    alike: defaultdict[Any, list[tuple[int, Ints]]] = defaultdict(list)
+    alike: defaultdict[Any, list[tuple[int, int]]] = defaultdict(list)
     for i, problem in enumerate(problems):
-        alike[problem.points.shape, problem.seeds.shape[1]] += [(i, seeds) for seeds in problem.seeds]
+        alike[problem.points.shape, problem.seeds.shape[1]] += [(i, start) for start in problem.starts]
     for ((n, d), k), starts in alike.items():
-        size = max(1, limit // (8 * (5 * n * d + 5 * n * k + 4 * k * d)))  # the tensors that lloyd holds at once
+        size = max(1, limit // (8 * (5 * n * d + 5 * n * k + 4 * k * d)))  # the tensors that lloyd_torch holds at once
         for first in range(0, len(starts), size):
             batch = starts[first : first + size]
             for (i, _), run in zip(batch, _run_batch(problems, batch, device, max_iter), strict=True):
@@ -207,21 +221,19 @@ def _solve_torch(problems: Sequence[Problem], device: str | None, max_iter: int)
 
 
 def _run_batch(
-    problems: Sequence[Problem], starts: Sequence[tuple[int, Ints]], device: str | None, max_iter: int
+    problems: Sequence[Problem], starts: Sequence[tuple[int, int]], device: str | None, max_iter: int
 ) -> list[Run]:
-    """Run starts, each given as a problem's position and its seeds."""
+    """Run starts, each given as a problem's position and its own number there."""
     owners = list(dict.fromkeys(i for i, _ in starts))
     own = torch.tensor([owners.index(i) for i, _ in starts], device=device)
 
     def on_device(arrays: Sequence[Any]) -> torch.Tensor:
         return torch.from_numpy(np.stack(arrays)).to(device or "cpu")
 
-    points = on_device([problems[i].points for i in owners])[own]  # (M, n, d)
-    seeds = on_device([seeds for _, seeds in starts])  # (M, k)
-    solved = lloyd(
-        points,
+    solved = lloyd_torch(
+        on_device([problems[i].points for i in owners])[own],  # (M, n, d)
         on_device([problems[i].weights for i in owners])[own],
-        points.gather(1, seeds[:, :, None].expand(-1, -1, points.shape[2])),
+        on_device([problems[i].centers(start) for i, start in starts]),
         max_iter=max_iter,
         tol=on_device([problems[i].tol * problems[i].points.var(axis=0).mean() for i in owners])[own],
     )

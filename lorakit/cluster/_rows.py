@@ -1,4 +1,4 @@
-"""What makes a k-means fit a function of the set of rows: order, duplicates, coordinates, means."""
+"""What makes a k-means fit a function of the set of rows: order, duplicates, coordinates, distances, means."""
 
 from __future__ import annotations
 
@@ -76,6 +76,19 @@ def isometric_coordinates(rows: Floats) -> Floats:
         return centred
     # QR rather than a Gram matrix: squaring would halve the digits of small distances
     return np.ascontiguousarray(np.transpose(np.linalg.qr(centred.T, mode="r")))
+
+
+def squared_distances(points: Floats) -> Floats:
+    """Squared distances between points, (n, d), that lie about the origin: (n, n).
+
+    Symmetric to the last bit, which scikit-learn's are not, and for some hundred points in half their time.
+    """
+    norms = np.einsum("ij,ij->i", points, points)
+    squared: Floats = np.add.outer(norms, norms)
+    squared -= 2 * (points @ points.T)  # symmetric: NumPy sees that both are one, and forms a half
+    np.maximum(squared, 0, out=squared)
+    np.fill_diagonal(squared, 0)
+    return squared
 
 
 def weighted_means(rows: Floats, weights: Floats, labels: Ints) -> Floats:

@@ -15,8 +15,8 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .._sklearn import Interval, StrOptions, check_sample_weight, fit_context
-from ._backends import BACKENDS, Backend, choose_engine
-from ._partition import partition
+from ._backends import BACKENDS, BackendName, Init, choose_backend
+from ._partition import problems_of, solved
 from ._rows import Floats, Ints, distinct_rows, squared_residuals, weighted_means
 
 
@@ -24,8 +24,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     """K-means whose result does not depend on the order of the rows.
 
     LoRA-LEGO [1]_ clusters the minimal semantic units (MSUs) of many LoRA adapters: a few hundred rows of thousands of
-    features each. Plain k-means fits such pools poorly. It is seeded by row index, so listing the adapters in
-    another order gives another merge, and its cost grows with the length of the rows. Here
+    features each. Plain k-means does not suit such pools. It is seeded by row index, so that listing the
+    adapters in another order gives another merge, and its cost grows with the length of the rows. Here
 
     - rows are put in lexicographic order and equal rows are joined before anything else, so shuffling the rows of X
       shuffles ``labels_`` and changes nothing else, to the last bit, and a weight of two is the same as a row listed
@@ -38,10 +38,15 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     ----------
     n_clusters : int, default=8
         Number of clusters.
+    init : {'k-means++', 'ward'}, default='k-means++'
+        Where it starts. 'k-means++' draws ``n_init`` starts at random. 'ward' starts once, from Ward's hierarchical
+        clustering of the distinct rows [2]_, each with the sum of its weights, cut at ``n_clusters``. It draws nothing
+        at random: ``random_state`` and ``n_init`` have no effect. Its time grows with the square of the number of rows,
+        or faster, and its memory with the square.
     n_init : int, default=10
         Number of starts, each from its own k-means++ seeding. The one of lowest inertia is kept, the first on ties.
     max_iter : int, default=300
-        Most iterations of a start.
+        Largest number of iterations of a start.
     tol : float, default=1e-4
         A start ends when its centres move by a squared distance of at most `tol` times the mean variance of the
         features over the distinct rows.
@@ -52,7 +57,7 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         NVIDIA GPU and cuML can be imported, torch on such a GPU without cuML, and NumPy otherwise. 'numpy' and 'torch'
         run all starts at once, torch on any device.
     device : str, default=None
-        Device of that library, as torch names it; None is the CPU. NumPy and scikit-learn have no other.
+        Device of that library, as torch names it; None is the CPU. NumPy and scikit-learn always run on the CPU.
 
     Attributes
     ----------
@@ -78,7 +83,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     Notes
     -----
-    Arithmetic is float64 whatever the dtype of X. A row of weight zero has no say and gets the nearest centre's label.
+    Arithmetic is in float64 for X of any dtype. A row of weight zero does not change the clusters, and gets the label
+    of the nearest centre.
     When a start ends by `tol` or `max_iter` instead of by labels that no longer change, a row can be slightly nearer
     to a centre other than its own, and `predict` then says so.
 
@@ -86,6 +92,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
     ----------
     .. [1] Z. Zhao et al., "Merging LoRAs like Playing LEGO: Pushing the Modularity of LoRA to Extremes Through
        Rank-Wise Clustering", 2024, `arXiv:2409.16167 <https://arxiv.org/abs/2409.16167>`_.
+    .. [2] J. H. Ward, "Hierarchical Grouping to Optimize an Objective Function", Journal of the American Statistical
+       Association 58, 1963.
 
     Examples
     --------
@@ -104,6 +112,7 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "n_clusters": [Interval(Integral, 1, None, closed="left")],
+        "init": [StrOptions({"k-means++", "ward"})],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
@@ -116,14 +125,16 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         self,
         n_clusters: int = 8,
         *,
+        init: Init = "k-means++",
         n_init: int = 10,
         max_iter: int = 300,
         tol: float = 1e-4,
         random_state: int | np.random.RandomState | None = None,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
         device: str | None = None,
     ):
         self.n_clusters = n_clusters
+        self.init = init
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
@@ -152,22 +163,23 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         data: NDArray[np.floating] = validate_data(self, X, dtype=[np.float64, np.float32])
         weights = check_sample_weight(sample_weight, data, dtype=np.float64)
         self._check_against_input(len(data), weights)
-        engine = choose_engine(self.backend, self.device)
-        self.backend_ = engine.backend
+        backend = choose_backend(self.backend, self.device)
+        self.backend_ = backend.name
 
         chosen, weights, inverse = distinct_rows(data, weights)
         rows = data[chosen].astype(np.float64) + 0.0  # of equal rows, 0.0 and not -0.0
         seen = weights > 0
-        labels, self.n_iter_ = partition(
+        problems = problems_of(
             rows[seen],
             weights[seen],
-            self.n_clusters,
+            [self.n_clusters],
+            init=self.init,
             n_init=self.n_init,
-            max_iter=self.max_iter,
             tol=self.tol,
+            width=rows.shape[1],
             rng=check_random_state(self.random_state),
-            engine=engine,
         )
+        ((labels, self.n_iter_),) = solved(problems, backend, max_iter=self.max_iter)
         centers = weighted_means(rows[seen], weights[seen], labels)
         self.inertia_ = float(squared_residuals(rows[seen], weights[seen], labels).sum())
 

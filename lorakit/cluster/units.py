@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,26 +13,26 @@ from sklearn.base import ClusterMixin
 from torch import Tensor
 
 from ..factors import LoraFactors
-from ..linalg import frame_of, pool_msus, split_msus
-from ._backends import BACKENDS, Backend, Engine, choose_engine
-from ._coordinates import Metric, aligned_signs, canonical_signs, coordinates, cosine_scales
-from ._grouping import Posed, pose_points, solve_posed
-from ._partition import Partition
-from ._pooling import Align, distinct_units, in_order, pool_of
-from ._rows import Distinct, Floats, Ints, argsort_rows, distinct_rows, squared_residuals
+from ..linalg import pool_msus, split_msus
+from ._backends import BACKENDS, Backend, BackendName, Init, Problem, choose_backend
+from ._coordinates import Metric
+from ._partition import Partition, clustered_by, problems_of, solved
+from ._pool import Align, Clusters, Members, Pool, empty_pool, in_order, members_of, pool_units
+from ._rows import Floats, Ints
 
 __all__ = [
     "BACKENDS",
     "Align",
     "Backend",
+    "BackendName",
     "ClusteredUnits",
-    "Engine",
-    "FoundUnits",
+    "Clusters",
+    "Init",
     "Metric",
     "Norm",
     "PosedUnits",
     "Reassembled",
-    "choose_engine",
+    "chosen_backend",
     "cluster_shares",
     "clustered_units",
     "gauges_kept",
@@ -40,6 +41,8 @@ __all__ = [
     "reassemble",
     "solve_units",
 ]
+
+_TOL = 1e-4  # MSUKMeans' default
 
 Norm = Literal["inf", "l2"]
 
@@ -72,129 +75,85 @@ def gauges_kept(align: Align | None, metric: Metric) -> frozenset[str]:
     return frozenset({"permutation", *extra} | ({"rescaling"} if align == "balance" else set()))
 
 
-class _Pooled(NamedTuple):
-    """The distinct units of a pool, without their lengths."""
+def chosen_backend(
+    name: BackendName, device: str | None, *, clusterer: ClusterMixin | None, init: Init
+) -> Backend | None:
+    """Return what runs k-means: None with a clusterer.
 
-    distinct: Distinct
-    flips: Floats  # (R,), +1 or -1, by which each unit of the pool is multiplied
-    rows: Floats  # (m, p), coordinates of the distinct units, so multiplied: norms and inner products are theirs
-    signed: bool  # whether units are to be turned to point the same way
-
-    def turns(self, labels: Ints) -> Floats:
-        """Signs (m,), beside the flips, with which the distinct units of each cluster point the same way."""
-        return aligned_signs(self.rows, self.distinct.totals, labels) if self.signed else np.ones(len(self.rows))
+    Raises
+    ------
+    ImportError, ValueError
+        If the backend cannot run, as :func:`choose_backend`; or if the start of k-means is chosen, and a clusterer that
+        takes its place.
+    """
+    if clusterer is None:
+        return choose_backend(name, device)
+    if init != "k-means++":
+        raise ValueError(
+            f"init={init!r} says where k-means starts, and clusterer={clusterer!r} takes the place of k-means; pass "
+            "one of them: clusterer=None, or the default init='k-means++'"
+        )
+    return None
 
 
 class PosedUnits(NamedTuple):
-    """What :func:`pose_units` returns: of R x R numbers, whatever the length of the units."""
+    """The units of one module and what k-means is to solve for them: R x R numbers, whatever the units' length."""
 
-    pooled: _Pooled
-    posed: Posed
-
-
-class FoundUnits(NamedTuple):
-    """The clusters of a pool."""
-
-    distinct: Distinct
-    labels: Ints  # (m,), of the distinct units; clusters numbered from 0, none empty
-    signs: Floats  # (m,), +1 or -1: with these the units of a cluster point the same way; all +1 unless sign_invariant
-    inertia: float  # weighted sum of the squared distances of the units, so signed, to their cluster's mean
-    n_iter: int | None
+    pool: Pool
+    problems: list[Problem | Partition]  # one for each number of clusters; a partition where nothing is to solve
 
 
-def pose_units(
-    units: Tensor,
-    weights: Floats,
-    k: int | None,
+def pose_module(
+    updates: Sequence[LoraFactors],
+    weights: np.ndarray,
+    ks: Sequence[int | None],
     *,
+    align: Align | None,
     metric: Metric,
-    clusterer: ClusterMixin | None,
+    init: Init,
     n_init: int,
     rng: np.random.RandomState,
 ) -> PosedUnits:
-    """Return what is to be solved to cluster a pool of MSUs; the order of the units does not matter.
+    """Return what k-means is to solve for one module, at each of ``ks``; the parameters are :func:`reassemble`'s.
 
-    Parameters
-    ----------
-    units : Tensor of shape (R, d)
-        One MSU a row.
-    weights : ndarray of shape (R,)
-        Positive weights.
-    k : int or None
-        Number of clusters, at most the number of distinct units; None only with a clusterer.
-    metric, clusterer, n_init, rng
-        As in :func:`reassemble`.
+    Made first for all modules, it lets :func:`solve_units` take them together; each module's ``found`` then goes to
+    :func:`reassemble`.
     """
-    update = LoraFactors(units, units.new_empty(0, len(units)))
-    placed = _place_units([update], weights, metric)
-    return _pose(placed, [k], clusterer=clusterer, n_init=n_init, rng=rng)[0]
+    members = members_of(updates, weights, align)
+    if members is None:
+        return PosedUnits(empty_pool(), [Partition(np.empty(0, dtype=np.intp), 0)] * len(ks))
+    (pool, problems), _ = pose_units(members, ks, metric=metric, clusterer=None, init=init, n_init=n_init, rng=rng)
+    # The distances were needed for the seeds; they would be kept for every module
+    return PosedUnits(pool, [p._replace(squared=None) if isinstance(p, Problem) else p for p in problems])
 
 
-class _Placed(NamedTuple):
-    """A pool as points to cluster: all there is to know of it before the number of clusters."""
-
-    pooled: _Pooled
-    units: Tensor  # (m, d), the distinct units themselves
-    points: Floats  # (m, q), whose Euclidean distances are the metric's
-    counts: Floats  # (m,), weights of mean 1 over the units
-    order: Ints  # (m,), a canonical order of the points
-    width: int  # number of features that k-means' tolerance is relative to
-
-
-def _tell_apart(updates: Sequence[LoraFactors], weights: Floats, metric: Metric) -> tuple[_Pooled, Tensor]:
-    """Return what to know of a pool's distinct units, and these units, (m, d)."""
-    signed = metric == "sign_invariant"
-    flips = np.ones(len(weights))
-    if signed:
-        host = pool_msus(updates).cpu().numpy()
-        flips = canonical_signs(host)
-        distinct = distinct_rows(host * flips[:, None].astype(host.dtype), weights)
-    else:
-        distinct = distinct_units(updates, weights)
-    units = in_order(updates, distinct)
-    # Distances in an orthonormal frame of the units are those of the units, which are long
-    (block,) = frame_of([units.mT]).blocks
-    rows = np.ascontiguousarray(block.mT.cpu().numpy()) * flips[distinct.chosen, None]
-    return _Pooled(distinct, flips, rows, signed), units
-
-
-def _place_units(updates: Sequence[LoraFactors], weights: Floats, metric: Metric) -> _Placed:
-    pooled, units = _tell_apart(updates, weights, metric)
-    points = coordinates(pooled.rows, metric)
-    # Starts are drawn by position: what the metric does not see may not place a unit
-    order = np.arange(len(pooled.rows))
-    if metric == "cosine":
-        order = argsort_rows(units.cpu().numpy() * cosine_scales(pooled.rows))
-    # to a clusterer that counts, one of mean weight is one
-    counts = pooled.distinct.totals * (len(weights) / weights.sum())
-    width = points.shape[1] if pooled.signed else units.shape[1]
-    return _Placed(pooled, units, points, counts, order, width)
-
-
-def _pose(
-    placed: _Placed,
+def pose_units(
+    members: Members,
     ks: Sequence[int | None],
     *,
+    metric: Metric,
     clusterer: ClusterMixin | None,
+    init: Init,
     n_init: int,
     rng: np.random.RandomState,
-) -> list[PosedUnits]:
-    pooled, _, points, counts, order, width = placed
-    posed = pose_points(points, counts, order, ks, clusterer, n_init=n_init, width=width, rng=rng)
-    return [PosedUnits(pooled, problem) for problem in posed]
+) -> tuple[PosedUnits, Tensor]:
+    """Return what is to be solved, which is nothing with a clusterer; and the distinct units, (m, d)."""
+    pool, (units, points, counts) = pool_units(members.updates, members.weights, metric)
+    problems: list[Problem | Partition]
+    if clusterer is not None:
+        problems = [clustered_by(clusterer, points, counts, k, rng) for k in ks]
+    else:
+        numbers = [round(2 * members.mean_rank) if k is None else k for k in ks]
+        width = points.shape[1] if pool.signed else units.shape[1]
+        problems = problems_of(points, counts, numbers, init=init, n_init=n_init, tol=_TOL, width=width, rng=rng)
+    return PosedUnits(pool, problems), units
 
 
-def solve_units(posed: Sequence[PosedUnits], engine: Engine | None, *, max_iter: int) -> list[FoundUnits]:
-    """Cluster the units of many modules, in one call of the engine."""
-    partitions = solve_posed([module.posed for module in posed], engine, max_iter=max_iter)
-    return [_settled(module.pooled, *found) for module, found in zip(posed, partitions, strict=True)]
-
-
-def _settled(pooled: _Pooled, labels: Ints, n_iter: int | None) -> FoundUnits:
-    distinct, flips, rows, _ = pooled
-    turns = pooled.turns(labels)
-    inertia = float(squared_residuals(rows * turns[:, None], distinct.totals, labels).sum()) if len(rows) else 0.0
-    return FoundUnits(distinct, labels, flips[distinct.chosen] * turns, inertia, n_iter)
+def solve_units(posed: Sequence[PosedUnits], backend: Backend | None, *, max_iter: int) -> list[list[Clusters]]:
+    """Cluster the units of many modules, in one call of the backend; one list a module, in it one for each number."""
+    problems = list(chain.from_iterable(module.problems for module in posed))
+    partitions = iter(solved(problems, backend, max_iter=max_iter))
+    return [[pool.clusters(next(partitions)) for _ in problems] for pool, problems in posed]
 
 
 def cluster_shares(labels: Ints, weights: Floats) -> csr_array:
@@ -206,17 +165,18 @@ def cluster_shares(labels: Ints, weights: Floats) -> csr_array:
 
 
 def _centroids(
-    rows: Tensor, sizes: Tensor | None, found: FoundUnits, norm: Norm | None, scale: Callable[[int], float]
+    rows: Tensor, sizes: Tensor | None, clusters: Clusters, norm: Norm | None, mean_rank: float | None
 ) -> Tensor:
     """Weighted means of the distinct units, (m, d), of every cluster, each given its members' mean norm: (k, d).
 
-    ``scale`` gives the factor on k units' update.
+    ``mean_rank`` is that of output reweighting, and None without it.
     """
-    shares = cluster_shares(found.labels, found.distinct.totals)
+    shares = cluster_shares(clusters.labels, clusters.distinct.totals)
     signed = shares.copy()
-    signed.data *= found.signs[signed.indices]
+    signed.data *= clusters.signs[signed.indices]
     centroids = _mixed(signed, rows)
-    root = scale(len(centroids)) ** 0.5  # a unit's halves share the factor
+    scale = 1.0 if mean_rank is None else (mean_rank / len(centroids)) ** 0.5
+    root = scale**0.5  # a unit's two parts share the factor on the update
     if norm is not None and sizes is not None:
         before, after = _mixed(shares, sizes), _NORMS[norm](centroids)
         centroids *= torch.where(after > 0, root * before / torch.where(after > 0, after, 1), 0)[:, None]
@@ -233,31 +193,6 @@ def _mixed(shares: csr_array, rows: Tensor) -> Tensor:
     return torch.from_numpy(shares.astype(values.dtype) @ values)
 
 
-def pose_module(
-    updates: Sequence[LoraFactors],
-    weights: np.ndarray,
-    ks: Sequence[int | None],
-    *,
-    align: Align | None,
-    metric: Metric,
-    n_init: int,
-    rng: np.random.RandomState,
-) -> list[PosedUnits]:
-    """Return what k-means is to solve for one module, at each of ``ks``; the parameters are :func:`reassemble`'s.
-
-    Made first for all modules, it lets :func:`solve_units` take them together; each module's ``found`` then goes to
-    :func:`reassemble`.
-    """
-    pool = pool_of(updates, weights, align)
-    if pool is None:
-        none = np.empty(0, dtype=np.intp)
-        empty = _Pooled(Distinct(none, np.empty(0), none), np.empty(0), np.empty((0, 0)), False)
-        return [PosedUnits(empty, Posed(Partition(none, 0), none))] * len(ks)
-    placed = _place_units(pool.updates, pool.weights, metric)
-    posed = _pose(placed, [pool.number(k) for k in ks], clusterer=None, n_init=n_init, rng=rng)
-    return [PosedUnits(pooled, one.lighter()) for pooled, one in posed]
-
-
 def reassemble(
     updates: Sequence[LoraFactors],
     weights: np.ndarray,
@@ -268,11 +203,13 @@ def reassemble(
     align: Align | None,
     metric: Metric,
     clusterer: ClusterMixin | None,
+    init: Init,
     n_init: int,
     max_iter: int,
     rng: np.random.RandomState,
-    engine: Engine | None,
-    found: Sequence[FoundUnits] | None = None,
+    backend: BackendName,
+    device: str | None,
+    found: Sequence[Clusters] | None = None,
 ) -> list[Reassembled]:
     """Group, cluster and reconstruct: one module of LoRA-LEGO, at one number of clusters or several.
 
@@ -295,39 +232,37 @@ def reassemble(
         Distance between MSUs.
     clusterer : ClusterMixin or None
         What clusters the MSUs; None is k-means.
-    n_init, max_iter : int
+    init, n_init, max_iter
         As in :class:`MSUKMeans`.
     rng : RandomState
         Seeds the clustering, for each number from the state that it is in.
-    engine : Engine or None
-        What runs k-means; not needed with a clusterer.
-    found : sequence of FoundUnits, default=None
+    backend, device
+        What runs k-means, as :func:`chosen_backend` takes them.
+    found : sequence of Clusters, default=None
         The clusters for each of ``ks``, where they are known already; see :func:`pose_module`.
     """
     owners = np.repeat(np.arange(len(updates)), [update.rank for update in updates])
     nobody = np.full(len(owners), -1)
-    pool = pool_of(updates, weights, align)
-    if pool is None:
+    members = members_of(updates, weights, align)
+    if members is None:
         return [Reassembled(updates[0].scaled(0), nobody, owners, 0.0, 0)] * len(ks)
     if found is None:
-        placed = _place_units(pool.updates, pool.weights, metric)
-        numbers = [pool.number(k) if clusterer is None else k for k in ks]
-        posed = _pose(placed, numbers, clusterer=clusterer, n_init=n_init, rng=rng)
-        found, rows = solve_units(posed, engine, max_iter=max_iter), placed.units
+        (pool, problems), units = pose_units(
+            members, ks, metric=metric, clusterer=clusterer, init=init, n_init=n_init, rng=rng
+        )
+        chosen = chosen_backend(backend, device, clusterer=clusterer, init=init)
+        found = [pool.clusters(partition) for partition in solved(problems, chosen, max_iter=max_iter)]
     else:
-        rows = in_order(pool.updates, found[0].distinct)
-    sizes = None if norm is None else _NORMS[norm](rows)
-
-    def scale(k: int) -> float:
-        return (pool.mean_rank / k) ** 0.5 if output_scale == "sqrt" else 1.0
-
+        units = in_order(members.updates, found[0].distinct)
+    sizes = None if norm is None else _NORMS[norm](units)
+    mean_rank = members.mean_rank if output_scale == "sqrt" else None
     made = []
     for clusters in found:
-        factors = LoraFactors(*split_msus(_centroids(rows, sizes, clusters, norm, scale), updates[0].d_in))
+        factors = LoraFactors(*split_msus(_centroids(units, sizes, clusters, norm, mean_rank), updates[0].d_in))
         if output_scale is not None and output_scale != "sqrt":
             factors = factors.scaled(output_scale)
         labels = nobody.copy()
-        labels[np.array(pool.active)[owners]] = clusters.labels[clusters.distinct.inverse]
+        labels[np.array(members.active)[owners]] = clusters.labels[clusters.distinct.inverse]
         made.append(Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter))
     return made
 
@@ -352,13 +287,12 @@ def clustered_units(
     labels : ndarray of shape (R,)
         As it returned them.
     """
-    pool = pool_of(updates, weights, align)
+    members = members_of(updates, weights, align)
     kept = labels[labels >= 0]
-    if pool is None:
+    if members is None:
         return ClusteredUnits(np.empty((0, updates[0].d_in + updates[0].d_out)), np.empty(0), kept)
-    units = pool_msus(pool.updates).cpu().numpy().astype(np.float64)
+    units = pool_msus(members.updates).cpu().numpy().astype(np.float64)
     if metric == "sign_invariant":
-        pooled, _ = _tell_apart(pool.updates, pool.weights, metric)
-        distinct = pooled.distinct
-        units *= (pooled.flips * pooled.turns(kept[distinct.chosen])[distinct.inverse])[:, None]
-    return ClusteredUnits(units, pool.weights, kept)
+        pool, _ = pool_units(members.updates, members.weights, metric)
+        units *= (pool.flips * pool.turns(kept[pool.distinct.chosen])[pool.distinct.inverse])[:, None]
+    return ClusteredUnits(units, members.weights, kept)

@@ -11,7 +11,7 @@ from .products import Update
 
 
 def damp_shared_outputs(updates: Sequence[Update], bases: Sequence[Tensor], strength: float) -> list[Tensor]:
-    r"""Damp the directions in which the outputs of T updates crowd.
+    r"""Damp the output directions that T updates share.
 
     With :math:`C = [C_1 \dots C_T] = U \Sigma V^T`, :math:`s_j = \sigma_j^2 / \sum_k \sigma_k^2` and
     :math:`c` = ``strength`` * (T - 1), it multiplies every B by
@@ -24,9 +24,9 @@ def damp_shared_outputs(updates: Sequence[Update], bases: Sequence[Tensor], stre
     updates : sequence of (A, B)
         T updates of one module, of any ranks, R in all.
     bases : sequence of T Tensors of shape (d_out, m_i)
-        C_i: what is taken for the output side of each update, such as its B.
+        C_i: the output side of each update, such as its B.
     strength : float
-        Not negative; 1 is the paper.
+        Zero or more; 1 is the paper's.
 
     Returns
     -------

@@ -1,7 +1,7 @@
 """Minimal semantic units (MSUs): row i of A joined with column i of B.
 
 Zhao et al., "Merging LoRAs like Playing LEGO" (arXiv 2409.16167), Definition 1. The method section of the paper writes
-``A[:, l]`` for the unit's half; that contradicts the definition, which is what this module follows.
+``A[:, l]`` for a unit's part of A. That contradicts the definition, which this module follows.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def split_msus(units: Tensor, d_in: int) -> tuple[Tensor, Tensor]:
     units : Tensor of shape (k, d_in + d_out)
         One MSU a row.
     d_in : int
-        Where A's half ends.
+        Number of columns that belong to A.
 
     Returns
     -------
@@ -74,9 +74,9 @@ def _turned(rows: Tensor) -> Tensor:
 
 
 def balance_msus(update: Update) -> tuple[Tensor, Tensor]:
-    """Rescale every MSU so that its halves have equal norm, ``||a|| = ||b||``; the update is unchanged.
+    """Rescale every MSU so that its two parts have equal norm, ``||a|| = ||b||``; the update is unchanged.
 
-    A unit with a zero half stands for a zero update; both of its halves become zero.
+    A unit of which one part is zero stands for a zero update; both parts become zero.
     """
     a, b = update
     norm_a, norm_b = a.norm(dim=1), b.norm(dim=0)
@@ -89,8 +89,8 @@ def balance_msus(update: Update) -> tuple[Tensor, Tensor]:
 def align_svd(update: Update) -> tuple[Tensor, Tensor]:
     """Replace the factors by ``sqrt(S) V^T`` and ``U sqrt(S)`` of the update's own SVD, signs fixed.
 
-    What comes out depends on ``B @ A`` alone, not on which of its many factorisations the file holds: permutations,
-    sign flips, rescalings and any invertible mixing of the units give the same result.
+    The result depends on ``B @ A`` alone, and not on which of its many factorizations the file holds: permuting,
+    negating or rescaling the units, or mixing them by any invertible matrix, gives the same result.
     """
     a, b = update
     u, s, vh = svd_of_sum([(a, b)], [1.0])

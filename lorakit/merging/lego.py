@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from functools import partial
-from itertools import chain, islice
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -23,12 +22,13 @@ from ..cluster.units import (
     BACKENDS,
     Align,
     Backend,
-    Engine,
-    FoundUnits,
+    BackendName,
+    Clusters,
+    Init,
     Metric,
     Norm,
     PosedUnits,
-    choose_engine,
+    chosen_backend,
     gauges_kept,
     pose_module,
     reassemble,
@@ -45,9 +45,12 @@ class LegoMerger(BaseMerger):
     give any rank out. Two reweightings keep its scale: each centroid gets back the mean norm of its members
     (averaging shrinks), and the update is multiplied by :math:`\sqrt{\bar r / k}` (a higher rank expands the variance).
 
-    At ``k`` = the sum of the ranks the result is :math:`\sqrt{\bar r / R} \sum_i W_i`. Copies of one adapter give that
-    adapter back. The order of the units and of the adapters does not matter, beyond round-off; with ``align='svd'``
-    nor does any other change of factors that keeps the updates.
+    If ``k`` is the sum R of the ranks, the result is :math:`\sqrt{\bar r / R} \sum_i W_i`. Merging copies of one
+    adapter returns that adapter. The order of the units and of the adapters does not change the result, beyond
+    round-off; with ``align='svd'`` it depends on the updates alone.
+
+    k-means has many optima: another ``random_state`` gives another merge. On real adapters the merges are far apart and
+    their accuracies are not (:doc:`/results/lego_seeds`). ``init='ward'`` draws nothing at random.
 
     Parameters
     ----------
@@ -56,30 +59,36 @@ class LegoMerger(BaseMerger):
         the paper chose. At most the number of distinct MSUs. A share of the energy, 'auto' or a
         :class:`~lorakit.RankBudget` gives each module a rank of its own.
     norm : {'inf', 'l2'} or None, default='inf'
-        Parameter reweighting: the norm in which a centroid is given the mean of its members'. The paper's formula
-        has the Euclidean norm, its implementation the maximum norm. None turns it off.
+        Parameter reweighting: each centroid is scaled to the mean norm of its members, in this norm. The paper's
+        formula has the Euclidean norm ('l2'), its implementation the maximum norm ('inf'). None turns it off.
     output_scale : 'sqrt', float or None, default='sqrt'
         Output reweighting: the factor on the update, :math:`\sqrt{\bar r / k}` for 'sqrt'. None turns it off.
     align : {'balance', 'svd'} or None, default=None
         What is done to each adapter before pooling. None is the paper. 'balance' rescales every unit to equal norms
-        of its halves. 'svd' replaces the factors by those of the update's own SVD, with which the merge depends on
+        of its two parts. 'svd' replaces the factors by those of the update's own SVD, with which the merge depends on
         the updates alone.
     metric : {'euclidean', 'cosine', 'sign_invariant'}, default='euclidean'
-        When two units are alike. 'euclidean' is the paper. 'cosine' clusters them by direction alone. 'sign_invariant'
-        takes a unit :math:`[a, b]` and its negative, which stand for the same update, for one: it clusters the outer
-        products :math:`s s^T / \|s\|`, and turns the units of a cluster the same way before they are averaged. In
-        each case the centroids are means of the units themselves.
+        Distance between units. 'euclidean' is the paper. 'cosine' clusters units by direction alone. 'sign_invariant'
+        treats a unit :math:`[a, b]` and its negative, which stand for the same update, as equal: it clusters the outer
+        products :math:`s s^T / \|s\|`, and gives the units of a cluster matching signs before they are averaged. With
+        every metric the centroids are means of the units themselves.
     clusterer : scikit-learn clusterer, default=None
         What clusters the units instead of k-means, such as ``AgglomerativeClustering()``; cloned for each module. It
-        gets points whose Euclidean distances are those of ``metric``, once for equal units, and, if it takes them,
-        weights in which a unit of mean weight counts as one. An open ``random_state`` is set from this estimator's.
+        gets points whose Euclidean distances are those of ``metric``, one point for all equal units. If it takes
+        ``sample_weight``, it gets weights in which a unit of mean weight counts as one. If its ``random_state`` is
+        None, it is set from this estimator's.
         If it has ``n_clusters``, ``k`` sets it; without ``k``, or without that parameter (``HDBSCAN()``), the rank
         of the result is the number of clusters that it finds.
         A unit labelled as noise (-1) becomes a cluster of its own.
+    init : {'k-means++', 'ward'}, default='k-means++'
+        Where k-means starts. 'k-means++' draws ``n_init`` starts at random and keeps the best, which is the paper.
+        'ward' starts once, from Ward's hierarchical clustering of the units, cut at ``k`` clusters. Nothing is drawn at
+        random then: ``random_state`` and ``n_init`` have no effect. It is refused with a ``clusterer``, which takes the
+        place of k-means.
     n_init : int, default=10
-        Starts of k-means; the best one counts.
+        Number of starts of k-means. The one of lowest inertia is kept.
     max_iter : int, default=300
-        Most iterations of one start.
+        Largest number of iterations of one start.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally.
     scale : float or 'match', default=1.0
@@ -90,8 +99,8 @@ class LegoMerger(BaseMerger):
         For ``scale='match'``: match each module's norm, or one factor for the whole model. An adapter that lacks a
         module counts there with norm zero.
     random_state : int, RandomState or None, default=None
-        Seeds the clustering. Each module draws its own stream from it, so that neither ``n_jobs`` nor the engine
-        changes the result. Pass an int for the same result on every call.
+        Seeds the clustering. Each module has a stream of its own, derived from it, so that neither ``n_jobs`` nor the
+        joblib engine changes the result. Pass an int for the same result on every call.
     n_jobs : int, default=None
         Modules merged at a time; None means 1 unless in a ``joblib.parallel_config`` context.
     backend : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}, default='auto'
@@ -159,13 +168,14 @@ class LegoMerger(BaseMerger):
         "align": [StrOptions({"balance", "svd"}), None],
         "metric": [StrOptions({"euclidean", "cosine", "sign_invariant"})],
         "clusterer": [ClusterMixin, None],
+        "init": [StrOptions({"k-means++", "ward"})],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "backend": [StrOptions(set(BACKENDS))],
     }
-    _engine: Engine | None = None  # on the copies that run the modules
-    _found: dict[str, list[FoundUnits]] | None = None  # by module, one a rank
-    _module_found: list[FoundUnits] | None = None
+    # On the copies that run the modules, where torch has clustered them all before: one a rank
+    _found: dict[str, list[Clusters]] | None = None  # by module
+    _module_found: list[Clusters] | None = None
 
     def __init__(
         self,
@@ -176,6 +186,7 @@ class LegoMerger(BaseMerger):
         align: Align | None = None,
         metric: Metric = "euclidean",
         clusterer: ClusterMixin | None = None,
+        init: Init = "k-means++",
         n_init: int = 10,
         max_iter: int = 300,
         weights: Any = None,
@@ -184,7 +195,7 @@ class LegoMerger(BaseMerger):
         scale_scope: str = "module",
         random_state: Any = None,
         n_jobs: int | None = None,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
         device: str | None = None,
         verbose: int = 0,
     ) -> None:
@@ -194,6 +205,7 @@ class LegoMerger(BaseMerger):
         self.align = align
         self.metric = metric
         self.clusterer = clusterer
+        self.init = init
         self.n_init = n_init
         self.max_iter = max_iter
         self.weights = weights
@@ -208,7 +220,11 @@ class LegoMerger(BaseMerger):
 
     @property
     def invariances(self) -> frozenset[str]:
-        """The order of the MSUs; with 'balance' rescaling, with 'sign_invariant' signs, with 'svd' all there are."""
+        """Changes of the factors that do not change the result.
+
+        The order of the MSUs; with ``align='balance'`` also rescaling, with ``metric='sign_invariant'`` signs, and with
+        ``align='svd'`` any change that keeps the update.
+        """
         return gauges_kept(self.align, self.metric)
 
     def fit(self, X: AdapterSet | Iterable[Adapter], y: object = None) -> Self:
@@ -231,42 +247,43 @@ class LegoMerger(BaseMerger):
         ImportError
             If ``backend`` is 'cuml' and cuML cannot be imported.
         ValueError
-            If a parameter is wrong, ``device`` cannot be used, or ``backend`` does not compute on it.
+            If a parameter is wrong, ``device`` cannot be used, ``backend`` does not compute on it, or ``init='ward'``
+            is given with a ``clusterer``.
         """
         return super().fit(X, y)
 
     def _fit_ranks(self, X: AdapterSet | Iterable[Adapter], mergers: Sequence[Self]) -> None:
         super()._fit_ranks(X, mergers)
         for merger in mergers:
-            merger.backend_ = self._chosen_engine().backend if self.clusterer is None else None
+            merger.backend_ = backend.name if (backend := self._chosen_backend()) else None
 
-    def _chosen_engine(self) -> Engine:
-        return self._engine or choose_engine(self.backend, self.device)
+    def _chosen_backend(self) -> Backend | None:
+        return chosen_backend(self.backend, self.device, clusterer=self.clusterer, init=self.init)
 
     def _prepared(
         self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
     ) -> Self:
-        """Choose the backend; where torch is to cluster, have it cluster all modules."""
-        if self.clusterer is not None:
+        """Where torch is to cluster, have it cluster all modules; a backend that cannot run is refused here."""
+        backend = self._chosen_backend()
+        if backend is None or backend.name != "torch":
             return self
+        task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
+        posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
+        found = solve_units(posed, backend, max_iter=self.max_iter)
         worker = copy(self)
-        worker._engine = self._chosen_engine()
-        if worker._engine.backend == "torch":
-            task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
-            posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-            found = iter(solve_units(list(chain.from_iterable(posed)), worker._engine, max_iter=self.max_iter))
-            worker._found = {m: list(islice(found, len(p))) for m, p in zip(X.module_names, posed, strict=True)}
+        worker._found = dict(zip(X.module_names, found, strict=True))
         return worker
 
     def _pose_module(
         self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
-    ) -> list[PosedUnits]:
+    ) -> PosedUnits:
         return pose_module(
             read_module(X, module, self.device),
             weights,
             ranks[module],
             align=self.align,
             metric=self.metric,
+            init=self.init,
             n_init=self.n_init,
             rng=module_rng(seed, module),
         )
@@ -290,10 +307,12 @@ class LegoMerger(BaseMerger):
             align=self.align,
             metric=self.metric,
             clusterer=self.clusterer,
+            init=self.init,
             n_init=self.n_init,
             max_iter=self.max_iter,
             rng=rng,
-            engine=self._chosen_engine() if self.clusterer is None else None,
+            backend=self.backend,
+            device=self.device,
             found=self._module_found,
         )
         merged = []

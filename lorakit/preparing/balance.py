@@ -21,15 +21,15 @@ class NormBalancer(BaseTransformer):
 
     .. math:: W_i' = \frac{t}{\|W_i\|}\, W_i
 
-    Adapters trained for longer, or with a larger alpha, have larger updates, and a merge mostly follows those. With
-    this step in front each counts as much as the next, whatever the merger. An update that is zero stays zero, and an
-    adapter that lacks a module has no say in its norm. Adapters are balanced among those that they are passed with.
+    Adapters that were trained for longer, or with a larger alpha, have larger updates, and dominate a merge. After this
+    step all adapters count equally, with any merger. A zero update stays zero. An adapter that lacks a module does not
+    count in that module's mean norm. The mean is over the adapters that are passed together.
 
     Parameters
     ----------
     scope : {'module', 'model'}, default='module'
-        What has the common norm: the update of each module, or all of an adapter's modules together. 'model' keeps
-        the proportions between an adapter's modules.
+        What gets the common norm: the update of each module by itself, or an adapter's update of the whole model.
+        'model' keeps the proportions between an adapter's modules.
     target : {'mean', 'geometric'} or float, default='mean'
         The common norm t: the arithmetic or the geometric mean of the adapters' norms, or a number.
     n_jobs : int, default=None

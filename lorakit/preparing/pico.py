@@ -14,27 +14,27 @@ from ..linalg import align_svd, damp_shared_outputs, frobenius_norm
 class PicoDamper(BaseTransformer):
     r"""Damp the output directions that many adapters share (Pico) [1]_; put it before a merger in a pipeline.
 
-    Adapters trained apart write into a few common output directions, which a merge then counts once per adapter, while
-    what only one adapter writes is divided by their number. The B of all T adapters that have the module are stacked,
-    :math:`[B_1 \dots B_T] = U \Sigma V^T`, and every direction is damped by its share of the energy:
+    Adapters that were trained separately share a few output directions. A merge adds up what all adapters write there,
+    and divides what only one adapter writes by their number. So the B of all T adapters that have the module are
+    stacked, :math:`[B_1 \dots B_T] = U \Sigma V^T`, and every direction is damped by its share of the energy:
 
     .. math:: s_j = \frac{\sigma_j^2}{\sum_k \sigma_k^2}, \qquad \alpha_j = \frac{1}{1 + \gamma (T - 1) s_j}, \qquad
               B_i' = (I + U\,\mathrm{diag}(\alpha - 1)\,U^T)\, B_i
 
-    with :math:`\gamma` = ``strength``. A direction that holds all the energy shrinks to :math:`1 / T`, one that is
-    rarely used stays; A is left alone. The operator is applied by a solve of the size of the ranks' sum, without an
-    SVD of the stack. One adapter alone is not changed.
+    with :math:`\gamma` = ``strength``. A direction that holds all the energy shrinks to :math:`1 / T`; one that holds
+    little hardly changes. A is not changed. The operator is applied by solving one linear system whose size is the sum
+    of the ranks, without an SVD of the stack. A single adapter is not changed.
 
     Parameters
     ----------
     strength : float, default=1.0
         :math:`\gamma`. 1 is the paper, 0 changes nothing.
     align : {'svd'} or None, default='svd'
-        Which factors the B of the formula are. 'svd': :math:`U_i \sqrt{S_i}` of each update's own SVD, so that the
-        result depends on the updates alone. None is the paper: the files' own B, whose energy depends on how each file
-        factors its update.
+        Which B the formula takes. 'svd': :math:`U_i \sqrt{S_i}` of each update's own SVD, so that the
+        result depends on the updates alone. None is the paper: the B of the files, whose energy depends on how each
+        file factors its update.
     restore_norm : bool, default=True
-        Give each damped update back the norm that it had, at each module, as the authors' program does. The paper's
+        Scale each damped update to the norm that it had, module by module, as the authors' program does. The paper's
         text rescales the merged update instead, to the mean norm of the adapters: add ``scale='match'`` to the merger.
     n_jobs : int, default=None
         Modules changed at a time; None means 1 unless in a ``joblib.parallel_config`` context.
@@ -97,7 +97,7 @@ class PicoDamper(BaseTransformer):
 
     @property
     def invariances(self) -> frozenset[str]:
-        """All; with ``align=None`` only the order and the signs of the MSUs."""
+        """Changes of the factors that do not change the result: all; with ``align=None`` order and signs of MSUs."""
         return frozenset(GAUGES if self.align == "svd" else ("permutation", "sign"))
 
     def _change_module(self, updates: list[LoraFactors], module: str, prepared: Any, seed: int) -> list[LoraFactors]:

@@ -20,15 +20,15 @@ Chooser = str | Iterable[str] | Callable[[str], bool]
 class ModuleSelector(BaseTransformer):
     """Keep the modules whose names match; put it before a merger in a pipeline.
 
-    Nothing is read: adapters that are lazy stay so.
+    No weights are read: lazy adapters stay lazy.
 
     Parameters
     ----------
     include : str, list of str, callable or None, default=None
         Modules to keep: a pattern, several of which one must match, or a function of the module's name that returns
-        whether to keep it. None keeps all. Name a function, rather than write a lambda, where estimators are pickled.
+        whether to keep it. None keeps all. Estimators that are pickled need a named function, not a lambda.
     exclude : str, list of str, callable or None, default=None
-        Modules to drop of those, likewise. None drops none.
+        Modules to drop from those, given in the same way. None drops none.
     syntax : {'glob', 'regex'}, default='glob'
         How patterns are written. Both must match the whole name. 'glob': ``*`` stands for any characters, dots too,
         ``?`` for one, ``[ab]`` for one of those; case matters. 'regex': a regular expression of Python.

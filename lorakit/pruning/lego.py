@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from copy import copy
 from numbers import Integral, Real
 from typing import Any, ClassVar, Self
 
@@ -15,7 +14,17 @@ from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..base import BasePruner
-from ..cluster.units import BACKENDS, Align, Backend, Engine, Metric, Norm, choose_engine, gauges_kept, reassemble
+from ..cluster.units import (
+    BACKENDS,
+    Align,
+    BackendName,
+    Init,
+    Metric,
+    Norm,
+    chosen_backend,
+    gauges_kept,
+    reassemble,
+)
 from ..factors import LoraFactors
 
 
@@ -30,34 +39,40 @@ class LegoPruner(BasePruner):
         Rank to keep. None: half of each module's rank. A module at or below it stays as it is. A share of the energy,
         'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     norm : {'inf', 'l2'} or None, default='inf'
-        Parameter reweighting: the norm in which a centroid is given the mean of its members'. The paper's formula
-        has the Euclidean norm, its implementation the maximum norm. None turns it off.
+        Parameter reweighting: each centroid is scaled to the mean norm of its members, in this norm. The paper's
+        formula has the Euclidean norm ('l2'), its implementation the maximum norm ('inf'). None turns it off.
     output_scale : 'sqrt', float or None, default='sqrt'
         Output reweighting: the factor on the update, :math:`\sqrt{r / k}` for 'sqrt', r the module's rank. None turns
         it off.
     align : {'balance', 'svd'} or None, default=None
         What is done to each adapter before pooling. None is the paper. 'balance' rescales every unit to equal norms
-        of its halves. 'svd' replaces the factors by those of the update's own SVD, with which the pruning depends on
+        of its two parts. 'svd' replaces the factors by those of the update's own SVD, with which the pruning depends on
         the update alone.
     metric : {'euclidean', 'cosine', 'sign_invariant'}, default='euclidean'
-        When two units are alike. 'euclidean' is the paper. 'cosine' clusters them by direction alone. 'sign_invariant'
-        takes a unit :math:`[a, b]` and its negative, which stand for the same update, for one: it clusters the outer
-        products :math:`s s^T / \|s\|`, and turns the units of a cluster the same way before they are averaged. In
-        each case the centroids are means of the units themselves.
+        Distance between units. 'euclidean' is the paper. 'cosine' clusters units by direction alone. 'sign_invariant'
+        treats a unit :math:`[a, b]` and its negative, which stand for the same update, as equal: it clusters the outer
+        products :math:`s s^T / \|s\|`, and gives the units of a cluster matching signs before they are averaged. With
+        every metric the centroids are means of the units themselves.
     clusterer : scikit-learn clusterer, default=None
         What clusters the units instead of k-means, such as ``AgglomerativeClustering()``; cloned for each module. It
-        gets points whose Euclidean distances are those of ``metric``, once for equal units, and, if it takes them,
-        weights in which a unit of mean weight counts as one. An open ``random_state`` is set from this estimator's.
+        gets points whose Euclidean distances are those of ``metric``, one point for all equal units. If it takes
+        ``sample_weight``, it gets weights in which a unit of mean weight counts as one. If its ``random_state`` is
+        None, it is set from this estimator's.
         If it has ``n_clusters``, ``k`` sets it; if not (``HDBSCAN()``), the rank that is left is the number of clusters
         that it finds.
         A unit labelled as noise (-1) becomes a cluster of its own.
+    init : {'k-means++', 'ward'}, default='k-means++'
+        Where k-means starts. 'k-means++' draws ``n_init`` starts at random and keeps the best, which is the paper.
+        'ward' starts once, from Ward's hierarchical clustering of the units, cut at ``k`` clusters. Nothing is drawn at
+        random then: ``random_state`` and ``n_init`` have no effect. It is refused with a ``clusterer``, which takes the
+        place of k-means.
     n_init : int, default=10
-        Starts of k-means; the best one counts.
+        Number of starts of k-means. The one of lowest inertia is kept.
     max_iter : int, default=300
-        Most iterations of one start.
+        Largest number of iterations of one start.
     random_state : int, RandomState or None, default=None
-        Seeds the clustering. Each module draws its own stream from it, so that neither ``n_jobs`` nor the engine
-        changes the result. Pass an int for the same result on every call.
+        Seeds the clustering. Each module has a stream of its own, derived from it, so that neither ``n_jobs`` nor the
+        joblib engine changes the result. Pass an int for the same result on every call.
     n_jobs : int, default=None
         Modules pruned at a time; None means 1 unless in a ``joblib.parallel_config`` context.
     backend : {'auto', 'numpy', 'sklearn', 'torch', 'cuml'}, default='auto'
@@ -101,11 +116,11 @@ class LegoPruner(BasePruner):
         "align": [StrOptions({"balance", "svd"}), None],
         "metric": [StrOptions({"euclidean", "cosine", "sign_invariant"})],
         "clusterer": [ClusterMixin, None],
+        "init": [StrOptions({"k-means++", "ward"})],
         "n_init": [Interval(Integral, 1, None, closed="left")],
         "max_iter": [Interval(Integral, 1, None, closed="left")],
         "backend": [StrOptions(set(BACKENDS))],
     }
-    _engine: Engine | None = None  # on the copy that runs the modules
 
     def __init__(
         self,
@@ -116,11 +131,12 @@ class LegoPruner(BasePruner):
         align: Align | None = None,
         metric: Metric = "euclidean",
         clusterer: ClusterMixin | None = None,
+        init: Init = "k-means++",
         n_init: int = 10,
         max_iter: int = 300,
         random_state: Any = None,
         n_jobs: int | None = None,
-        backend: Backend = "auto",
+        backend: BackendName = "auto",
         device: str | None = None,
         verbose: int = 0,
     ) -> None:
@@ -130,6 +146,7 @@ class LegoPruner(BasePruner):
         self.align = align
         self.metric = metric
         self.clusterer = clusterer
+        self.init = init
         self.n_init = n_init
         self.max_iter = max_iter
         self.random_state = random_state
@@ -140,7 +157,11 @@ class LegoPruner(BasePruner):
 
     @property
     def invariances(self) -> frozenset[str]:
-        """The order of the MSUs; with 'balance' rescaling, with 'sign_invariant' signs, with 'svd' all there are."""
+        """Changes of the factors that do not change the result.
+
+        The order of the MSUs; with ``align='balance'`` also rescaling, with ``metric='sign_invariant'`` signs, and with
+        ``align='svd'`` any change that keeps the update.
+        """
         return gauges_kept(self.align, self.metric)
 
     def fit(self, X: AdapterSet | Iterable[Adapter], y: object = None) -> Self:
@@ -162,10 +183,11 @@ class LegoPruner(BasePruner):
         ImportError
             If ``backend`` is 'cuml' and cuML cannot be imported.
         ValueError
-            If a parameter is wrong, ``device`` cannot be used, or ``backend`` does not compute on it.
+            If a parameter is wrong, ``device`` cannot be used, ``backend`` does not compute on it, or ``init='ward'``
+            is given with a ``clusterer``.
         """
         super().fit(X, y)
-        self.backend_ = self._chosen_engine().backend if self.clusterer is None else None
+        self.backend_ = self._used_backend()
         return self
 
     def transform(self, X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
@@ -182,13 +204,13 @@ class LegoPruner(BasePruner):
             As many adapters as X, in the same order, under the same names.
         """
         self._validate_params()
-        worker = copy(self)
-        if self.clusterer is None:
-            worker._engine = self._chosen_engine()  # once, and not for each module
-        return super(LegoPruner, worker).transform(X)
+        self._used_backend()
+        return super().transform(X)
 
-    def _chosen_engine(self) -> Engine:
-        return self._engine or choose_engine(self.backend, self.device)
+    def _used_backend(self) -> str | None:
+        """Return the library that runs k-means, or refuse it before a module is read; None with a clusterer."""
+        backend = chosen_backend(self.backend, self.device, clusterer=self.clusterer, init=self.init)
+        return backend.name if backend else None
 
     def _prune_module(self, update: LoraFactors, k: int, rng: np.random.RandomState) -> LoraFactors:
         (result,) = reassemble(
@@ -200,9 +222,11 @@ class LegoPruner(BasePruner):
             align=self.align,
             metric=self.metric,
             clusterer=self.clusterer,
+            init=self.init,
             n_init=self.n_init,
             max_iter=self.max_iter,
             rng=rng,
-            engine=self._chosen_engine() if self.clusterer is None else None,
+            backend=self.backend,
+            device=self.device,
         )
         return result.factors

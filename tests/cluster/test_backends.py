@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
+from sklearn.cluster import AgglomerativeClustering, KMeans
 from sklearn.datasets import make_blobs
 
 from lorakit import LegoMerger, LegoPruner, MSUKMeans
 from lorakit.cluster import _backends
-from lorakit.cluster._backends import Engine, Problem, choose_engine, lloyd_cuml, solve
-from lorakit.cluster._partition import Partition, partition, pose, settle
+from lorakit.cluster._backends import Backend, Problem, choose_backend, lloyd_cuml, solve
+from lorakit.cluster._partition import Partition, best_of, problems_of, solved
 from lorakit.testing import make_adapters
 
 
@@ -78,11 +78,12 @@ def no_cuml(monkeypatch):
     monkeypatch.delitem(sys.modules, "cuml.cluster", raising=False)
 
 
-def posed(seed, n=60, d=12, k=6, n_init=4, tol=1e-4, weighted=True):
+def posed(seed, n=60, d=12, k=6, n_init=4, tol=1e-4, weighted=True, init="k-means++"):
     rng = np.random.RandomState(seed)
     rows = rng.standard_normal((n, d))
     weights = rng.uniform(0.1, 3, n) if weighted else np.ones(n)
-    return pose(rows, weights, k, n_init=n_init, tol=tol, width=rows.shape[1], rng=rng)
+    (problem,) = problems_of(rows, weights, [k], init=init, n_init=n_init, tol=tol, width=rows.shape[1], rng=rng)
+    return problem
 
 
 def same_runs(ours, theirs):
@@ -96,7 +97,7 @@ def same_runs(ours, theirs):
 @given(shapes=st.lists(st.tuples(st.integers(6, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=6))
 def test_ours_agree_with_scikit_learn_whatever_the_shapes(backend, shapes):
     problems = [posed(i, n, d, k, n_init=1 + i % 3) for i, (n, d, k) in enumerate(shapes)]
-    ours, theirs = (solve(problems, Engine(b), max_iter=300) for b in (backend, "sklearn"))
+    ours, theirs = (solve(problems, Backend(b), max_iter=300) for b in (backend, "sklearn"))
     for problem, x, y in zip(problems, ours, theirs, strict=True):
         assert len(x) == len(problem.seeds)
         if all(len(set(run.labels)) == problem.seeds.shape[1] for run in y):
@@ -106,17 +107,17 @@ def test_ours_agree_with_scikit_learn_whatever_the_shapes(backend, shapes):
 @pytest.mark.parametrize("limit", [1, 10_000, 100_000])
 def test_memory_of_a_batch_is_bounded_and_does_not_matter(monkeypatch, limit):
     problems = [posed(i) for i in range(5)] + [posed(9, n=50)]
-    whole = solve(problems, Engine("torch"), max_iter=300)
+    whole = solve(problems, Backend("torch"), max_iter=300)
     sizes = []
-    lloyd = _backends.lloyd
+    lloyd = _backends.lloyd_torch
 
     def spy(points, *args, **options):
         sizes.append(len(points))
         return lloyd(points, *args, **options)
 
-    monkeypatch.setattr(_backends, "lloyd", spy)
+    monkeypatch.setattr(_backends, "lloyd_torch", spy)
     monkeypatch.setitem(_backends._BATCH_BYTES, "cpu", limit)
-    for x, y in zip(solve(problems, Engine("torch"), max_iter=300), whole, strict=True):
+    for x, y in zip(solve(problems, Backend("torch"), max_iter=300), whole, strict=True):
         same_runs(x, y)
     assert sum(sizes) == 24
     n, d, k = 60, 12, 6
@@ -125,17 +126,17 @@ def test_memory_of_a_batch_is_bounded_and_does_not_matter(monkeypatch, limit):
 
 def test_numpy_goes_through_few_starts_at_a_time_where_they_are_large(monkeypatch):
     problems = [posed(i)._replace(squared=None) for i in range(2)] + [posed(9, n=50)]
-    whole = solve(problems, Engine("numpy"), max_iter=300)
+    whole = solve(problems, Backend("numpy"), max_iter=300)
     sizes = []
     lloyd = _backends.lloyd_numpy
 
-    def spy(points, squared, weights, seeds, **options):
-        sizes.append(len(seeds))
-        return lloyd(points, squared, weights, seeds, **options)
+    def spy(points, squared, weights, distances, **options):
+        sizes.append(len(distances))
+        return lloyd(points, squared, weights, distances, **options)
 
     monkeypatch.setattr(_backends, "lloyd_numpy", spy)
     monkeypatch.setattr(_backends, "_DISTANCES", 3 * 60 * 6)
-    for x, y in zip(solve(problems, Engine("numpy"), max_iter=300), whole, strict=True):
+    for x, y in zip(solve(problems, Backend("numpy"), max_iter=300), whole, strict=True):
         for one, other in zip(x, y, strict=True):
             assert one.inertia == other.inertia  # to the last bit
         same_runs(x, y)
@@ -148,7 +149,7 @@ def test_numpy_goes_through_few_starts_at_a_time_where_they_are_large(monkeypatc
 def test_cuml_is_called_as_it_wants_and_agrees(stand_in, options):
     for seed in range(5):
         problem = posed(seed, **options)
-        ours, theirs = (solve([problem], Engine(b, "cpu"), max_iter=300)[0] for b in ("cuml", "sklearn"))
+        ours, theirs = (solve([problem], Backend(b, "cpu"), max_iter=300)[0] for b in ("cuml", "sklearn"))
         same_runs(ours, theirs)
     assert len(stand_in.calls) == 5 * 4
     scaled = [call.inertia_ for call in stand_in.calls]
@@ -157,32 +158,57 @@ def test_cuml_is_called_as_it_wants_and_agrees(stand_in, options):
 
 def test_cuml_starts_from_the_host_seeds(stand_in):
     problem = posed(0)
-    lloyd_cuml(problem, problem.seeds[0], "cpu", max_iter=300)
+    lloyd_cuml(problem, 0, "cpu", max_iter=300)
     (call,) = stand_in.calls
     ratio = call.init / problem.points[problem.seeds[0]]
     np.testing.assert_allclose(ratio, ratio[0, 0])  # those points, at another length
 
 
+@pytest.mark.parametrize("backend", ["sklearn", "cuml"])
+def test_k_means_starts_once_from_the_means_of_wards_partition(stand_in, monkeypatch, backend):
+    """Of a partition that is made afresh, by scikit-learn; the points are scaled on their way to cuML."""
+    problem = posed(0, weighted=False, init="ward")
+    labels = AgglomerativeClustering(n_clusters=6).fit_predict(problem.points)
+    means = np.array([problem.points[labels == c].mean(axis=0) for c in range(6)])
+    monkeypatch.setattr(_backends, "KMeans", lambda *args, **options: calls.append(options) or KMeans(*args, **options))
+    calls = []
+    (runs,) = solve([problem], Backend(backend, "cpu"), max_iter=300)
+    assert len(runs) == 1
+    init = calls[0]["init"] if backend == "sklearn" else stand_in.calls[0].init
+    ratio = np.abs(init).max() / np.abs(means).max()
+    np.testing.assert_allclose(init[np.argsort(init[:, 0])], ratio * means[np.argsort(means[:, 0])], rtol=1e-9)
+
+
+@given(seed=st.integers(0, 2**31 - 1), shape=st.sampled_from([(30, 40), (40, 2)]), k=st.integers(1, 9))
+def test_every_backend_moves_wards_partition_alike(seed, shape, k):
+    problems = [posed(seed, *shape, k, init="ward"), posed(seed + 1, *shape, k)]
+    results = [solve(problems, Backend(backend), max_iter=300) for backend in ("numpy", "torch", "sklearn")]
+    for ours in results[:2]:
+        for x, y in zip(ours, results[2], strict=True):
+            if all(len(set(run.labels)) == k for run in y):  # an empty cluster is treated otherwise
+                same_runs(x, y)
+
+
 def test_cuml_counts_no_iteration_more_than_it_may(stand_in):
     problem = posed(0, n=200, d=2, k=12)
-    assert lloyd_cuml(problem, problem.seeds[0], "cpu", max_iter=2).n_iter == 2
+    assert lloyd_cuml(problem, 0, "cpu", max_iter=2).n_iter == 2
 
 
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
 def test_cuml_of_equal_points(stand_in):
     problem = Problem(np.zeros((5, 2)), np.ones(5), np.array([[0, 1]]), 1e-4)
-    run = lloyd_cuml(problem, problem.seeds[0], "cpu", max_iter=10)
+    run = lloyd_cuml(problem, 0, "cpu", max_iter=10)
     assert run.inertia == 0
 
 
 def test_auto(stand_in, monkeypatch):
-    assert choose_engine("auto", None) == Engine("numpy", None)
-    assert choose_engine("auto", "cpu") == Engine("cuml", "cpu")
-    assert choose_engine("sklearn", "cpu") == Engine("sklearn", "cpu")
+    assert choose_backend("auto", None) == Backend("numpy", None)
+    assert choose_backend("auto", "cpu") == Backend("cuml", "cpu")
+    assert choose_backend("sklearn", "cpu") == Backend("sklearn", "cpu")
     monkeypatch.setitem(sys.modules, "cuml.cluster", None)
-    assert choose_engine("auto", "cpu") == Engine("torch", "cpu")
+    assert choose_backend("auto", "cpu") == Backend("torch", "cpu")
     monkeypatch.undo()
-    assert choose_engine("auto", "cpu") == Engine("numpy", "cpu")
+    assert choose_backend("auto", "cpu") == Backend("numpy", "cpu")
 
 
 @pytest.mark.parametrize("error", [ImportError("no libcuml"), RuntimeError("cudaErrorNoDevice"), OSError("libcudart")])
@@ -191,9 +217,9 @@ def test_any_error_of_importing_cuml_counts(stand_in, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(_backends, "import_module", broken)
-    assert choose_engine("auto", "cpu").backend == "torch"
+    assert choose_backend("auto", "cpu").name == "torch"
     with pytest.raises(ImportError, match=r"pip install 'lorakit\[cuml\]', or pass backend='torch'") as caught:
-        choose_engine("cuml", "cpu")
+        choose_backend("cuml", "cpu")
     assert str(error) in str(caught.value)
     assert caught.value.__cause__ is error
 
@@ -230,11 +256,12 @@ def test_parameters_are_checked(parameter):
 
 
 @pytest.mark.parametrize("shape", [(96, 400), (150, 3)])
-def test_msukmeans_on_every_backend(stand_in, shape):
+@pytest.mark.parametrize("init", ["k-means++", "ward"])
+def test_msukmeans_on_every_backend(stand_in, init, shape):
     X = np.random.default_rng(0).standard_normal(shape)
     weights = np.random.default_rng(1).uniform(0.5, 2, len(X))
     fits = {
-        backend: MSUKMeans(9, random_state=0, backend=backend, device="cpu").fit(X, sample_weight=weights)
+        backend: MSUKMeans(9, init=init, random_state=0, backend=backend, device="cpu").fit(X, sample_weight=weights)
         for backend in ("numpy", "sklearn", "torch", "cuml")
     }
     for backend, kmeans in fits.items():
@@ -264,15 +291,16 @@ def test_empty_clusters_are_filled_whatever_the_backend(stand_in):
     rows = np.vstack([np.zeros(2), np.eye(2), 5 * np.ones(2), 5 * np.ones(2) + 1e-3])
     problem = Problem(rows - rows.mean(axis=0), np.ones(5), np.array([[0, 0, 3]]), 1e-4)  # two starts at one point
     for backend in ("numpy", "sklearn", "torch", "cuml"):
-        labels, _ = settle(problem, *solve([problem], Engine(backend, "cpu"), max_iter=300))
+        labels, _ = best_of(problem, *solve([problem], Backend(backend, "cpu"), max_iter=300))
         assert set(labels) == {0, 1, 2}
 
 
 def test_nothing_to_solve():
-    found = partition(np.eye(3), np.ones(3), 3, n_init=2, max_iter=9, tol=0, rng=None, engine=Engine("torch"))
+    problems = problems_of(np.eye(3), np.ones(3), [3], init="k-means++", n_init=2, tol=0, width=3, rng=None)
+    (found,) = solved(problems, Backend("torch"), max_iter=9)
     assert isinstance(found, Partition)
     assert found.labels.tolist() == [0, 1, 2]
-    assert solve([], Engine("torch"), max_iter=9) == []
+    assert solve([], Backend("torch"), max_iter=9) == []
 
 
 @pytest.mark.parametrize("backend", ["auto", "cuml"])

@@ -19,7 +19,7 @@ from lorakit.cluster import _backends, _partition
 
 # some checks fit eight clusters to four distinct rows, as they do for KMeans
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-@parametrize_with_checks([MSUKMeans()])
+@parametrize_with_checks([MSUKMeans(), MSUKMeans(init="ward")])
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
 
@@ -115,9 +115,9 @@ def test_weights_take_part_in_the_seeding(monkeypatch):
     first_seeds = []
     lloyd = _backends.lloyd_sklearn
 
-    def spy(problem, seeds, **kwargs):
-        first_seeds.append(seeds[0] - problem.weights.argmax())
-        return lloyd(problem, seeds, **kwargs)
+    def spy(problem, start, **kwargs):
+        first_seeds.append(problem.seeds[start][0] - problem.weights.argmax())
+        return lloyd(problem, start, **kwargs)
 
     monkeypatch.setattr(_backends, "lloyd_sklearn", spy)
     kmeans = MSUKMeans(3, random_state=0, backend="sklearn")
@@ -201,7 +201,9 @@ def test_random_state():
     assert adjusted_rand_score(first, second) < 1  # an instance moves on
 
 
-@pytest.mark.parametrize("parameter", [{"n_clusters": 0}, {"n_init": 0}, {"max_iter": 0}, {"tol": -1.0}])
+@pytest.mark.parametrize(
+    "parameter", [{"n_clusters": 0}, {"init": "random"}, {"n_init": 0}, {"max_iter": 0}, {"tol": -1.0}]
+)
 def test_refuses_parameters(parameter):
     with pytest.raises(ValueError, match=next(iter(parameter))):
         MSUKMeans(**{"n_clusters": 2, **parameter}).fit(noise(9, 2))

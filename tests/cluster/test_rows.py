@@ -27,21 +27,22 @@ def pools(draw):
     return X.astype(draw(st.sampled_from([np.float32, np.float64])))
 
 
-def same_fit(X, weights, shuffle, k):
-    ours = MSUKMeans(k, n_init=2, random_state=0).fit(X, sample_weight=weights)
-    theirs = MSUKMeans(k, n_init=2, random_state=0).fit(X[shuffle], sample_weight=weights[shuffle])
+def same_fit(X, weights, shuffle, k, init):
+    ours, theirs = (MSUKMeans(k, init=init, n_init=2, random_state=0) for _ in range(2))
+    ours.fit(X, sample_weight=weights)
+    theirs.fit(X[shuffle], sample_weight=weights[shuffle])
     assert_array_equal(ours.labels_[shuffle], theirs.labels_)
     assert_array_equal(ours.cluster_centers_, theirs.cluster_centers_)
     assert (ours.inertia_, ours.n_iter_) == (theirs.inertia_, theirs.n_iter_)
 
 
 @settings(max_examples=40, deadline=None)
-@given(X=pools(), seed=st.integers(0, 99), weighted=st.booleans())
+@given(X=pools(), seed=st.integers(0, 99), weighted=st.booleans(), init=st.sampled_from(["k-means++", "ward"]))
 @pytest.mark.filterwarnings("ignore:Number of distinct clusters")
-def test_shuffling_rows_changes_nothing(X, seed, weighted):
+def test_shuffling_rows_changes_nothing(X, seed, weighted, init):
     rng = np.random.default_rng(seed)
     weights = rng.uniform(0.1, 3, len(X)) if weighted else np.ones(len(X))
-    same_fit(X, weights, rng.permutation(len(X)), k=1 + seed % len(X))
+    same_fit(X, weights, rng.permutation(len(X)), k=1 + seed % len(X), init=init)
 
 
 def test_lloyd_runs_on_one_thread(monkeypatch):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit.cluster._pairwise import squared_distances
-from lorakit.cluster._seeding import plusplus
+from lorakit.cluster._partition import plusplus
+from lorakit.cluster._rows import squared_distances
 
 
 def points(seed, n=30, d=6):

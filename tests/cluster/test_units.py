@@ -14,7 +14,8 @@ from sklearn.metrics.pairwise import cosine_distances
 
 from lorakit import LoraFactors, MSUKMeans
 from lorakit.cluster._coordinates import aligned_signs, canonical_signs, coordinates
-from lorakit.cluster.units import Engine, cluster_shares, clustered_units, pose_units, reassemble, solve_units
+from lorakit.cluster._pool import Members
+from lorakit.cluster.units import Backend, cluster_shares, clustered_units, pose_units, reassemble, solve_units
 
 SEED = st.integers(0, 2**31 - 1)
 
@@ -30,12 +31,13 @@ def bunches(n_bunches=5, size=4, d=40, spread=0.05, seed=0):
     return centres[truth] + spread * noise(len(truth), d, seed + 1), truth
 
 
-def clustered(units, k, *, weights=None, metric="euclidean", clusterer=None, seed=0):
+def clustered(units, k, *, weights=None, metric="euclidean", clusterer=None, init="k-means++", seed=0):
     weights = np.ones(len(units)) if weights is None else weights
     rng = np.random.RandomState(seed)
-    options = {"metric": metric, "clusterer": clusterer, "n_init": 4, "rng": rng}
-    posed = pose_units(torch.from_numpy(units), weights, k, **options)
-    (found,) = solve_units([posed], Engine("sklearn"), max_iter=300)
+    options = {"metric": metric, "clusterer": clusterer, "init": init, "n_init": 4, "rng": rng}
+    update = LoraFactors(torch.from_numpy(units), torch.empty(0, len(units), dtype=torch.float64))
+    posed, _ = pose_units(Members([update], weights, len(units), [True]), [k], **options)
+    ((found,),) = solve_units([posed], Backend("sklearn"), max_iter=300)
     inverse = found.distinct.inverse
     return found._replace(labels=found.labels[inverse], signs=found.signs[inverse])  # of all units
 
@@ -110,8 +112,9 @@ def test_attributes_agree(metric, clusterer):
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "sign_invariant"])
 @pytest.mark.parametrize("begin", ["alike", "apart", "equal"])
 @pytest.mark.parametrize("d_in", [5, 40])
+@pytest.mark.parametrize("init", ["k-means++", "ward"])
 @given(seed=SEED)
-def test_the_order_of_units_in_a_merge(begin, metric, d_in, seed):
+def test_the_order_of_units_in_a_merge(init, begin, metric, d_in, seed):
     """Units are told apart by their beginnings, which one half of a narrow module does not hold; or by all of them."""
     rng = np.random.RandomState(seed)
     units = rng.standard_normal((12, d_in + 20)).astype(np.float32)
@@ -121,8 +124,8 @@ def test_the_order_of_units_in_a_merge(begin, metric, d_in, seed):
         units[1::3] = units[1]
     reordered = torch.from_numpy(units[rng.permutation(12)])
     options = {
-        "norm": "inf", "output_scale": "sqrt", "align": None, "metric": metric, "clusterer": None, "n_init": 2,
-        "max_iter": 300, "engine": Engine("numpy"),
+        "norm": "inf", "output_scale": "sqrt", "align": None, "metric": metric, "clusterer": None, "init": init,
+        "n_init": 2, "max_iter": 300, "backend": "numpy", "device": None,
     }  # fmt: skip
     merged = [
         reassemble(
@@ -191,10 +194,11 @@ def test_the_order_of_units_does_not_matter(metric, clusterer, seed):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cosine", "sign_invariant"])
-def test_a_weight_of_two_is_a_unit_listed_twice(metric):
+@pytest.mark.parametrize("init", ["k-means++", "ward"])
+def test_a_weight_of_two_is_a_unit_listed_twice(init, metric):
     units = noise(9, 20)
-    once = clustered(units, 4, weights=np.array([2.0] + [1.0] * 8), metric=metric)
-    twice = clustered(np.vstack([units[:1], units]), 4, metric=metric)
+    once = clustered(units, 4, weights=np.array([2.0] + [1.0] * 8), metric=metric, init=init)
+    twice = clustered(np.vstack([units[:1], units]), 4, metric=metric, init=init)
     np.testing.assert_array_equal(twice.labels[1:], once.labels)
     assert twice.labels[0] == twice.labels[1]
     assert twice.inertia == pytest.approx(once.inertia)
@@ -319,8 +323,8 @@ def test_the_units_behind_a_merge(align, metric, seed):
     updates = [LoraFactors(x[:, :5], x[:, 5:].mT) for x in (a, b, torch.cat([-a[:2], a[:1], b]), c)]
     weights = np.array([0.3, 0.0, 0.5, 0.2])
     (merged,) = reassemble(
-        updates, weights, [3], norm=None, output_scale=None, align=align, metric=metric, clusterer=None, n_init=2,
-        max_iter=300, rng=np.random.RandomState(0), engine=Engine("sklearn"),
+        updates, weights, [3], norm=None, output_scale=None, align=align, metric=metric, clusterer=None,
+        init="k-means++", n_init=2, max_iter=300, rng=np.random.RandomState(0), backend="sklearn", device=None,
     )  # fmt: skip
     found = clustered_units(updates, weights, merged.labels, align=align, metric=metric)
     assert found.weights.tolist() == [0.3] * 3 + [0.5] * 5 + [0.2] * 4

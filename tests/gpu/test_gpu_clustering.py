@@ -9,8 +9,8 @@ import torch
 from sklearn.datasets import make_blobs
 
 from lorakit import LegoMerger, MSUKMeans, load_adapters
-from lorakit.cluster._backends import Engine, choose_engine, solve
-from lorakit.cluster._partition import pose
+from lorakit.cluster._backends import Backend, choose_backend, solve
+from lorakit.cluster._partition import problems_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,15 +28,17 @@ def backend(request):
 def posed(seed, n, d, k, **options):
     rng = np.random.RandomState(seed)
     weights = rng.uniform(0.1, 3, n)
-    return pose(rng.standard_normal((n, d)), weights, k, rng=rng, **{"n_init": 5, "tol": 1e-4, **options})
+    options = {"init": "k-means++", "n_init": 5, "tol": 1e-4, **options}
+    (problem,) = problems_of(rng.standard_normal((n, d)), weights, [k], width=d, rng=rng, **options)
+    return problem
 
 
 @pytest.mark.parametrize("shape", [(128, 400, 32), (128, 40, 8), (300, 3, 12)])
 @pytest.mark.parametrize("tol", [1e-4, 0.0, 0.3])
 def test_starts_agree(backend, shape, tol):
     problems = [posed(seed, *shape, tol=tol) for seed in range(8)]
-    ours = solve(problems, Engine(backend, "cuda"), max_iter=300)
-    for x, y in zip(ours, solve(problems, Engine("sklearn"), max_iter=300), strict=True):
+    ours = solve(problems, Backend(backend, "cuda"), max_iter=300)
+    for x, y in zip(ours, solve(problems, Backend("sklearn"), max_iter=300), strict=True):
         for run, expected in zip(x, y, strict=True):
             assert run.inertia == pytest.approx(expected.inertia, rel=1e-9)
             np.testing.assert_array_equal(run.labels, expected.labels)
@@ -44,9 +46,9 @@ def test_starts_agree(backend, shape, tol):
 
 def test_other_problems_never_matter():
     problems = [posed(seed, 64, 100, 16) for seed in range(12)]
-    together = solve(problems, Engine("torch", "cuda"), max_iter=300)
+    together = solve(problems, Backend("torch", "cuda"), max_iter=300)
     for problem, expected in zip(problems, together, strict=True):
-        (alone,) = solve([problem], Engine("torch", "cuda"), max_iter=300)
+        (alone,) = solve([problem], Backend("torch", "cuda"), max_iter=300)
         for x, y in zip(alone, expected, strict=True):
             np.testing.assert_array_equal(x.labels, y.labels)
             assert x.n_iter == y.n_iter
@@ -77,8 +79,8 @@ def test_auto_takes_cuml_where_there_is_one():
         expected = "torch"
     else:
         expected = "cuml"
-    assert choose_engine("auto", "cuda").backend == expected
-    assert choose_engine("auto", None).backend == "numpy"
+    assert choose_backend("auto", "cuda").name == expected
+    assert choose_backend("auto", None).name == "numpy"
     assert MSUKMeans(2, device="cuda").fit(np.eye(4)).backend_ == expected
 
 
@@ -86,8 +88,8 @@ def test_the_second_gpu(backend):
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU only")
     problem = posed(0, 64, 100, 16)
-    (ours,) = solve([problem], Engine(backend, "cuda:1"), max_iter=300)
-    (theirs,) = solve([problem], Engine("sklearn"), max_iter=300)
+    (ours,) = solve([problem], Backend(backend, "cuda:1"), max_iter=300)
+    (theirs,) = solve([problem], Backend("sklearn"), max_iter=300)
     for x, y in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(x.labels, y.labels)
     assert torch.cuda.current_device() == 0

@@ -110,8 +110,8 @@ def test_units_are_compared_once(adapters, monkeypatch):
     import lorakit.cluster.units as units
 
     counts = []
-    place = units._place_units
-    monkeypatch.setattr(units, "_place_units", lambda *args: counts.append(1) or place(*args))
+    pool_units = units.pool_units
+    monkeypatch.setattr(units, "pool_units", lambda *args: counts.append(1) or pool_units(*args))
     rank_path(LegoMerger(random_state=0), adapters, [2, 4, 6])
     assert len(counts) == len(adapters.module_names)
 

@@ -55,4 +55,4 @@ def test_transform_leaves_nothing_behind():
     X = make_adapters(ranks=(6, 8), random_state=0)
     pruner = LegoPruner(k=3, backend="torch", random_state=0)
     pruner.transform(X)
-    assert "_engine" not in vars(pruner)
+    assert "_chosen" not in vars(pruner)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.cluster import KMeans
 
-from lorakit.cluster import _lloyd, _pairwise
-from lorakit.cluster._pairwise import lloyd, squared_distances
+from lorakit.cluster import _lloyd_numpy, _lloyd_torch
+from lorakit.cluster._lloyd_numpy import lloyd
+from lorakit.cluster._rows import squared_distances
 
 SEED = st.integers(0, 2**32 - 1)
 # (n, d, k): by the matrix of distances, and by the points, where they are many and of few coordinates
@@ -29,7 +30,8 @@ def problem(seed, shape, n_init=4, kind="noise"):
 
 
 def solved(points, weights, seeds, tol=0.0, max_iter=300):
-    return lloyd(points, squared_distances(points), weights, seeds, max_iter=max_iter, tol=tol)
+    squared = squared_distances(points)
+    return lloyd(points, squared, weights, squared[seeds], max_iter=max_iter, tol=tol)
 
 
 def by_sklearn(points, weights, seeds, tol=0.0, max_iter=300):
@@ -38,19 +40,19 @@ def by_sklearn(points, weights, seeds, tol=0.0, max_iter=300):
 
 
 def by_centers(points, weights, seeds, tol=0.0, max_iter=300):
-    """The engine that forms the centres."""
+    """The backend that forms the centres."""
     points, weights = (torch.from_numpy(x).expand(len(seeds), *x.shape) for x in (points, weights))
     centers = points.gather(1, torch.from_numpy(seeds)[:, :, None].expand(-1, -1, points.shape[2]))
     tol = torch.full((len(seeds),), tol, dtype=torch.float64)
-    return [x.numpy() for x in _lloyd.lloyd(points, weights, centers, max_iter=max_iter, tol=tol)]
+    return [x.numpy() for x in _lloyd_torch.lloyd(points, weights, centers, max_iter=max_iter, tol=tol)]
 
 
 def test_the_two_ways_are_both_taken(monkeypatch):
     """What the shapes of these tests are for."""
     taken = []
-    product = _pairwise.csc_array.__matmul__
+    product = _lloyd_numpy.csc_array.__matmul__
     monkeypatch.setattr(
-        _pairwise.csc_array, "__matmul__", lambda shares, x: taken.append(x.shape) or product(shares, x)
+        _lloyd_numpy.csc_array, "__matmul__", lambda shares, x: taken.append(x.shape) or product(shares, x)
     )
     for shape, (n, d, _) in SHAPES.items():
         taken.clear()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.sparse import csc_array
 
-from ._lloyd import TIE
+from ._lloyd_torch import TIE
 from ._rows import Floats, Ints
 
 _ADD = 6  # what adding one row to another takes, in multiply-adds of a product of matrices
@@ -22,37 +22,24 @@ class Solved(NamedTuple):
     n_iter: Ints  # (s,)
 
 
-def squared_distances(points: Floats) -> Floats:
-    """Squared distances between points, (n, d), that lie about the origin: (n, n).
-
-    Symmetric to the last bit, which scikit-learn's are not, and for some hundred points in half their time.
-    """
-    norms = np.einsum("ij,ij->i", points, points)
-    squared: Floats = np.add.outer(norms, norms)
-    squared -= 2 * (points @ points.T)  # symmetric: NumPy sees that both are one, and forms a half
-    np.maximum(squared, 0, out=squared)
-    np.fill_diagonal(squared, 0)
-    return squared
-
-
-def lloyd(points: Floats, squared: Floats, weights: Floats, seeds: Ints, *, max_iter: int, tol: float) -> Solved:
+def lloyd(points: Floats, squared: Floats, weights: Floats, distances: Floats, *, max_iter: int, tol: float) -> Solved:
     """Run Lloyd's algorithm from s starts, each until its own end.
 
-    By the rules of :func:`lorakit.cluster._lloyd.lloyd`. But a point's squared distance to the mean of some points is
-    the mean of its squared distances to them, less half the mean of theirs to one another: an iteration adds up n rows
-    of a matrix of distances, n x n additions, where products with k centres take k n d. The sums of a start are its
-    own, whatever other starts there are.
+    By the rules of :func:`~lorakit.cluster._lloyd_torch.lloyd`, but without centres. A point's squared distance to the
+    mean of some points is the mean of its squared distances to them, less half the mean of theirs to one another. So an
+    iteration adds up n rows of a matrix of distances, n x n additions, where products with k centres take k n d. The
+    sums of a start are its own, whatever other starts there are.
 
     Parameters
     ----------
     points : ndarray of shape (n, d)
         Points that lie about the origin.
     squared : ndarray of shape (n, n)
-        Their :func:`squared_distances`.
+        Their :func:`~lorakit.cluster._rows.squared_distances`.
     weights : ndarray of shape (n,)
         Positive weights.
-    seeds : ndarray of shape (s, k)
-        The points that each start takes for its centres.
+    distances : ndarray of shape (s, k, n)
+        Squared, of the points to the centres that each start begins with.
     max_iter : int
         Most iterations.
     tol : float
@@ -62,7 +49,7 @@ def lloyd(points: Floats, squared: Floats, weights: Floats, seeds: Ints, *, max_
     -------
     Solved
     """
-    (s, k), (n, d) = seeds.shape, points.shape
+    (s, k, n), d = distances.shape, points.shape[1]
     norms = np.einsum("ij,ij->i", points, points)
     found = Solved(np.empty((s, n), np.intp), np.empty(s), np.empty(s, np.intp))
 
@@ -77,7 +64,6 @@ def lloyd(points: Floats, squared: Floats, weights: Floats, seeds: Ints, *, max_
         found.inertia[starts] = (weights * least).sum(axis=1)
 
     running, before = np.arange(s), np.full((s, n), -1)
-    distances = squared[seeds]  # (s, k, n): squared, of the points to the centres
     for iteration in range(1, max_iter + 1):
         labels, least = _nearest(distances, norms)
         on = (labels != before).any(axis=1)

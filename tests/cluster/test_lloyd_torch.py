@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 
-from lorakit.cluster._lloyd import lloyd
+from lorakit.cluster._lloyd_torch import lloyd
 
 SEED = st.integers(0, 2**32 - 1)
 
