@@ -47,16 +47,16 @@ class Frame(Protocol):
 def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
     """Find an orthonormal frame of the columns of T matrices.
 
-    By the Cholesky factor of their Gram matrix where that is safe: it is cheaper than QR, and Q is never formed.
-    By QR, in float64 too, where they nearly depend on one another, where there are more of them than rows, and for
-    float64, which is given to be kept.
+    The frame comes from the Cholesky factor of the columns' Gram matrix where that is accurate: this is cheaper than
+    QR, and Q is never formed. QR in float64 is taken where the columns nearly depend on one another, where there are
+    more columns than rows, and for columns in float64, of whose digits the Gram matrix would lose half.
 
     Parameters
     ----------
     columns : sequence of T tensors of shape (d, r_i)
         R columns in all.
     gram : bool, default=True
-        False always takes QR.
+        Whether the Gram matrix may be used; False always takes QR.
 
     Returns
     -------
@@ -109,8 +109,8 @@ class Compressed(NamedTuple):
 def compress(updates: Sequence[Update]) -> Compressed:
     """Put all updates of a module into frames of at most R dimensions, where rules on them cost the same at any width.
 
-    For rules that commute with rotations of the outputs and of the inputs: those on singular values and vectors, and
-    those in bases that the updates themselves define. Not for rules on entries of A, B or B A.
+    Use it for rules that commute with rotations of the outputs and of the inputs: rules on singular values and vectors,
+    and rules in bases that the updates define. Rules on the entries of A, B or B A do not commute with rotations.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def _gram_frame(columns: Tensor, widths: Sequence[int]) -> _GramFrame | None:
     gram = gram_of([columns])
     lengths = gram.diagonal().sqrt()
     inverse_lengths = torch.where(lengths > 0, 1 / lengths, 0)
-    # Columns of length 1: what their lengths differ by costs no digits. Those that are zero (padding) stand apart.
+    # Columns are scaled to length 1, so that different lengths cost no digits; zero columns (padding) are left alone.
     unit = gram * inverse_lengths[:, None] * inverse_lengths
     unit.diagonal().fill_(1)
     lower, failed = torch.linalg.cholesky_ex(unit)

@@ -14,7 +14,7 @@ from .msu import align_svd
 from .products import Update, gram_of
 from .svd import RANGE
 
-_TINY = 1e-300  # divides like zero would, without a warning or an infinity; what comes of it is not used
+_TINY = 1e-300  # a divisor in place of zero, without a warning or an infinity; the quotients are not used
 
 
 def fixed_direction(d: int, device: torch.device) -> Tensor:
@@ -142,15 +142,16 @@ def _roots(weights: Sequence[float] | None, ranks: Sequence[int], like: Tensor) 
 
 
 def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Return what :func:`align_svd` makes of each update, but for signs.
+    """Return the balanced factors of each update that :func:`align_svd` gives, up to signs.
 
-    In float64 from r x r Gram matrices, for all updates of one rank at once, where that is accurate enough for float32.
+    For float32 they come from r x r Gram matrices in float64, for all updates of one rank at once, where that is
+    accurate enough.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
     ranks = [0 if a.dtype == torch.float64 else len(a) for a, _ in pairs]
     for rank in set(ranks) - {0}:
         own = [i for i, r in enumerate(ranks) if r == rank]
-        a, b = (torch.stack([pairs[i][half] for i in own]).double() for half in (0, 1))
+        a, b = (torch.stack([pairs[i][part] for i in own]).double() for part in (0, 1))
         values_b, turn = torch.linalg.eigh(b.mT @ b)
         root = values_b.clamp_min(_TINY).sqrt()[:, None]
         square = turn * root  # B^T B = square @ square.T

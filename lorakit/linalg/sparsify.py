@@ -19,7 +19,7 @@ _CHUNK = 2**16  # entries taken at a time, which stay in the cache
 
 
 def magnitude_threshold(values: Tensor, density: float, *, count: Count = "exact") -> float:
-    """Smallest magnitude that is kept when the largest ``density`` of the entries is.
+    """Smallest magnitude that is kept when only a share of the entries, the largest, is.
 
     Parameters
     ----------
@@ -107,16 +107,17 @@ def _kth_magnitudes(values: Tensor, ks: Sequence[int]) -> list[float]:
     kth = []
     for k, found in zip(ks, near, strict=True):
         array, place = found or (flat.abs().numpy(), k)
-        array.partition(place - 1)  # ours to reorder: kthvalue is slower here, and takes four times the memory
+        array.partition(place - 1)  # a copy, so it may be reordered; kthvalue is slower, with four times the memory
         kth.append(float(array[place - 1]))
     return kth
 
 
 def _near_kth(flat: NDArray[Any], ks: Sequence[int]) -> list[tuple[NDArray[Any], int] | None]:
-    """Few magnitudes among which a k-th smallest is, and which it is of them; None where a sample misjudged it.
+    """Narrow each k-th smallest magnitude down to a few: these few, and its place among them.
 
-    Floyd and Rivest's idea (1975): the quantile of a sample, give or take three standard deviations, leaves few to
-    sort, and counting the rest is much faster than moving it. What it finds is exact.
+    After Floyd and Rivest (1975): nearly always the k-th smallest lies within three standard deviations of a sample's
+    quantile. Only the entries in that interval are sorted; those below are counted, which is much faster. The result is
+    exact, or None where the interval does not hold the k-th smallest.
     """
     sample = np.abs(flat[:: _sample_step(len(flat))])
     ends = []
@@ -144,8 +145,8 @@ def _near_kth(flat: NDArray[Any], ks: Sequence[int]) -> list[tuple[NDArray[Any],
 
 
 def _sample_step(n: int) -> int:
-    """Every how many of n entries there is one in the sample: odd, as many shapes are even."""
-    return round(float(np.cbrt(n))) | 1  # n^(2/3) of them take about as long to sort as those that they leave
+    """Step between the sampled ones of n entries; odd, because the widths of most modules are even."""
+    return round(float(np.cbrt(n))) | 1  # a sample of n^(2/3) takes about as long to sort as what it leaves
 
 
 def keep_above(values: Tensor, threshold: float) -> Tensor:
@@ -156,7 +157,7 @@ def keep_above(values: Tensor, threshold: float) -> Tensor:
     values : Tensor
         Entries, of any shape.
     threshold : float
-        Of those that the entries' dtype has.
+        A number that the entries' dtype can hold.
     """
     # hardshrink, one pass, keeps what is strictly above
     kind = np.float64 if values.dtype == torch.float64 else np.float32
@@ -172,7 +173,7 @@ def keep_between(values: Tensor, low: float, high: float) -> Tensor:
     values : Tensor
         Entries, of any shape.
     low, high : float
-        Of those that the entries' dtype has.
+        Numbers that the entries' dtype can hold.
     """
     if low > high:
         return torch.zeros_like(values)
@@ -180,7 +181,7 @@ def keep_between(values: Tensor, low: float, high: float) -> Tensor:
 
 
 def drop_randomly(values: Tensor, keep: Tensor | float, uniform: Tensor) -> Tensor:
-    """Keep each entry with a probability of its own, and divide it by that: the expectation is unchanged.
+    """Keep each entry with a given probability and divide it by that probability: the expectation is unchanged.
 
     Parameters
     ----------
@@ -257,7 +258,7 @@ def norm_ratio(pairs: Iterable[tuple[Tensor, Tensor]], norm: Norm) -> float:
 
 
 def rank_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor:
-    r"""Probabilities of keeping entries that grow with the rank of their magnitude within their row.
+    r"""Probability of keeping each entry, which grows with the rank of its magnitude within its row.
 
     DELLA's MagPrune (Deep et al., arXiv 2406.11617): with magnitudes ranked ascending, :math:`\rho = 1 \dots n`,
 
@@ -275,7 +276,7 @@ def rank_probabilities(values: Tensor, density: float, epsilon: float) -> Tensor
     Returns
     -------
     Tensor of the same shape
-        A row of one entry has ``density``.
+        Probabilities; ``density`` where a row has one entry.
     """
     n = values.shape[-1]
     if n < 2:
@@ -289,8 +290,8 @@ def _rising_order(values: Tensor) -> Tensor:
     """Indices that sort each row by magnitude, stably."""
     if values.device.type != "cpu" or values.dtype != torch.float32:
         return values.abs().argsort(dim=-1, stable=True)
-    # Bits of non-negative floats are ordered as they are. With the index below them nothing ties, and NumPy sorts whole
-    # integers in a third of the time that torch takes to find a stable order.
+    # Non-negative floats are ordered as their bits are. With the index in the lower half no two keys are equal, and
+    # NumPy sorts integers in a third of the time that torch takes to find a stable order.
     keys = values.detach().abs().numpy().view(np.uint32).astype(np.uint64) << 32
     keys |= np.arange(values.shape[-1], dtype=np.uint64)
     keys.sort(axis=-1)
@@ -306,7 +307,7 @@ def trim(stack: Tensor, density: float, *, count: Count = "exact") -> Tensor:
     Parameters
     ----------
     stack : Tensor of shape (T, ...)
-        One update a leading index; each is trimmed on its own.
+        Updates along the first dimension; each is trimmed on its own.
     density : float in (0, 1]
         Share of the entries to keep.
     count : {'exact', 'official'}, default='exact'

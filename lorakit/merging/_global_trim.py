@@ -74,7 +74,8 @@ def _count(
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Count each adapter's entries by the digit at ``shift``, among those whose leading bits are the prefix.
 
-    Returns the digits that occur and how often: few of them do, and the counts of all modules are held at once.
+    Returns the digits that occur and their counts. Few digits occur, which keeps the results small: the results of all
+    modules are held at once.
     """
     kind = (torch.float64, torch.int64) if double else (torch.float32, torch.int32)
     counts = np.zeros((len(X), 2**_DIGIT), dtype=np.int64)

@@ -38,8 +38,8 @@ class CtMMerger(SpectralMerger):
     .. math:: W' = U \, \mathrm{rule}(U^\top W_1 V, \dots, U^\top W_T V) \, V^\top, \qquad
        U, V = \arg\max \sum_i w_i \|U^\top \tilde W_i V\|_F^2
 
-    over orthonormal U and V of k columns: the Tucker-2 decomposition of the stacked :math:`\tilde W_i`, computed by
-    alternating SVDs (HOOI) that start from the SVDs of the stack (HOSVD). The bases are learned on rescaled updates,
+    U and V have k orthonormal columns. They are the Tucker-2 decomposition of the stacked :math:`\tilde W_i`, computed
+    by alternating SVDs (HOOI) that start from those of the stack (HOSVD). The bases are learned on rescaled updates,
 
     .. math:: \tilde W_i = \frac{W_i}{\|W_i\|_F} \left( \beta \|W_i\|_F + (1 - \beta) \bar n \right), \qquad
        \bar n = \text{weighted mean of } \|W_i\|_F,
@@ -72,8 +72,7 @@ class CtMMerger(SpectralMerger):
         updates the same norm, the default of the authors' code, which searches from 0 to .75. 1 learns the bases on
         the updates as they are.
     max_iter : int, default=100
-        Largest number of rounds. In each round, first the one basis and then the other is made the best for the
-        present other one.
+        Largest number of rounds. In each round, each basis in turn becomes the best one for the other.
     tol : float, default=1e-6
         The rounds end when a round adds no more than this share to what the bases hold of the updates. Bases that hold
         nearly the same can differ: a larger ``tol`` saves rounds and gives another merge, mostly where updates have

@@ -33,8 +33,8 @@ class SCEMerger(ElementwiseMerger):
 
     where :math:`A_{pq}` are the adapters that have the elected sign at a selected entry.
 
-    Entries at which all updates are equal have no variance and are never selected. If no entry has any, as with a
-    single adapter, all are kept.
+    Entries at which all updates are equal have no variance and are never selected. If no entry has a variance, as with
+    a single adapter, all entries are kept.
 
     Parameters
     ----------

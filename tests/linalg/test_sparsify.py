@@ -12,9 +12,14 @@ from lorakit.linalg import (
     elect_sign,
     keep_above,
     keep_between,
+    keep_middle,
+    kept_entries,
     magnitude_threshold,
     magnitude_window,
+    norm_ratio,
     rank_probabilities,
+    variance_threshold,
+    weighted_variance,
 )
 from lorakit.linalg import sparsify as sparsify_module
 
@@ -199,3 +204,60 @@ def test_entries_at_either_end_of_a_window_are_kept(dtype):
             assert torch.equal(kept, x * ((x.abs() >= low) & (x.abs() <= high)))
             assert kept.dtype == dtype
     assert torch.equal(x, before)
+
+
+@given(SEED, st.floats(0.0, 0.6), st.floats(0.01, 0.4))
+def test_the_middle_of_each_row_is_its_own_window(seed, gamma, density):
+    x = normal(6, 17, seed=seed)
+    rows = [keep_between(row, *magnitude_window(row, density, gamma)) for row in x]
+    assert torch.equal(keep_middle(x, density, gamma), torch.stack(rows))
+
+
+def test_the_middle_of_rows_of_ties_or_nothing():
+    x = torch.tensor([[1.0, -1.0, 1.0, -1.0]])
+    assert keep_middle(x, 0.5, 0.25).tolist() == [[0, -1, 1, 0]]  # of equal magnitudes the later ones rank higher
+    assert keep_middle(torch.empty(3, 0), 0.5, 0.25).shape == (3, 0)
+    assert [kept_entries(n, 0.2) for n in (0, 1, 4, 10)] == [0, 1, 1, 2]
+    assert kept_entries(4, 1.0, extra=1) == 4
+
+
+@given(SEED, st.sampled_from(["l1", "l2", "linf"]), st.integers(1, 7))
+def test_the_ratio_of_norms_is_that_of_the_whole(seed, norm, step):
+    """Whatever the blocks in which it is computed."""
+    x = normal(13, 6, seed=seed)
+    kept = x * (x.abs() < 1)
+    order = {"l1": 1, "l2": 2, "linf": float("inf")}[norm]
+    expected = torch.linalg.vector_norm(x, order) / torch.linalg.vector_norm(kept, order)
+    ratio = norm_ratio(zip(x.split(step), kept.split(step), strict=True), norm)
+    assert ratio == pytest.approx(expected.item())
+    assert norm_ratio([(x, 0 * x)], norm) == 1
+    assert norm_ratio([(0 * x, 0 * x)], norm) == 1
+
+
+@given(SEED, st.integers(1, 6))
+def test_variance_over_the_updates(seed, n):
+    stack = normal(n, 5, 4, seed=seed)
+    weights = uniform(n, seed=seed) + 0.1
+    share = weights / weights.sum()
+    expected = np.einsum("i,ijk->jk", share, (stack - torch.einsum("i,ijk->jk", share, stack)) ** 2)
+    torch.testing.assert_close(weighted_variance(stack, weights), torch.from_numpy(expected), rtol=1e-9, atol=1e-14)
+    twice = torch.cat([stack, stack[:1]])
+    doubled = torch.cat([weights, weights[:1]])
+    heavy = weights.clone()
+    heavy[0] *= 2
+    torch.testing.assert_close(weighted_variance(twice, doubled), weighted_variance(stack, heavy))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [1, 3, 7])
+def test_equal_entries_have_no_variance(n, dtype):
+    """Not even that of round-off, which a selection would take for a difference."""
+    stack = normal(1, 50, dtype=dtype).expand(n, 50)
+    assert not weighted_variance(stack, torch.full((n,), 1 / n, dtype=dtype)).any()
+    assert variance_threshold(torch.zeros(50), 0.1) == 0
+
+
+def test_the_share_selected_is_of_what_varies():
+    variance = torch.cat([torch.zeros(90), torch.arange(1.0, 11.0)])
+    for density, kept in ((0.2, 2), (0.5, 5), (1.0, 10), (0.01, 1)):
+        assert (variance >= variance_threshold(variance, density)).sum() == kept

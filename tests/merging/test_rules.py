@@ -19,6 +19,7 @@ from lorakit import (
     DellaMerger,
     LoraFactors,
     MagnitudeMerger,
+    SCEMerger,
     SVDMerger,
     TaskArithmeticMerger,
     TiesMerger,
@@ -220,3 +221,41 @@ def test_breadcrumbs_without_outliers_is_magnitude():
     expected = merged(MagnitudeMerger(density=0.3), X)
     assert distance(merged(BreadcrumbsMerger(density=0.3, gamma=0), X), expected) < 1e-12
     assert distance(merged(BreadcrumbsMerger(density=0.3, gamma=0.02), X), expected) > 0.05
+
+
+def test_sce_of_one_adapter_or_of_copies_is_that_adapter():
+    """No entry varies, so there is nothing to select by."""
+    (x, *_) = adapters("delta")
+    for X in ([x], [x, x.renamed("again"), x.renamed("and again")]):
+        assert distance(merged(SCEMerger(), X), x) < 1e-12
+
+
+def test_sce_weighs_small_updates_by_their_squares_too():
+    """mergekit gives up below 1e-6, where updates of trained adapters often are."""
+    X = adapters("delta")
+    small = [Adapter({m: f.scaled(1e-6) for m, f in a.items()}, name=a.name) for a in X]
+    expected = Adapter({m: f.scaled(1e-6) for m, f in merged(SCEMerger(), X).items()})
+    assert distance(merged(SCEMerger(), small), expected) < 1e-9
+
+
+def test_sce_keeps_the_sign_of_the_larger_update():
+    (x, *_) = adapters("delta")
+    minor = Adapter({m: f.scaled(-0.1) for m, f in x.items()}, name="minor")
+    merge = merged(SCEMerger(density=1.0), [x, minor])
+    assert distance(merge, x) < 1e-12  # what the smaller one has is erased
+
+
+def test_rescaled_rules_give_back_the_norm():
+    (x, *_) = adapters("delta")
+    for merger in (TiesMerger(), MagnitudeMerger(), BreadcrumbsMerger(), DareMerger(), DellaMerger()):
+        for norm in ("l1", "l2"):
+            result = merged(clone(merger).set_params(rescale=norm), [x])["layer.0"].delta()
+            size = {"l1": lambda w: w.abs().sum(), "l2": torch.linalg.norm}[norm]
+            torch.testing.assert_close(size(result), size(x["layer.0"].delta()))
+
+
+def test_breadcrumbs_has_the_defaults_of_its_authors():
+    assert {name: BreadcrumbsMerger().get_params()[name] for name in ("density", "gamma")} == {
+        "density": 0.15,
+        "gamma": 0.006,
+    }
