@@ -29,7 +29,7 @@ _progress: ContextVar[Progress | None] = ContextVar("lorakit_progress", default=
 
 @contextmanager
 def report_progress(callback: Progress) -> Iterator[None]:
-    """Have loops over modules, and over the steps of a training, inside the block call ``callback(done, total)``."""
+    """Call ``callback(done, total)`` from loops over modules, and over steps of a training, inside the block."""
     token = _progress.set(callback)
     try:
         yield
@@ -63,7 +63,7 @@ def iter_modules(
     ----------
     task_of : callable
         From a module's name to its task, which must pickle. A task receives the set with nothing but the module in it,
-        lazy as it is: a worker in another process opens its own files, and is not sent what it does not need.
+        still lazy: a worker in another process opens the files itself, and is sent nothing that it does not need.
     X : AdapterSet
         The adapters.
     n_jobs, verbose : int
@@ -72,8 +72,8 @@ def iter_modules(
     Yields
     ------
     object
-        One result a module, in the order of ``X.module_names``, as soon as it is there: what the caller does not keep
-        is not held.
+        One result for each module, in the order of ``X.module_names``, as soon as it is ready. Results that the caller
+        does not keep are not held.
     """
     modules = X.module_names
     done = 0
@@ -92,11 +92,11 @@ def iter_modules(
 
 class _Parallel(Parallel):  # type: ignore[misc]  # scikit-learn has no types
     def _warn_exit_early(self) -> None:
-        """Give no advice to ask for less: what stops early does so because of an error."""
+        """Do not warn: a loop that ends early was ended by an error."""
 
 
 def _parts(modules: Sequence[str]) -> tuple[bool, list[Sequence[str]]]:
-    """Return whether the engine streams results, and the modules in as few calls as it takes not to hold them all."""
+    """Return whether the engine streams results, and the modules in parts; one part holds all its results at a time."""
     backend, n_workers = get_active_backend(prefer="threads")
     if backend.supports_return_generator:
         return True, [modules]
@@ -118,8 +118,8 @@ def _run(task: Task[Result], X: AdapterSet, module: str) -> Result:
 def _keep_freed_memory() -> None:
     """Have glibc's allocator keep what a module frees for the next one; elsewhere this does nothing.
 
-    It gives back to the system what is large, and learns what is large from the blocks that it has seen freed. Until it
-    has seen one of 32 MB, each of a module's matrices is fresh memory, which the system fills with zeros page by page.
+    The allocator returns large blocks to the system, and learns from freed blocks which ones are large. Until a block
+    of 32 MB has been freed, each matrix of a module is fresh memory, which the system fills with zeros page by page.
     """
     torch.empty(_BLOCK, dtype=torch.uint8)  # freed at once, and never written to: it takes no memory
 
@@ -148,7 +148,7 @@ def base_seed(random_state: Any) -> int:
 def module_rng(seed: int, module: str) -> np.random.RandomState:
     """Random state of one module: a function of the drawn number and the module's name.
 
-    Neither ``n_jobs``, the engine, the order of the modules nor the presence of others changes it.
+    It does not depend on ``n_jobs``, the engine, the order of the modules or which other modules there are.
     """
     return np.random.RandomState(np.random.SeedSequence([seed, zlib.crc32(module.encode())]).generate_state(4))
 

@@ -1,4 +1,4 @@
-"""A base model with an adapter on it, asked about inputs: loaded once, locked, and left as it was."""
+"""Outputs of a base model with an adapter on it: the model is loaded once, locked, and left as it was."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ _guard = RLock()  # of these
 
 
 class Loader:
-    """A function that loads a model, known by the same token in every process.
+    """A function that loads a model, with a token that is the same in every process.
 
-    A worker process gets a lambda, a partial, or a function of the script that is run, anew with every task: by itself
-    it could not be recognised as the one whose model is there already.
+    A worker process receives a new copy of a lambda, a partial, or a function of the main script with every task. The
+    token tells that it is the function whose model the process has loaded already.
 
     Parameters
     ----------
@@ -96,7 +96,7 @@ def held(base_model: BaseModel) -> Iterator[nn.Module]:
 
 @contextmanager
 def adapted(base_model: BaseModel, adapter: Adapter | None, *, prefix: str = "") -> Iterator[nn.Module]:
-    """Have the base model with the adapter on it inside a ``with`` block, in evaluation mode, without gradients.
+    """Put the adapter on the base model inside a ``with`` block, in evaluation mode and without gradients.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def adapted(base_model: BaseModel, adapter: Adapter | None, *, prefix: str = "")
     Yields
     ------
     torch.nn.Module
-        To be used in this thread only; others wait.
+        The model. Other threads that want it wait until the block ends.
     """
     with held(base_model) as model, torch.no_grad(), nullcontext() if adapter is None else _on(model, adapter, prefix):
         yield model
@@ -144,7 +144,7 @@ def outputs_of(model: nn.Module, forward: Forward, inputs: Any, n_inputs: int, b
     inputs : object
         What ``forward`` takes; sliced if there is a batch size.
     n_inputs : int
-        How many there are.
+        Number of inputs.
     batch_size : int or None
         None passes all at once.
 
@@ -155,7 +155,7 @@ def outputs_of(model: nn.Module, forward: Forward, inputs: Any, n_inputs: int, b
     Raises
     ------
     ValueError
-        If the shape is another one, or a number is NaN.
+        If the outputs have another shape, or contain NaN.
     """
     step = batch_size or max(n_inputs, 1)
     batches = [inputs] if batch_size is None else [inputs[i : i + step] for i in range(0, n_inputs, step)]

@@ -1,4 +1,4 @@
-"""Second moments of the inputs of a model's adapted modules: what RegMean knows of an adapter's data."""
+"""Second moments of the inputs of a model's adapted modules: what RegMean needs of an adapter's data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PIECE = 256  # rows that a thin factor takes up at a time
 class Gram:
     """Second moments ``G = X^T X / N`` of the N inputs that one module saw.
 
-    Either ``dense`` is there, or ``diagonal`` and ``factor``, which stand for ``diag(diagonal) + factor^T factor``.
+    Either ``dense`` is given, or ``diagonal`` and ``factor``, which stand for ``diag(diagonal) + factor^T factor``.
 
     Parameters
     ----------
@@ -35,9 +35,9 @@ class Gram:
     dense : ndarray of shape (d_in, d_in), optional
         The whole matrix.
     diagonal : ndarray of shape (d_in,), optional
-        What the thin factor leaves of the diagonal.
+        The diagonal of G less that of ``factor^T factor``.
     factor : ndarray of shape (p, d_in), optional
-        Thin factor; of no rows where the matrix is diagonal.
+        Thin factor; without rows if G is diagonal.
     """
 
     count: int
@@ -146,10 +146,10 @@ def collect_grams(
     rank: int | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Grams:
-    """Run a model on some data and gather the second moments of what reaches the modules that an adapter touches.
+    """Run a model on some data and gather the second moments of the inputs of an adapter's modules.
 
-    Unlabelled data are enough; a few hundred texts do. Linear layers, embeddings (a diagonal of counts) and
-    convolutions (of their patches) are watched. Put the model into evaluation mode before.
+    Unlabelled data are enough; a few hundred texts do. The modules can be linear layers, embeddings (whose moments are
+    a diagonal of counts) and convolutions (whose inputs are patches). Put the model into evaluation mode first.
 
     Parameters
     ----------
@@ -165,9 +165,9 @@ def collect_grams(
     prefix : str, default=''
         Put before the adapter's module names, as in :func:`lorakit.applied`.
     apply : bool, default=True
-        Whether the adapter is applied meanwhile: RegMean takes the inputs that each fine-tuned model itself makes.
+        Whether the adapter is applied meanwhile: RegMean uses the inputs that occur in each fine-tuned model.
     mask : 'auto', str, callable or None, default='auto'
-        Which positions count, so that padding does not. A string is the key of a mask in the batch, of the shape of
+        Which positions count: padding should not. A string is the key of a mask in the batch, of the shape of
         the token ids, non-zero where a token is; a callable makes it from the batch. 'auto' takes ``attention_mask``
         where the batch is a mapping that has it. None counts all.
     rank : int, default=None

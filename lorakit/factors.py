@@ -24,9 +24,9 @@ class LoraFactors:
     Parameters
     ----------
     A : Tensor or ndarray of shape (r, d_in)
-        Down-projection. Row i is one half of minimal semantic unit (MSU) i.
+        Down-projection. Row i is the input part of minimal semantic unit (MSU) i.
     B : Tensor or ndarray of shape (d_out, r)
-        Up-projection. Column i is the other half. r = 0 stands for a zero update.
+        Up-projection. Column i is the output part of MSU i. r = 0 stands for a zero update.
 
     Raises
     ------

@@ -85,11 +85,12 @@ def collect_fisher(
     *,
     prefix: str = "",
 ) -> Fisher:
-    r"""Run a model with an adapter on some data and gather the squared gradients of the adapter's factors.
+    r"""Run a model with an adapter on some data and gather the mean squared gradients of its factors.
 
     For each entry :math:`\theta` of A and of B this is the mean over examples of
     :math:`(\partial \ell_n / \partial \theta)^2`. Each example takes a backward pass of its own, as the square of a
-    batch's mean gradient is another number. A few hundred examples do. Put the model into evaluation mode before.
+    batch's mean gradient is another number. A few hundred examples are enough. Put the model into evaluation mode
+    first.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One run of an estimator, as it must be known to run it again.
+    """One run of an estimator, with what is needed to run it again.
 
     Parameters
     ----------

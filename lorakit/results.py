@@ -1,4 +1,4 @@
-"""Where the results of estimators are kept: in memory, or in a file that has no name."""
+"""Storage for the results of estimators: in memory, or in a temporary file without a name."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def results_on_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[No
     comes, module by module, and read back when it is asked for: memory grows with the largest module, not with the
     model. The results are the same, bit for bit. The adapters outlive the block.
 
-    The files have no names: they are gone when the last adapter that needs them is, also when the process is killed.
+    The files have no names: they disappear with the last adapter that needs them, and also when the process is killed.
     Pickling such an adapter pickles its content.
 
     Parameters
@@ -128,9 +128,9 @@ class _OnDisk:
     def put(self, module: str, factors: LoraFactors) -> None:
         with self._lock, self._named_errors():
             start = self._file.seek(0, os.SEEK_END)
-            for half in factors:
-                if half.numel():
-                    self._file.write(half.contiguous().view(torch.uint8).numpy().data)
+            for factor in factors:
+                if factor.numel():
+                    self._file.write(factor.contiguous().view(torch.uint8).numpy().data)
             self._file.flush()  # so that a full disk is noticed here
         self.places[module] = _Place(start, factors.dtype, (factors.A.shape, factors.B.shape))
 

@@ -1,4 +1,4 @@
-"""Choose adapters by what the input is like, and merge those that are chosen."""
+"""Choose the adapters that fit an input, and merge them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Names = str | Iterable[str] | None
 
 
 class CacheInfo(NamedTuple):
-    """How the cache of merges did: as ``functools.lru_cache`` reports it."""
+    """Statistics of the cache of merges, as ``functools.lru_cache`` reports them."""
 
     hits: int
     misses: int
@@ -40,22 +40,22 @@ class AdapterRetriever(BaseEstimator):
 
     LoraRetriever [1]_, the mixed-task setting of LoRA-LEGO [2]_. An adapter is represented by the mean of the
     normalised embeddings of a few examples of its task; an input takes the ``top_k`` adapters of highest cosine
-    similarity. What is done with those is the ``merger``'s: :class:`~lorakit.LegoMerger` is LEGO's way,
-    :class:`~lorakit.ConcatMerger` the mean of their outputs (mixture), :class:`~lorakit.AverageMerger` the mean of
-    their parameters (fusion), and none of them the choice of the first (selection).
+    similarity. The ``merger`` combines these: :class:`~lorakit.LegoMerger` as LEGO does,
+    :class:`~lorakit.ConcatMerger` by the mean of their outputs (mixture), :class:`~lorakit.AverageMerger` by the mean
+    of their parameters (fusion). Without a merger, the nearest adapter is used alone (selection).
 
     Parameters
     ----------
     encoder : callable, transformer or object with ``encode``
         Turns a list of inputs into an array, one row each. A scikit-learn transformer, such as ``TfidfVectorizer``, is
-        cloned and fitted on all examples unless it is fitted already; of any other object, ``encode`` is called if it
-        has one (sentence-transformers), and it itself if not.
+        cloned and fitted on all examples unless it is fitted already. Of any other object, the method ``encode`` is
+        called if it has one (sentence-transformers); otherwise the object itself is called.
     top_k : int, default=3
         Adapters retrieved for each input.
     merger : estimator, default=None
         An unfitted merger, or a pipeline that ends in one. None takes the first retrieved adapter as it is.
     cache_size : int or None, default=32
-        Merges that are kept, the least recently used going first. None keeps all, 0 none.
+        Number of merges that are kept; the least recently used goes first. None keeps all, 0 keeps none.
     exclude : list of str, default=None
         Names of adapters that are never retrieved.
 
@@ -64,7 +64,7 @@ class AdapterRetriever(BaseEstimator):
     adapters_ : AdapterSet
         The pool.
     embeddings_ : ndarray of shape (n_adapters, width)
-        Their representations, of unit length.
+        Representations of the adapters, of unit length.
     encoder_, merger_ : object
         The encoder and the merger in use.
 
@@ -191,7 +191,8 @@ class AdapterRetriever(BaseEstimator):
             In the form that the encoder takes.
         exclude : list, default=None
             For each input the name or names of adapters not to retrieve for it, or None; in addition to the
-            parameter ``exclude``. With the input's own task, it makes the out-of-distribution setting of the papers.
+            parameter ``exclude``. Excluding the adapter of the input's own task gives the out-of-distribution setting
+            of the papers.
 
         Returns
         -------
@@ -274,9 +275,9 @@ class AdapterRetriever(BaseEstimator):
     def merge_groups(
         self, queries: Sequence[Any], *, exclude: Sequence[Names] | None = None
     ) -> Iterator[tuple[Adapter, NDArray[np.intp]]]:
-        """Go through the merges that some inputs need, with the positions of those inputs.
+        """Iterate over the merges that some inputs need, with the positions of those inputs.
 
-        So a batch of mixed inputs runs with as few adapters as it needs::
+        A batch of mixed inputs then runs with as few adapters as it needs::
 
             for adapter, rows in retriever.merge_groups(texts):
                 with lorakit.applied(model, adapter):
@@ -292,7 +293,7 @@ class AdapterRetriever(BaseEstimator):
         Yields
         ------
         adapter : Adapter
-            A merge, made when it is asked for.
+            A merge, made when the iteration reaches it.
         positions : ndarray of int
             The inputs that retrieve these adapters, ascending.
         """
@@ -325,7 +326,7 @@ class AdapterRetriever(BaseEstimator):
         return result[0]
 
     def cache_info(self) -> CacheInfo:
-        """Return how many merges came from the cache, how many were made, and how many it may and does hold."""
+        """Return how many merges came from the cache and how many were made, its largest size and its present size."""
         check_is_fitted(self)
         return CacheInfo(self._hits, self._misses, self.cache_size, len(self._cache))
 

@@ -1,4 +1,4 @@
-"""What LoRA-LEGO's clusters are made of: whose units they hold, and what averaging does to their norms."""
+"""The clusters of LoRA-LEGO: which tasks their units belong to, and how averaging changes the norms of units."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from ..cluster.units import cluster_shares, clustered_units
 
 @dataclass(frozen=True, eq=False)
 class ClusterComposition:
-    """How many units of each task every cluster holds.
+    """Number of units of each task in every cluster.
 
     Parameters
     ----------
     tasks : tuple of str
-        The tasks, or the adapters where no tasks were given.
+        Names of the tasks; names of the adapters if no tasks were given.
     counts : dict of str to ndarray of shape (n_clusters, n_tasks)
         By module; row c is cluster c, which is MSU c of the merged adapter.
     adjusted_mutual_information : dict of str to float
-        By module: 1 where clusters and tasks are the same partition of the units, about 0 where clusters are no more
-        of one task than chance would have it, whatever their sizes. NaN where no unit takes part.
+        By module: 1 if clusters and tasks partition the units in the same way, about 0 if a cluster is no more of one
+        task than chance makes it, whatever the sizes of the clusters. NaN if no unit takes part.
     """
 
     tasks: tuple[str, ...]
@@ -39,14 +39,14 @@ class ClusterComposition:
 
     @property
     def purity(self) -> dict[str, float]:
-        """By module, the share of units that are of their cluster's most frequent task; 1 for clusters of one unit."""
+        """By module, the share of units of the most frequent task of their cluster; 1 for clusters of one unit."""
         return {module: float(n.max(axis=1).sum() / n.sum()) for module, n in self.counts.items() if n.sum()}
 
     @property
     def entropy(self) -> dict[str, float]:
         """By module, the entropy of the tasks in a cluster, mean over units, in units of the logarithm of n_tasks.
 
-        0 where every cluster is of one task, 1 where every one holds as much of each.
+        0 if every cluster holds units of one task only, 1 if every cluster holds equally many of each task.
         """
         return {module: _entropy(n) for module, n in self.counts.items() if n.sum()}
 
@@ -77,9 +77,11 @@ def cluster_composition(
     merger : LegoMerger
         Fitted on ``adapters``.
     adapters : AdapterSet or list of Adapter
-        Their names are used, and their ranks to check that they are the ones; no weight is read.
+        What ``merger`` was fitted on. Their names are used, and their ranks are compared with those that were merged;
+        no weight is read.
     tasks : mapping of adapter name to task, default=None
-        For several adapters of one task; names that it lacks are tasks of their own. None: each adapter is one.
+        The task of each adapter, for several adapters of one task. An adapter that is not named is a task of its own.
+        None makes each adapter a task.
 
     Returns
     -------
@@ -90,9 +92,9 @@ def cluster_composition(
     NotFittedError
         If ``merger`` is not fitted.
     TypeError
-        If it does not cluster units.
+        If ``merger`` does not cluster units.
     ValueError
-        If it was fitted on other adapters.
+        If ``merger`` was fitted on other adapters.
 
     Examples
     --------
@@ -124,16 +126,16 @@ def cluster_composition(
 
 @dataclass(frozen=True, eq=False)
 class NormDecay:
-    """Norms of the clusters' means beside those of their members, by module.
+    """Norms of the centroids of clusters and of their members, by module.
 
     Parameters
     ----------
     members : dict of str to ndarray of shape (n_clusters,)
         Mean norm of the units of each cluster.
     centroids : dict of str to ndarray of shape (n_clusters,)
-        Norm of their mean, before any reweighting: at most the former.
+        Norm of the mean of these units, before any reweighting; never above ``members``.
     sizes : dict of str to ndarray of shape (n_clusters,)
-        How many units each cluster holds.
+        Number of units in each cluster.
     """
 
     members: dict[str, NDArray[np.float64]]
@@ -142,7 +144,7 @@ class NormDecay:
 
     @property
     def ratio(self) -> dict[str, NDArray[np.float64]]:
-        """Centroid's norm over its members', by module; 1 in a cluster of one unit, and of zeros."""
+        """Centroid's norm over the mean norm of its members, by module; 1 if there is one member, or all are zero."""
         return {
             module: np.divide(self.centroids[module], members, out=np.ones_like(members), where=members > 0)
             for module, members in self.members.items()
@@ -152,20 +154,20 @@ class NormDecay:
 def norm_decay(
     merger: Any, adapters: AdapterSet | Iterable[Adapter], *, norm: Literal["l2", "inf"] = "l2"
 ) -> NormDecay:
-    """Compare the norm of every centroid with the mean norm of its members: what averaging takes from it.
+    """Compare the norm of every centroid with the mean norm of its members: how much averaging shortens units.
 
-    Parameter reweighting (``norm`` of :class:`~lorakit.LegoMerger`) gives centroids this norm back. The units are those
-    that the merger clustered: aligned as it aligned them, turned the same way where its metric ignores signs, and
-    averaged with its weights.
+    Parameter reweighting (``norm`` of :class:`~lorakit.LegoMerger`) gives centroids the mean norm of their members
+    back. The units are those that the merger clustered: aligned by its ``align``, with the signs that it gave them if
+    its metric ignores signs, and averaged with its weights.
 
     Parameters
     ----------
     merger : LegoMerger
         Fitted on ``adapters``, with any parameters.
     adapters : AdapterSet or list of Adapter
-        What it was fitted on.
+        The adapters that ``merger`` was fitted on.
     norm : {'l2', 'inf'}, default='l2'
-        The norm of a unit: Euclidean, for which a centroid is never longer than its members on average, or maximum.
+        The norm of a unit: 'l2' is the Euclidean norm, 'inf' the largest absolute value.
 
     Returns
     -------
@@ -176,9 +178,9 @@ def norm_decay(
     NotFittedError
         If ``merger`` is not fitted.
     TypeError
-        If it does not cluster units.
+        If ``merger`` does not cluster units.
     ValueError
-        If it was fitted on other adapters, or ``norm`` is another one.
+        If ``merger`` was fitted on other adapters, or ``norm`` is not one of these.
 
     Examples
     --------
@@ -213,8 +215,8 @@ def _checked(merger: Any, adapters: AdapterSet | Iterable[Adapter]) -> AdapterSe
     check_is_fitted(merger)
     if not hasattr(merger, "labels_") or not hasattr(merger, "owners_"):
         raise TypeError(
-            f"{type(merger).__name__} has no clusters of units; expected a fitted LegoMerger, or of a pipeline its "
-            "last step with the adapters that the other steps made, pipeline[:-1].transform(adapters)"
+            f"{type(merger).__name__} has no clusters of units; expected a fitted LegoMerger. For a pipeline, pass "
+            "its last step, and the adapters that its other steps made: pipeline[:-1].transform(adapters)"
         )
     X = check_adapters(adapters)
     for module, owners in merger.owners_.items():
@@ -224,6 +226,6 @@ def _checked(merger: Any, adapters: AdapterSet | Iterable[Adapter]) -> AdapterSe
             seen = np.bincount(owners, minlength=merger.n_adapters_in_).tolist()
             raise ValueError(
                 f"the merger was fitted on other adapters: module {module!r} had ranks {seen}, and has {ranks} in "
-                f"{list(X.names)}; pass those that it was fitted on, in their order"
+                f"{list(X.names)}; pass the adapters that it was fitted on, in their order"
             )
     return X

@@ -1,4 +1,4 @@
-"""Linear mode connectivity: what a loss does on the way from one adapter to another."""
+"""Linear mode connectivity: a loss along the straight line between two adapters."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ class ModeConnectivity:
 
     @property
     def barrier(self) -> float:
-        """Largest height of the loss over the chord; 0 if it is nowhere above.
+        """Largest height of the loss above the chord; 0 if the loss is nowhere above it.
 
-        At 0 the two adapters are linearly connected, as far as the alphas tell.
+        If it is 0, the two adapters are linearly connected, as far as the measured alphas can tell.
         """
         return float(np.max((self.losses - self.chord)[1:-1], initial=0.0))
 
     @property
     def depth(self) -> float:
-        """Largest depth of the loss below the chord; 0 if it is nowhere below."""
+        """Largest depth of the loss below the chord; 0 if the loss is nowhere below it."""
         return float(np.max((self.chord - self.losses)[1:-1], initial=0.0))
 
 
@@ -69,8 +69,8 @@ def mode_connectivity(
     r"""Measure a loss on the straight line from one adapter to another.
 
     The barrier is the largest :math:`L(\alpha x + (1 - \alpha) y) - [\alpha L(x) + (1 - \alpha) L(y)]` over the
-    alphas. In the space of the updates the line is that of the multiplied merge; in that of the factors, of the direct
-    merge, whose cross terms may raise a barrier where there is none between the updates.
+    alphas. In the space of the updates, the points of the line are multiplied merges. In the space of the factors they
+    are direct merges, whose cross terms may raise a barrier where there is none between the updates.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def mode_connectivity(
         From an adapter to a number, lower being better: for instance the mean loss of the base model with it
         (:func:`lorakit.applied`) on the data of both. Called once for each alpha.
     alphas : int or sequence of float, default=11
-        How many, evenly spaced from 0 to 1; or those in between, to which 0 and 1 are added.
+        Number of points, evenly spaced from 0 to 1; or the points themselves, to which 0 and 1 are added.
     space : {'updates', 'factors'}, default='updates'
         What is interpolated: the products ``B @ A``, or A and B each on its own.
 
@@ -135,7 +135,7 @@ def interpolate(x: Adapter, y: Adapter, alpha: float, *, space: Interpolated = "
     alpha : float
         Share of ``x``.
     space : {'updates', 'factors'}, default='updates'
-        As in :func:`mode_connectivity`. The first is exact, and its rank the sum of theirs.
+        As in :func:`mode_connectivity`. For 'updates' the result is exact, and its rank is the sum of both ranks.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def interpolate(x: Adapter, y: Adapter, alpha: float, *, space: Interpolated = "
     IncompatibleAdaptersError
         If the adapters do not fit together, or for 'factors' differ in rank.
     ValueError
-        If ``space`` is another one, ``alpha`` is not finite, or a weight is not finite.
+        If ``space`` is not one of these, ``alpha`` is not finite, or a weight is not finite.
 
     Examples
     --------

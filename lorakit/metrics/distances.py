@@ -54,14 +54,16 @@ def msu_distances(
 
     Small distances within an adapter say that its units resemble one another, so that merging it with a copy of itself
     in another order does little harm. Distances between adapters that are no larger than those within them say that
-    their units mix. Other factors of the same update have other units, so compare adapters that were trained alike.
+    their units mix. The units depend on how an update is factored, so compare adapters that were trained in the same
+    way.
 
     Parameters
     ----------
     adapters : AdapterSet or list of Adapter
         Of any ranks.
     metric : {'euclidean', 'cosine'}, default='euclidean'
-        Distance of two units: Euclidean, or 1 minus the cosine, which leaves their lengths out (1 from a zero unit).
+        Distance of two units: Euclidean, or 1 minus their cosine, which ignores their lengths. The cosine distance from
+        a zero unit is 1.
     n_jobs : int or None, default=None
         Workers of the loop over modules, as in the estimators.
 
@@ -74,7 +76,7 @@ def msu_distances(
     IncompatibleAdaptersError
         If the adapters do not fit together.
     ValueError
-        If ``metric`` is another one, or a weight is not finite.
+        If ``metric`` is not one of these, or a weight is not finite.
 
     See Also
     --------

@@ -1,4 +1,4 @@
-"""What a direct merge adds that no adapter has: the products of one adapter's B with another's A."""
+"""The cross terms of a direct merge: products of one adapter's B with another adapter's A."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ class Interference:
 
     @property
     def share(self) -> float:
-        """Cross terms in the squared norm of both parts, in [0, 1]; 0 if both are zero.
+        """Share of the cross terms in the sum of the squared norms of both parts, in [0, 1]; 0 if both are zero.
 
-        Where factors of different adapters have nothing in common it is about ``(T - 1) / T``.
+        If the factors of different adapters have nothing in common, the share is about ``(T - 1) / T``.
         """
         both = self.squared_multiplied + self.squared_cross
         return self.squared_cross / both if both else 0.0
@@ -67,8 +67,8 @@ class Interference:
     def cosine(self) -> float:
         """Cosine between the two parts; 0 if either is zero.
 
-        Near 0 the cross terms are noise to the multiplied part; at 1, as for copies of one adapter, they only
-        strengthen it.
+        Near 0, the cross terms are noise for the multiplied part. At 1, as with copies of one adapter, they only make
+        it larger.
         """
         norms = self.multiplied * self.cross
         inner = (self.squared_direct - self.squared_multiplied - self.squared_cross) / 2
@@ -86,8 +86,8 @@ def module_interference(
 ) -> dict[str, Interference]:
     r"""Split the direct merge of adapters into its multiplied part and its cross terms, module by module.
 
-    The direct merge is that of :class:`~lorakit.AverageMerger`. Of the sums without weights that papers write, the
-    norms are :math:`T^2` times those of equal weights; ``share`` and ``cosine`` are the same.
+    The direct merge is that of :class:`~lorakit.AverageMerger`. Papers write sums without weights: their norms are
+    :math:`T^2` times those for equal weights, and ``share`` and ``cosine`` are the same.
 
     Parameters
     ----------

@@ -82,21 +82,21 @@ def compare_updates(x: Adapter, y: Adapter) -> dict[str, Comparison]:
 
 
 def compare_to_each(x: Adapter, others: Iterable[Adapter], *, n_jobs: int | None = None) -> list[Comparison]:
-    """Compare one adapter's update with that of each of several, all modules as one vector, in one reading of all.
+    """Compare one adapter's update with those of several others, all modules as one vector, reading each once.
 
     Parameters
     ----------
     x : Adapter
-        A merged adapter, say.
+        For instance a merged adapter.
     others : iterable of Adapter
-        What it was merged from.
+        For instance those that it was merged from.
     n_jobs : int or None, default=None
         Workers of the loop over modules, as in the estimators.
 
     Returns
     -------
     list of Comparison
-        One for each of ``others``, of which ``x`` is X and the other is Y.
+        One for each of ``others``, where ``x`` is X and the other adapter is Y.
 
     Examples
     --------
@@ -127,7 +127,7 @@ def _compare_module(X: AdapterSet, module: str) -> list[Comparison]:
 
 
 def compare_adapters(x: Adapter, y: Adapter) -> Comparison:
-    """Compare two adapters' updates, all modules as one vector, in one reading of both.
+    """Compare two adapters' updates, all modules as one vector, reading both once.
 
     Parameters
     ----------
@@ -187,8 +187,8 @@ def relative_error(x: Adapter, reference: Adapter) -> float:
     Returns
     -------
     float
-        ``||X - Y|| / ||Y||``; 0 for equal updates, whatever factors they have. Differences of Gram entries are
-        taken in float64, so that equal updates give about 1e-8 rather than 0.
+        ``||X - Y|| / ||Y||``. Equal updates give about 1e-8 rather than 0, whatever their factors: differences of
+        entries of Gram matrices are taken in float64.
 
     Examples
     --------

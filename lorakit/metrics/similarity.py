@@ -71,7 +71,7 @@ def subspace_overlap(
     At one module the overlap of :math:`U` and :math:`V`, orthonormal bases of the two subspaces, is
     :math:`\|U^T V\|_F^2 / \min(r_U, r_V)`, the mean squared cosine of their principal angles: 1 where one subspace
     contains the other, 0 where they are at right angles, and about :math:`\max(r_U, r_V) / d` for random ones in
-    :math:`d` dimensions. Signs and sizes of the updates do not matter to it.
+    :math:`d` dimensions. The signs and sizes of the updates do not matter.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def subspace_overlap(
     IncompatibleAdaptersError
         If the adapters do not fit together.
     ValueError
-        If ``side`` is another one, or a weight is not finite.
+        If ``side`` is not one of these, or a weight is not finite.
 
     See Also
     --------
@@ -156,7 +156,7 @@ def principal_angles(
     IncompatibleAdaptersError
         If the adapters do not fit together.
     ValueError
-        If ``side`` is another one, or a weight is not finite.
+        If ``side`` is not one of these, or a weight is not finite.
 
     Examples
     --------

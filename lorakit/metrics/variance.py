@@ -1,4 +1,4 @@
-"""How large the outputs of a merged adapter are, and how that grows with its rank."""
+"""Variance of the outputs of a merged adapter, and how it grows with the rank."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class OutputVariance:
     merged : ndarray of shape (n_ks, n_modules)
         Variance of one output of the merge of each rank at each module.
     adapters : ndarray of shape (n_adapters, n_modules)
-        That of each adapter; 0 where it lacks the module.
+        Variance of one output of each adapter; 0 where the adapter lacks the module.
     """
 
     ks: NDArray[Any]
@@ -43,7 +43,7 @@ class OutputVariance:
 
     @property
     def ratio(self) -> NDArray[np.float64]:
-        """Of a merge to the adapters' mean, (n_ks, n_modules); NaN where theirs is zero."""
+        """Variance of each merge over the mean of the adapters', (n_ks, n_modules); NaN where that mean is zero."""
         mean = np.broadcast_to(self.adapters.mean(axis=0), self.merged.shape)
         return np.divide(self.merged, mean, out=np.full_like(self.merged, np.nan), where=mean > 0)
 
@@ -51,7 +51,7 @@ class OutputVariance:
 def output_variance(adapter: Adapter, *, grams: Moments | None = None, n_jobs: int | None = None) -> dict[str, float]:
     r"""Variance of one output that an adapter adds, module by module.
 
-    It is the mean square over the outputs of a module, about zero, which is where they centre:
+    It is the mean square over the outputs of a module, whose mean is taken to be zero:
     :math:`\operatorname{tr}(B A G A^T B^T) / d_{out}` for inputs of second moments :math:`G`.
 
     Parameters
@@ -94,17 +94,17 @@ def output_variance_path(
     grams: Moments | None = None,
     n_jobs: int | None = None,
 ) -> OutputVariance:
-    r"""Variance of the outputs of merges at several ranks, beside that of the adapters they were made from.
+    r"""Variance of the outputs of merges at several ranks, and of the adapters that were merged.
 
     Without output reweighting the variance of a LoRA-LEGO merge grows with its rank; the factor
-    :math:`\sqrt{\bar r / k}` is to keep it.
+    :math:`\sqrt{\bar r / k}` is meant to keep it constant.
 
     Parameters
     ----------
     path : mapping of int to fitted merger or Adapter
         What :func:`lorakit.rank_path` returns, or merged adapters by rank.
     adapters : AdapterSet or list of Adapter
-        What was merged.
+        The adapters that were merged.
     grams : mapping of module to Gram or array of shape (d_in, d_in), default=None
         As in :func:`output_variance`.
     n_jobs : int or None, default=None
@@ -119,7 +119,8 @@ def output_variance_path(
     TypeError
         If a value of ``path`` is neither an adapter nor has one in ``merged_``.
     ValueError
-        If ``path`` is empty or has other modules than the adapters, or as by :func:`output_variance`.
+        If ``path`` is empty or has other modules than the adapters, or for the reasons that :func:`output_variance`
+        names.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What a model says of some inputs, as scikit-learn's metrics want it: labels, probabilities, decisions."""
+"""A model's outputs in the forms that scikit-learn's metrics take: labels, probabilities, decisions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def column_labels(classes: ArrayLike | None, y: NDArray[Any], n_columns: int) ->
     y : ndarray of shape (n,)
         True labels.
     n_columns : int
-        Columns that there are.
+        Number of columns.
 
     Raises
     ------
@@ -62,7 +62,7 @@ def decisions(scores: NDArray[Any]) -> NDArray[Any]:
 
 
 class ClassAnswers(ClassifierMixin, BaseEstimator):
-    """Class scores of known inputs in the guise of a fitted classifier, so that any of scikit-learn's scorers serves.
+    """Class scores of known inputs, presented as a fitted classifier so that any scorer of scikit-learn takes them.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class ClassAnswers(ClassifierMixin, BaseEstimator):
 
 
 class PlainAnswers(BaseEstimator):
-    """Answers to known inputs, such as numbers, texts or chosen labels, in the guise of a fitted estimator."""
+    """Answers to known inputs, such as numbers, texts or chosen labels, presented as a fitted estimator."""
 
     def __init__(self, answers: NDArray[Any]) -> None:
         self.answers = answers

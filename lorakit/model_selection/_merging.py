@@ -1,4 +1,4 @@
-"""Merges inside searches: what an estimator merged, and merging only once what a search asks for again and again."""
+"""Merges inside searches: what an estimator merged, and a memory so that each merge is made only once."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def merged_of(estimator: Any) -> Adapter:
     Parameters
     ----------
     estimator : object
-        Whatever has ``merged_``, a pipeline that ends in such a thing, or a search that has it as its best.
+        An estimator with ``merged_``, a pipeline that ends in one, or a search whose best estimator is one.
 
     Raises
     ------
     TypeError
-        If there is no merged adapter in it.
+        If ``estimator`` holds no merged adapter.
     """
     found = estimator
     while found is not None:
@@ -44,7 +44,7 @@ def merged_of(estimator: Any) -> Adapter:
 
 
 def fit_merger(merger: Any, adapters: AdapterSet, memory: Any) -> Any:
-    """Return a fitted clone of ``merger``; with a memory, of a merge that is made only once for it.
+    """Return a fitted clone of ``merger``; with a memory, a merge that is there already is not made again.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def _fit(key: str, merger: Any, adapters: AdapterSet) -> Any:
 def _alone(location: Any, key: str) -> Iterator[None]:
     """Let one process or thread at a time make a merge: folds of one candidate start together, and joblib has no lock.
 
-    Only work is saved by it: where there are no file locks, each makes the merge for itself.
+    The lock only saves work: where there are no file locks, each process makes the merge itself.
     """
     if not isinstance(location, (str, os.PathLike)):
         yield

@@ -24,11 +24,11 @@ from ._merging import fit_merger, merged_of
 
 
 class AdapterClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    """Classifier of a task's inputs by the base model with merged adapters on it.
+    """Classify a task's inputs with the base model and a merge of adapters on it.
 
-    Its X are the inputs of a task, texts or tokens, so that scikit-learn's tools for choosing a model work on the task
-    itself: stratified folds, metrics by name, searches over the merger and its parameters. ``fit`` merges, and learns
-    nothing of the inputs; the base model is not changed.
+    X holds the inputs of a task, texts or tokens, so that scikit-learn's tools for choosing a model work on the task
+    itself: stratified folds, metrics by name, searches over the merger and its parameters. ``fit`` merges the adapters
+    and learns nothing from the inputs; the base model is not changed.
 
     Parameters
     ----------
@@ -36,30 +36,30 @@ class AdapterClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         The base model, or a function of no arguments that loads it. The function is called once in each process,
         which keeps the model; a model itself is shared by clones, but sent to worker processes with every fit.
     adapters : AdapterSet or list of Adapter
-        What is merged.
+        The adapters to merge.
     merger : estimator
         An unfitted merger, or a pipeline that ends in one. It is cloned.
     forward : callable
         ``forward(model, X)`` gives class scores of shape (n, n_classes): logits, or logarithms of probabilities. For
         process engines it must pickle.
     classes : array-like, default=None
-        The labels of the columns of class scores, in their order. None: the sorted labels in the ``y`` of ``fit``,
-        which must then have all of them.
+        The labels of the columns of class scores, in their order. None takes the sorted labels in the ``y`` of ``fit``,
+        which must then contain every label.
     batch_size : int, default=None
         Inputs passed to ``forward`` at a time, as slices of X. None passes all.
     prefix : str, default=''
         Put before the adapters' module names, as in :func:`lorakit.applied`.
     memory : str, path or joblib.Memory, default=None
         Where merges are kept. A merge does not depend on the inputs, so all folds of a search, its processes and later
-        searches then share one for the same parameters and adapters. Of a merger without a ``random_state`` they share
-        one draw.
+        searches then share one for the same parameters and adapters. If the merger has no ``random_state``, they share
+        one random draw.
 
     Attributes
     ----------
     merger_ : estimator
         The fitted clone of ``merger``.
     merged_ : Adapter
-        What it merged.
+        The merge on the base model.
     classes_ : ndarray of shape (n_classes,)
         The labels, sorted.
 
@@ -127,9 +127,9 @@ class AdapterClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Parameters
         ----------
         X : sequence of n inputs
-            In the form that ``forward`` takes. Not looked at.
+            In the form that ``forward`` takes. Only their number is checked.
         y : array-like of shape (n,)
-            Their labels, which tell the classes.
+            Their labels, which define the classes.
 
         Returns
         -------

@@ -33,21 +33,22 @@ class MultiTaskScorer:
         The base model, or a function of no arguments that loads it. The function is called once in each process,
         which keeps the model; a model itself is sent to worker processes with every candidate.
     tasks : mapping of str to (X, y)
-        By name, the inputs of each task, in whatever form ``forward`` takes, and what is true of them.
+        For each task's name, its inputs, in the form that ``forward`` takes, and their true labels or values.
     forward : callable, or mapping of task name to callable
-        ``forward(model, X)`` gives what the model says of the inputs: class scores of shape (n, n_classes), that is
+        ``forward(model, X)`` returns the model's outputs for the inputs: class scores of shape (n, n_classes), that is
         logits or logarithms of probabilities, or n answers (numbers, texts, labels). For process engines it must
         pickle.
     metric : str, scorer or callable, or mapping of task name to these, default='accuracy'
         A name that ``sklearn.metrics.get_scorer`` knows, a scorer from ``sklearn.metrics.make_scorer``, or
         ``metric(y_true, y_pred)``, where ``y_pred`` are the labels of the largest class scores, or the answers.
     output : {'all', 'mean', 'worst'}, default='all'
-        'all': a dict of every task's score, 'mean' and 'worst'; a search then needs to be told which of them decides,
-        ``refit='mean'``. 'mean' or 'worst': that number alone, as halving searches and ``WeightSearch`` want it.
+        'all': a dict of every task's score, 'mean' and 'worst'; a search must then be told which of them decides, for
+        example by ``refit='mean'``. 'mean' or 'worst': that number alone, which halving searches and ``WeightSearch``
+        require.
     tasks_of : {'all', 'fold', 'rest'}, default='all'
-        Which tasks are measured. 'fold': those that are named like an adapter in the X that the search passes, which
-        under ``LeaveOneOut`` is the left-out one; 'rest': the others. As these tasks differ from fold to fold, a dict
-        then has 'mean' and 'worst' only.
+        Which tasks are measured. 'fold': the tasks that have the name of an adapter in the X that the search passes,
+        which under ``LeaveOneOut`` is the left-out adapter; 'rest': all other tasks. With these two the tasks differ
+        from fold to fold, so that a dict has 'mean' and 'worst' only.
     reference : mapping of str to float, default=None
         A positive score for each task, such as that of its own adapter, by which its score is divided.
     classes : array-like, or mapping of task name to array-like, default=None

@@ -62,12 +62,12 @@ def save_picture(figure: Figure, path: Path, *, overwrite: bool, dpi: float = 15
     overwrite : bool
         Whether a file that is there may be replaced.
     dpi : float, default=150
-        Dots an inch, of a PNG.
+        Dots per inch of a PNG.
 
     Raises
     ------
     OutputError
-        As by :func:`check_picture`, or if the system refuses.
+        For the reasons that :func:`check_picture` names, or if the system refuses to write.
     """
     import matplotlib as mpl
 

@@ -33,7 +33,7 @@ class ClusterCompositionDisplay(Display):
     figure_ : matplotlib Figure
         What holds the axes.
     bars_ : list of matplotlib BarContainer
-        One a task.
+        One for each task.
 
     Examples
     --------
@@ -67,9 +67,10 @@ class ClusterCompositionDisplay(Display):
         merger : LegoMerger
             Fitted on ``adapters``.
         adapters : AdapterSet or list of Adapter
-            What it was fitted on.
+            The adapters that ``merger`` was fitted on.
         tasks : mapping of adapter name to task, default=None
-            For several adapters of one task; names that it lacks are tasks of their own.
+            The task of each adapter, for several adapters of one task. An adapter that is not named is a task of its
+            own.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
         **kwargs
@@ -84,7 +85,7 @@ class ClusterCompositionDisplay(Display):
         ImportError
             If matplotlib is not installed.
         NotFittedError, TypeError, ValueError
-            As by :func:`lorakit.metrics.cluster_composition`.
+            For the reasons that :func:`lorakit.metrics.cluster_composition` names.
         """
         return cls(cluster_composition(merger, adapters, tasks=tasks)).plot(ax=ax, **kwargs)
 
@@ -96,7 +97,7 @@ class ClusterCompositionDisplay(Display):
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
         module : str, default=None
-            Which one; None takes the first.
+            Name of the module; None takes the first.
         **kwargs
             For ``Axes.bar``.
 

@@ -80,7 +80,7 @@ class ModeConnectivityDisplay(Display):
         alphas : int or sequence of float, default=11
             As in :func:`lorakit.metrics.mode_connectivity`.
         spaces : sequence of {'updates', 'factors'}, default=('updates', 'factors')
-            What is interpolated, a curve each.
+            What is interpolated; each space gives a curve.
         loss_name : str, default='loss'
             What the vertical axis says.
         ax : matplotlib Axes, default=None
@@ -97,7 +97,7 @@ class ModeConnectivityDisplay(Display):
         ImportError
             If matplotlib is not installed.
         IncompatibleAdaptersError, ValueError
-            As by :func:`lorakit.metrics.mode_connectivity`.
+            For the reasons that :func:`lorakit.metrics.mode_connectivity` names.
         """
         curves = [mode_connectivity(x, y, loss, alphas=alphas, space=space) for space in spaces]
         return cls.from_curves(curves, loss_name=loss_name, ax=ax, **kwargs)

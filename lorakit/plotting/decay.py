@@ -1,4 +1,4 @@
-"""Norms of centroids beside those of their members."""
+"""Norms of centroids against those of their members."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class NormDecayDisplay(Display):
     decay : NormDecay
         From :func:`lorakit.metrics.norm_decay`.
     norm : str, default='l2'
-        Which norm, for the labels.
+        The norm that was measured, for the labels.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ class NormDecayDisplay(Display):
         merger : LegoMerger
             Fitted on ``adapters``.
         adapters : AdapterSet or list of Adapter
-            What it was fitted on.
+            The adapters that ``merger`` was fitted on.
         norm : {'l2', 'inf'}, default='l2'
             The norm of a unit.
         ax : matplotlib Axes, default=None
@@ -88,7 +88,7 @@ class NormDecayDisplay(Display):
         ImportError
             If matplotlib is not installed.
         NotFittedError, TypeError, ValueError
-            As by :func:`lorakit.metrics.norm_decay`.
+            For the reasons that :func:`lorakit.metrics.norm_decay` names.
         """
         return cls(norm_decay(merger, adapters, norm=norm), norm=norm).plot(ax=ax, **kwargs)
 
@@ -100,7 +100,7 @@ class NormDecayDisplay(Display):
         module: str | None = None,
         **kwargs: Any,
     ) -> Self:
-        r"""Draw, a point a cluster.
+        r"""Draw one point for each cluster.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ class NormDecayDisplay(Display):
             ratio against the size of the cluster, beside :math:`1 / \sqrt{n}`, what n members of one length at right
             angles leave.
         module : str, default=None
-            One module only; None draws the clusters of all.
+            Name of one module; None draws the clusters of all modules.
         **kwargs
             For ``Axes.scatter``.
 
@@ -122,7 +122,7 @@ class NormDecayDisplay(Display):
         Raises
         ------
         ValueError
-            If ``kind`` is another one, or the merger has no such module.
+            If ``kind`` is not one of these, or the merger has no such module.
         """
         if kind not in ("norms", "ratio"):
             raise ValueError(f"kind must be 'norms' or 'ratio', got {kind!r}")

@@ -25,7 +25,7 @@ class RankCurve:
     ks : ndarray of shape (n,)
         Ranks, ascending.
     scores : ndarray of shape (n,)
-        Score at each.
+        Score at each rank.
     errors : ndarray of shape (n,) or None
         Half lengths of the error bars.
     """
@@ -36,18 +36,18 @@ class RankCurve:
 
 
 class RankCurveDisplay(Display):
-    """Score against the rank of a merge, a curve a method.
+    """Score against the rank of a merge, with one curve for each method.
 
     Make one with :meth:`from_search` or :meth:`from_arrays`.
 
     Parameters
     ----------
     curves : mapping of str to RankCurve
-        By the names of the methods.
+        Curves by the names of the methods.
     score_name : str, default='score'
         What the vertical axis says.
     spread : str, default=''
-        What the error bars are, for the title.
+        What the error bars show, for the title.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class RankCurveDisplay(Display):
         score_name : str, default='score'
             What the vertical axis says.
         spread : str, default=''
-            What the error bars are; of repeats 'standard deviation over n repeats'.
+            What the error bars show; for repeats 'standard deviation over n repeats'.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
         **kwargs
@@ -161,9 +161,9 @@ class RankCurveDisplay(Display):
         search : GridSearchCV or another search
             Fitted.
         metric : str, default=None
-            Which of several scores; None takes the one that ``refit`` names.
+            Name of the score, if there are several; None takes the one that ``refit`` names.
         param : str, default=None
-            The parameter that is the rank; None takes the one called ``k``, or that ends in ``__k``.
+            Name of the parameter that is the rank; None takes ``k``, or the one that ends in ``__k``.
         label : callable, default=None
             From a candidate's parameters to the name of its curve, or None to leave it out. By default the parameters
             that differ between candidates are the name.

@@ -1,4 +1,4 @@
-"""Heat map of how alike adapters are."""
+"""Heat map of the similarities of adapters."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class AdapterSimilarityDisplay(Display):
     Parameters
     ----------
     matrix : array-like of shape (n_adapters, n_adapters)
-        Similarities; the diagonal is not drawn, as every adapter is like itself.
+        Similarities. The diagonal is not drawn, as every adapter equals itself.
     names : sequence of str
-        The adapters.
+        Names of the adapters.
     label : str, default='similarity'
-        What the numbers are, beside the colour bar.
+        Label of the colour bar: what the numbers are.
     signed : bool, default=False
-        Whether they can be negative: colours then centre at 0.
+        Whether similarities can be negative; the colours are then centred at 0.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class AdapterSimilarityDisplay(Display):
     image_ : matplotlib AxesImage
         The coloured cells.
     text_ : list of matplotlib Text
-        The numbers in them; empty for many adapters.
+        The numbers in the cells; none if there are many adapters.
 
     See Also
     --------
@@ -94,7 +94,7 @@ class AdapterSimilarityDisplay(Display):
         measure : {'cosine', 'overlap'}, default='cosine'
             Cosines of the updates, or overlaps of their subspaces.
         side : {'out', 'in'}, default='out'
-            For the overlap: of what the updates write to, or of what they read.
+            For the overlap: the subspaces of outputs that updates write to, or of inputs that they read.
         n_jobs : int or None, default=None
             Workers of the loop over modules.
         ax : matplotlib Axes, default=None
@@ -113,7 +113,7 @@ class AdapterSimilarityDisplay(Display):
         IncompatibleAdaptersError
             If the adapters do not fit together.
         ValueError
-            If ``measure`` or ``side`` is another one.
+            If ``measure`` or ``side`` is not one of these.
         """
         X = AdapterSet(adapters)
         if measure == "cosine":

@@ -27,8 +27,8 @@ _LONG = 17  # values; more are drawn on a logarithmic axis
 class SingularValuesDisplay(Display):
     """Singular values of updates, or the energy (squared norm) that the largest of them keep.
 
-    Of several modules, value i is the root mean square of the modules' i-th values. The energy that k of them keep is
-    then exactly what is left of the whole update when every module is cut to rank k.
+    For several modules, value i is the root mean square of the modules' i-th singular values. The energy that the k
+    largest values keep is then exactly that of the whole update after every module is cut to rank k.
 
     Make one with :meth:`from_adapters` or :meth:`from_estimator`.
 
@@ -81,7 +81,7 @@ class SingularValuesDisplay(Display):
         modules : sequence of str, default=None
             Some modules only; None takes all.
         mean : bool, default=False
-            Draw those of the mean update too: how many a merge needs.
+            Whether to draw the singular values of the mean update too, which show what rank a merge needs.
         n_jobs : int or None, default=None
             Workers of the loop over modules.
         ax : matplotlib Axes, default=None
@@ -121,7 +121,7 @@ class SingularValuesDisplay(Display):
         merger : SVDMerger or another with ``singular_values_``
             Fitted.
         name : str, default=None
-            Of the curve; None takes the merger's method.
+            Name of the curve; None takes the merger's method.
         ax : matplotlib Axes, default=None
             Where to draw; None makes a figure.
         **kwargs
@@ -138,7 +138,7 @@ class SingularValuesDisplay(Display):
         NotFittedError
             If ``merger`` is not fitted.
         TypeError
-            If it learned no singular values.
+            If ``merger`` learned no singular values.
         """
         check_is_fitted(merger)
         if not hasattr(merger, "singular_values_"):
@@ -168,7 +168,7 @@ class SingularValuesDisplay(Display):
         Raises
         ------
         ValueError
-            If ``kind`` is another one.
+            If ``kind`` is not one of these.
         """
         if kind not in ("values", "energy"):
             raise ValueError(f"kind must be 'values' or 'energy', got {kind!r}")

@@ -1,4 +1,4 @@
-"""Maps of minimal semantic units (MSUs): which lie near one another."""
+"""Maps of minimal semantic units (MSUs), which show the units that lie near one another."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Method = Literal["tsne", "pca"]
 
 
 class MSUMapDisplay(Display):
-    """Units of one module as points of a plane.
+    """Units of one module as points in a plane.
 
     Make one with :meth:`from_adapters`, or :meth:`from_estimator` to see clusters too.
 
@@ -35,13 +35,13 @@ class MSUMapDisplay(Display):
     points : array-like of shape (R, 2)
         Where the units lie.
     owners : array-like of shape (R,)
-        The task that each unit is of, as a position in ``tasks``.
+        Task of each unit, as a position in ``tasks``.
     tasks : sequence of str
         Names of the tasks.
     clusters : array-like of shape (R,), default=None
-        The cluster of each unit; -1 takes no part.
+        Cluster of each unit; -1 for a unit that is in none.
     module : str, default=''
-        What the title says.
+        Name of the module, for the title.
     axes : pair of str, default=('', '')
         Labels of the two axes.
 
@@ -97,12 +97,13 @@ class MSUMapDisplay(Display):
         adapters : AdapterSet or list of Adapter
             Of any ranks, with at least two units in all.
         module : str, default=None
-            Which one; None takes the first.
+            Name of the module; None takes the first.
         method : {'tsne', 'pca'}, default='tsne'
             t-SNE keeps neighbours together, and its distances mean nothing else; PCA shows true distances along the
             two directions of largest variance.
         tasks : mapping of adapter name to task, default=None
-            For several adapters of one task; names that it lacks are tasks of their own.
+            The task of each adapter, for several adapters of one task. An adapter that is not named is a task of its
+            own.
         random_state : int, RandomState or None, default=0
             Seeds t-SNE.
         ax : matplotlib Axes, default=None
@@ -121,7 +122,7 @@ class MSUMapDisplay(Display):
         IncompatibleAdaptersError
             If the adapters do not fit together.
         ValueError
-            If no adapter has ``module``, there is one unit only, or ``method`` is another one.
+            If no adapter has ``module``, there is one unit only, or ``method`` is not one of these.
         """
         return cls._placed(adapters, module, method, tasks, random_state, None).plot(ax=ax, **kwargs)
 
@@ -202,7 +203,7 @@ class MSUMapDisplay(Display):
         Raises
         ------
         ValueError
-            If ``color_by`` is another one, or the clusters are not known.
+            If ``color_by`` is not one of these, or the clusters are not known.
         """
         if color_by not in ("task", "cluster"):
             raise ValueError(f"color_by must be 'task' or 'cluster', got {color_by!r}")

@@ -68,7 +68,7 @@ class OutputVarianceDisplay(Display):
         Parameters
         ----------
         adapters : AdapterSet or list of Adapter
-            What to merge.
+            The adapters to merge.
         ks : sequence of int
             Ranks.
         grams : mapping of module to Gram or array, default=None
@@ -113,14 +113,14 @@ class OutputVarianceDisplay(Display):
         ax: Axes | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Measure merges that were made, and draw a curve for each path.
+        """Measure merges that were made already, and draw one curve for each path.
 
         Parameters
         ----------
         paths : mapping of str to path
-            What :func:`lorakit.rank_path` returns, by the name of the curve.
+            Results of :func:`lorakit.rank_path`, by the name of the curve.
         adapters : AdapterSet or list of Adapter
-            What was merged.
+            The adapters that were merged.
         grams : mapping of module to Gram or array, default=None
             Second moments of the modules' inputs; None takes independent inputs of variance 1.
         n_jobs : int or None, default=None
@@ -139,7 +139,7 @@ class OutputVarianceDisplay(Display):
         ImportError
             If matplotlib is not installed.
         TypeError, ValueError
-            As by :func:`lorakit.metrics.output_variance_path`.
+            For the reasons that :func:`lorakit.metrics.output_variance_path` names.
         """
         X = AdapterSet(adapters)
         found = {name: output_variance_path(path, X, grams=grams, n_jobs=n_jobs) for name, path in paths.items()}
