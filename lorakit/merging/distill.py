@@ -363,6 +363,7 @@ class DistillMerger(BaseMerger):
     def shown(self) -> Self:
         """Return a copy in which short texts stand for the model, the heads, the inputs and their scores."""
         shown = copy(self)
+        shown.checkpoint = None  # the result does not depend on it
         for name in _SHARED:
             if (value := getattr(self, name)) is not None:
                 setattr(shown, name, _Named(value))

@@ -306,9 +306,12 @@ def test_a_function_that_loads_the_model_serves(X):
 def test_the_record_names_what_it_cannot_write(X, tmp_path):
     inputs = toy_inputs(3000)
     targets = collect_targets(toy_model(), X, inputs, toy_forward)
-    fitted = merger(inputs=inputs, targets=targets, epochs=1, batch_size=500, owners=["task0"] * 3000).fit(X)
+    fitted = merger(
+        inputs=inputs, targets=targets, epochs=1, batch_size=500, owners=["task0"] * 3000, checkpoint=tmp_path / "state"
+    ).fit(X)
     operation = fitted.merged_.provenance.operations[-1]
     assert "model=<ModuleDict>, inputs=<Tensor of 3000>, forwards=<toy_forward>, targets=<Targets of 3>" in operation
+    assert "checkpoint=None" in operation
     assert len(operation) < 1000
     path = save_adapter(fitted.merged_, tmp_path / "merged")
     assert len(json.dumps(dict(load_adapter(path).provenance.metadata))) < 5000
