@@ -50,6 +50,8 @@ def test_merges_that_differ_by_a_factor_are_measured_once(adapters):
     kept, others = shared(data_free(), adapters)
     assert others == {
         "average": ["task_arithmetic factors"],
+        "iso": ["isotropizer"],  # of the mean, by default
+        "svc": ["svc_calibrator"],
         "svd": ["concat", "task_arithmetic core", "task_arithmetic delta", "task_arithmetic knots"],
     }
     assert not {entrant.name for entrant in kept} & {name for names in others.values() for name in names}
