@@ -2,6 +2,9 @@
 
 A writer holds a lock on a file in its directory, which the system releases when the process ends, however it ends. So
 whoever can take the lock knows that the writer is dead.
+
+Only writers put anything right; readers look, and change nothing. Nothing is done to what is no directory of this user
+itself, so that a link with such a name leads nowhere.
 """
 
 from __future__ import annotations
@@ -11,10 +14,14 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from ..exceptions import OutputError
 
 try:
     import fcntl
@@ -50,12 +57,20 @@ def scratch_beside(path: Path) -> Iterator[Path]:
             raise
         finally:
             os.close(lock)
+        if os.path.lexists(folder):
+            warnings.warn(
+                f"{folder}: could not be removed: something in it is protected, such as a file that is immutable in "
+                "what was replaced; the next writer of the same output tries again, or remove it by hand",
+                UserWarning,
+                stacklevel=6,
+            )
 
 
 def put_back(path: Path) -> None:
     """Put back an output whose writer died after it had moved the old one away and before the new one was in place.
 
-    Only a system that cannot exchange two directories in one step has such a moment. A living writer is waited for.
+    Called by the next writer of the output. Only a system that cannot exchange two directories in one step has such a
+    moment. A living writer is waited for.
 
     Parameters
     ----------
@@ -80,12 +95,25 @@ def being_written(path: Path) -> bool:
     return bool(_left_beside(path))
 
 
+def half_replaced(path: Path) -> Path | None:
+    """Return where the old version of an output lies, if its writer was stopped before the new one was in place.
+
+    Parameters
+    ----------
+    path : Path
+        The output; None is returned if it exists.
+    """
+    left = [] if os.path.lexists(path) else _left_beside(path)
+    return next((folder / OLD for folder in left if _half_done(folder)), None)
+
+
 def _make(path: Path) -> tuple[Path, int]:
     """Make a scratch directory and lock it; return the open lock too."""
     while True:
         folder = path.parent / f".{_stem(path)}.{secrets.token_hex(4)}.lorakit"
         try:
             folder.mkdir(mode=0o700)
+            _check_umask(folder)
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if _take(lock) is not False and (folder / _LOCK).exists():
                 return folder, lock
@@ -115,12 +143,12 @@ def _take(lock: int) -> bool | None:
 
 def _clear_if_dead(folder: Path, path: Path) -> None:
     try:
-        lock = os.open(folder / _LOCK, os.O_RDWR)
+        lock = os.open(folder / _LOCK, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0))
     except FileNotFoundError:
         with suppress(OSError):  # empty: its writer was killed before it made the lock, or will make another directory
             folder.rmdir()
         return
-    except OSError:  # another user's
+    except OSError:  # another user's, or a link
         return
     try:
         if _take(lock):
@@ -139,27 +167,53 @@ def _clear(folder: Path, path: Path) -> None:
                 return
     # In this order: what is removed half must not look as if it could be put back, and what has no lock is empty.
     for entry in (folder / NEW, folder / OLD, folder / GONE):
-        if entry.is_dir():
+        if _is_folder(entry):
             shutil.rmtree(entry, ignore_errors=True)
         else:
-            entry.unlink(missing_ok=True)
+            with suppress(OSError):
+                entry.unlink()
+        if os.path.lexists(entry):  # protected: with its lock, the folder can be told from others by the next writer
+            return
     (folder / _LOCK).unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
 
 
 def _half_done(folder: Path) -> bool:
-    """Whether the old output was moved here and the new one is here still."""
-    return os.path.lexists(folder / OLD) and os.path.lexists(folder / NEW)
+    """Whether the old output was moved here and the new one is here still; a link was not moved by a writer."""
+    old, new = folder / OLD, folder / NEW
+    return os.path.lexists(new) and os.path.lexists(old) and not old.is_symlink()
 
 
 def _left_beside(path: Path) -> list[Path]:
-    """Return the scratch directories of an output, whoever made them."""
+    """Return the scratch directories of an output that writers of this user made."""
     name = re.compile(rf"\.{re.escape(_stem(path))}\.[0-9a-f]{{8}}\.lorakit")
     try:
-        return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name)]
+        return [entry for entry in path.parent.iterdir() if name.fullmatch(entry.name) and _is_folder(entry)]
     except OSError:
         return []
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path is a directory of this user itself, and no link to one."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and (not hasattr(os, "geteuid") or found.st_uid == os.geteuid())
+
+
+def _check_umask(folder: Path) -> None:
+    """Refuse to write where the output could not be used by its owner."""
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if mode & 0o700 != 0o700:
+        folder.rmdir()
+        raise OutputError(
+            f"cannot be written to: the umask takes rights from the owner of what is made (mode {mode:04o})",
+            path=folder.parent,
+            expected="a umask such as 022",
+            remedy="set it with `umask 022`",
+        )
 
 
 def _stem(path: Path) -> str:

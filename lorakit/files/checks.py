@@ -9,11 +9,11 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from ..exceptions import CorruptFileError, LorakitError, UnsafeFileError
-from ._scratch import being_written, put_back
+from ._scratch import being_written, half_replaced
 
 FileStamp = tuple[int, int]  # size and mtime_ns
 
-_LOOKS = 50  # a hundredth of a second apart, while somebody writes what is missing
+_LOOKS = 100  # a hundredth of a second apart, while somebody writes what is missing
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 HOW_TO_CONVERT = (
     "a pickle can run code when it is loaded. Convert it where it is trusted: "
@@ -22,17 +22,25 @@ HOW_TO_CONVERT = (
 
 
 def require_path(path: Path) -> None:
-    """Raise FileNotFoundError, naming what is nearby, unless ``path`` exists."""
+    """Raise FileNotFoundError, naming what is nearby, unless ``path`` exists; writers that replace it are waited for.
+
+    Where a writer was stopped between its two renames, the message says where the old version is.
+    """
     outputs = (path, path.parent)
     for _ in range(_LOOKS):
-        for output in outputs:  # of a writer that was killed while it replaced them
-            put_back(output)
         if path.exists():
             return
         # Of several writers the next may have moved it away just now. Where none is left, it is there or it is not.
         if not any(map(being_written, outputs)) and not path.exists():
             break
         time.sleep(0.01)
+    for output in outputs:
+        old = half_replaced(output)
+        if old is not None:
+            raise FileNotFoundError(
+                f"{output}: is half replaced: its writer was stopped before the new version was in place; write it "
+                f"again, or take the old version: rename {old} to {output}"
+            )
     folder = path.parent
     if path.is_symlink():
         hint = "it is a symbolic link to nothing"

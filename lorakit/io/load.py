@@ -22,7 +22,7 @@ from ..exceptions import (
     UnsafeFileError,
     UnsupportedAdapterError,
 )
-from ..files._scratch import put_back
+from ..files._scratch import half_replaced
 from ..files.checks import HOW_TO_CONVERT, FileStamp, require_path, require_unchanged, stamp
 from ..files.pickled import SUFFIXES
 from .formats._modules import FileModules, Stamps, Stored
@@ -317,8 +317,8 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 def _fetched(given: str | os.PathLike[str], allow_pickle: bool) -> tuple[Path, str | None]:
     """Return the local path, and the origin on the Hub if it was taken from there."""
     local, wanted = Path(given), hub_id(given)
-    put_back(local)
-    if wanted is None or (not wanted.certain and (local.exists() or local.is_symlink())):
+    here = local.exists() or local.is_symlink() or half_replaced(local) is not None
+    if wanted is None or (here and not wanted.certain):
         return local, None
     try:
         return fetch(wanted, allow_pickle=allow_pickle)

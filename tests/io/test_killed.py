@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -147,11 +148,19 @@ def test_what_only_looks_like_a_writers_is_left_alone(out, tmp_path):
 
 @pytest.mark.parametrize("finder", ["load", "load a file of it", "save", "refused save"])
 def test_half_done_is_put_back(out, tmp_path, finder):
+    """By the next writer; a reader changes nothing, and says what to do."""
     lock, folder = scratch_of(out, half_done=True)
     os.close(lock)
     if finder.startswith("load"):
         path = out / "adapter_model.safetensors" if finder == "load a file of it" else out
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(FileNotFoundError, match=r"out: is half replaced: .*write it again, or") as caught:
+            load_adapter(path)
+        assert sorted(tmp_path.rglob("*")) == before
+        old, new = re.search(r"rename (\S+) to (\S+)$", str(caught.value)).groups()
+        Path(old).rename(new)
         assert load_adapter(path).ranks == (2,)
+        save_adapter(OLD, out, overwrite=True)
     elif finder == "save":
         save_adapter(NEW, out, overwrite=True)
     else:
@@ -193,8 +202,8 @@ def test_moved_away_by_the_next_of_several_writers(out, monkeypatch, moment):
                 moves[0].start()
 
         if moment == "before it is looked for":
-            looked = _scratch.put_back
-            monkeypatch.setattr(_checks, "put_back", lambda path: (looked(path), move_away()))
+            required = _checks.require_path
+            monkeypatch.setattr("lorakit.io.load.require_path", lambda path: (move_away(), required(path)))
         else:
             required = _checks.require_path
             monkeypatch.setattr(_checks, "require_path", lambda path: (required(path), move_away()))
@@ -256,6 +265,10 @@ def test_without_locks(out, tmp_path, monkeypatch, missing):
     monkeypatch.setattr(_scratch, "_PATIENCE", 3)
     lock, folder = scratch_of(out, half_done=True)
     os.close(lock)
+    with pytest.raises(FileNotFoundError, match="out: is half replaced"):
+        load_adapter(out)
+    with pytest.raises(OutputError, match="out: exists; pass overwrite=True"):
+        save_adapter(NEW, out)
     assert load_adapter(out).ranks == (2,)
     save_adapter(NEW, out, overwrite=True)
     assert load_adapter(out).ranks == (3,)
@@ -267,7 +280,7 @@ def no_locks(*args):
 
 
 def test_a_writer_that_was_stopped_between_its_renames_bears_what_others_do(out, tmp_path, monkeypatch):
-    """Its old output is put back by a reader that has waited long enough; then it goes on."""
+    """Its old output is put back by another writer that has waited long enough; then it goes on."""
     monkeypatch.setattr(_rename, "_system_call", lambda: None)
     monkeypatch.setattr(_scratch, "_PATIENCE", 3)
     rename, seen = os.rename, []
@@ -275,6 +288,7 @@ def test_a_writer_that_was_stopped_between_its_renames_bears_what_others_do(out,
     def stops(source, target):
         rename(source, target)
         if Path(target).name == "old" and not seen:
+            _scratch.put_back(out)
             seen.append(load_adapter(out).ranks)
 
     monkeypatch.setattr("os.rename", stops)
@@ -311,6 +325,7 @@ def handle_of_a_new_file(out):
         save_adapter(NEW, out, overwrite=True)
         return safe_open(path, framework="pt")
 
+    handle.cache_clear = lambda: None
     return handle
 
 
@@ -321,6 +336,8 @@ def test_replaced_while_it_is_opened(out, monkeypatch):
     read, calls = _peft_config.read_json_object, []
 
     def replaces(path):
+        if path.parent != out:  # the writer looks at what it made
+            return read(path)
         calls.append(path)
         if len(calls) < 3:
             save_adapter(NEW if len(calls) == 1 else OLD, out, overwrite=True)
@@ -331,3 +348,73 @@ def test_replaced_while_it_is_opened(out, monkeypatch):
     assert len(calls) == 3
     assert adapter.ranks == (2,)
     assert (adapter["layer.0"].delta() == OLD["layer.0"].delta()).all()
+
+
+def test_links_of_a_writers_name_lead_nowhere(out, tmp_path):
+    """Planted, they made a read delete and move files elsewhere."""
+    elsewhere = tmp_path / "elsewhere"
+    for name in ("new", "old"):
+        (elsewhere / name).mkdir(parents=True)
+        (elsewhere / name / "precious").touch()
+    (elsewhere / "lock").touch()
+    ghost = tmp_path / "ghost"
+    (tmp_path / ".ghost.deadbeef.lorakit").symlink_to(elsewhere)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(FileNotFoundError, match="ghost: does not exist"):
+        load_adapter(ghost)
+    assert sorted(tmp_path.rglob("*")) == before
+    save_adapter(OLD, ghost)
+    assert load_adapter(ghost).ranks == (2,)
+    assert (elsewhere / "new" / "precious").exists()
+    assert (elsewhere / "old" / "precious").exists()
+
+
+def test_links_inside_a_writers_folder_lead_nowhere(out, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious").touch()
+    folder = tmp_path / ".ghost.deadbeef.lorakit"
+    folder.mkdir()
+    (folder / "lock").touch()
+    for name in ("new", "old"):
+        (folder / name).symlink_to(elsewhere)
+    with pytest.raises(FileNotFoundError, match="ghost: does not exist"):
+        load_adapter(tmp_path / "ghost")
+    save_adapter(OLD, tmp_path / "ghost")
+    assert load_adapter(tmp_path / "ghost").ranks == (2,)
+    assert (elsewhere / "precious").exists()
+    assert not folder.exists()
+
+
+def test_the_lock_of_a_writer_may_be_no_link(out, tmp_path):
+    folder = tmp_path / ".out.deadbeef.lorakit"
+    (folder / "new").mkdir(parents=True)
+    (tmp_path / "precious").touch()
+    (folder / "lock").symlink_to(tmp_path / "precious")
+    save_adapter(NEW, out, overwrite=True)
+    assert folder.exists()
+    assert (tmp_path / "precious").exists()
+
+
+def test_what_is_protected_is_told_and_tried_again(out, tmp_path, monkeypatch):
+    """As a file that is immutable is. Its folder keeps its lock, by which the next writer knows whose it is."""
+    monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)
+    with pytest.warns(UserWarning, match=r"\.out\.[0-9a-f]{8}\.lorakit: could not be removed: something in it"):
+        save_adapter(NEW, out, overwrite=True)
+    assert load_adapter(out).ranks == (3,)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.undo()
+    save_adapter(OLD, out, overwrite=True)
+    assert [*tmp_path.iterdir()] == [out]
+
+
+@pytest.mark.parametrize("umask", [0o777, 0o333, 0o177])
+def test_umasks_that_take_the_owners_rights(out, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        with pytest.raises(OutputError, match=r"the umask takes rights from the owner.*set it with `umask 022`"):
+            save_adapter(NEW, out, overwrite=True)
+    finally:
+        os.umask(before)
+    assert load_adapter(out).ranks == (2,)
+    assert [*tmp_path.iterdir()] == [out]
