@@ -14,6 +14,9 @@ from .checks import stamp
 # Of alpha, ranks and scales: far above any that was trained with, and keeps the factors finite in float32.
 MAX_NUMBER = 1e12
 _MAX_CONFIG = 20_000_000  # bytes; the longest list of modules that a config could sensibly name takes a tenth of it
+# Of any text, far above what a header of the largest allowed number of tensors has. They bound the memory: an object of
+# seven bytes, {"":0}, takes 200 when it is parsed.
+_MAX_OBJECTS, _MAX_LISTS, _MAX_VALUES = 600_000, 2_000_000, 8_000_000
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # or half of a pair, which is fine
@@ -32,9 +35,12 @@ def parse_json(raw: bytes) -> Any:
     ValueError
         Saying what is wrong; a ``json.JSONDecodeError`` if it is the syntax.
     """
+    # Brackets and commas within texts are counted too, which does no harm: they are few.
+    if raw.count(b"[") > _MAX_LISTS or raw.count(b",") > _MAX_VALUES:
+        raise ValueError(f"it holds more than {_MAX_LISTS} lists or {_MAX_VALUES} values")
     text = raw.decode("utf-8")
     try:
-        parsed = json.loads(text, object_pairs_hook=_object)
+        parsed = json.loads(text, object_pairs_hook=_Objects())
         if _LONE_SURROGATE.search(raw):
             json.dumps(parsed, ensure_ascii=False).encode("utf-8")
     except RecursionError:
@@ -77,6 +83,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
             path=path,
             remedy="copy or download it again",
         ) from error
+    except OSError as error:
+        raise CorruptFileError(
+            f"cannot be read: {error.strerror}",
+            path=path,
+            expected="a config",
+            remedy="copy or download it again",
+        ) from error
     if not isinstance(fields, dict):
         raise CorruptFileError(
             f"is a JSON {type(fields).__name__}",
@@ -96,13 +109,22 @@ def shown(value: object) -> str:
     return _SHORT.repr(value)
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"it names {twice[:100]!r} twice, expected each key once")
-    for key in found:
-        if not key.isprintable():  # it would reach terminals, and other programs split names at such characters
-            raise ValueError(f"the name {key[:100]!a} cannot be printed")
-    return found
+class _Objects:
+    """Makes the objects of one text, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        self.count += 1
+        if self.count > _MAX_OBJECTS:
+            raise ValueError(f"it holds more than {_MAX_OBJECTS} objects")
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise ValueError(f"it names {twice[:100]!r} twice, expected each key once")
+        for key in found:
+            if not key.isprintable():  # it would reach terminals, and other programs split names at such characters
+                raise ValueError(f"the name {key[:100]!a} cannot be printed")
+        return found

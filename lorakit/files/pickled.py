@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..exceptions import CorruptFileError, LorakitError, UnsafeFileError, UnsupportedAdapterError
 from .checks import HOW_TO_CONVERT, FileStamp, foreign_bytes, stamp
-from .safetensors import FLOAT_NAMES, Header, TensorInfo
+from .json_text import shown
+from .safetensors import FLOAT_NAMES, Header, TensorInfo, wrong_name
 
 SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Before this version a crafted file gets past weights_only: CVE-2025-32434 (fixed in 2.6), CVE-2026-24747 (in 2.10).
@@ -163,11 +164,14 @@ def _checked(path: Path, found: Any, size: int) -> dict[str, Tensor]:
     for name, tensor in found.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UnsupportedAdapterError(
-                f"holds a {type(tensor).__name__} under {name!r}",
+                f"holds a {type(tensor).__name__} under {shown(name)}",
                 path=path,
                 expected="tensors by name and nothing else",
                 remedy=("save the adapter's state_dict alone (of a training checkpoint, the part with the weights)"),
             )
+        reason = wrong_name(name)
+        if reason is not None:
+            raise CorruptFileError(f"{name[:60]!a}... is {reason}", path=path, remedy="save it under another name")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise UnsupportedAdapterError(
                 f"{name!r} is a {tensor.layout} tensor on {tensor.device}, quantized: {tensor.is_quantized}",

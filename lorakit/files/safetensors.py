@@ -5,6 +5,7 @@ Layout: 8 bytes of header length (little endian), a JSON header ``{name: {dtype,
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import re
@@ -17,12 +18,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..exceptions import CorruptFileError
+from ..exceptions import CorruptFileError, OutputError
 from .checks import FileStamp, foreign_bytes, require_unchanged, stamp
 from .json_text import parse_json, shown
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
-_MAX_TENSORS, _MAX_NAME, _MAX_AXES = 1_000_000, 1_000, 64  # far above what any model has; torch has no more axes
+_MAX_TENSORS, _MAX_NAME, _MAX_AXES = 500_000, 1_000, 64  # far above what any model has; torch has no more axes
+_KEPT_OPEN = 128  # files
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
 _BITS = {"BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
@@ -125,12 +127,7 @@ def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Te
         require_unchanged(path, opened)  # it may have been replaced between the check before and the opening
         return tensors
     except (SafetensorError, OSError) as error:
-        require_unchanged(path, opened)
-        raise CorruptFileError(
-            f"cannot read {names[0]!r}: {error}",
-            path=path,
-            remedy="copy or download it again",
-        ) from error
+        raise _unreadable(path, names[0], error, opened) from error
 
 
 def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> Tensor:
@@ -141,20 +138,40 @@ def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> 
         tensor: Tensor = part[index * rows : (index + 1) * rows]
         require_unchanged(path, opened)
     except (SafetensorError, OSError) as error:
-        require_unchanged(path, opened)
-        raise CorruptFileError(
-            f"cannot read {name!r}: {error}",
-            path=path,
-            remedy="copy or download it again",
-        ) from error
+        raise _unreadable(path, name, error, opened) from error
     return tensor
 
 
-# safetensors parses the whole header when it opens a file, which takes longer than reading a module of it. Files, not
-# adapters, are kept open, and no more than the usual limits of open files allow.
-@lru_cache(maxsize=128)
+def _most_open() -> int:
+    """Return how many files may be kept open: a quarter of what the process may open, or less."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return _KEPT_OPEN
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _KEPT_OPEN if limit == resource.RLIM_INFINITY else max(min(limit // 4, _KEPT_OPEN), 1)
+
+
+# safetensors parses the whole header when it opens a file, which takes longer than reading a module of it.
+@lru_cache(maxsize=_most_open())
 def _handle(path: Path, opened: FileStamp) -> Any:
     return safe_open(path, framework="pt", **_BACKEND)
+
+
+def close_files() -> None:
+    """Close the files that are kept open; they are opened again when something is read of them."""
+    _handle.cache_clear()
+
+
+def _unreadable(path: Path, name: str, error: Exception, opened: FileStamp) -> Exception:
+    """Return what to raise where safetensors raised an error: it gives every file that it cannot open as missing."""
+    try:
+        path.open("rb").close()
+    except OSError as real:
+        if real.errno in (errno.EMFILE, errno.ENFILE):
+            return OSError(real.errno, "too many files are open: raise the limit (ulimit -n)", str(path))
+    require_unchanged(path, opened)
+    return CorruptFileError(f"cannot read {name!r}: {error}", path=path, remedy="copy or download it again")
 
 
 def write_tensors(
@@ -175,6 +192,11 @@ def write_tensors(
         The tensors, asked for one by one.
     metadata : mapping of str to str, optional
         Free text, written in the order of its keys. ``format`` is always 'pt', which readers look for.
+
+    Raises
+    ------
+    OutputError
+        If :func:`read_header` would refuse the file: too many tensors, a name or a header that is too long.
     """
     texts = {"format": "pt"} | dict(metadata or {})
     header: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
@@ -184,12 +206,49 @@ def write_tensors(
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)  # the data starts at a multiple of 8
+    _check_written(path, tensors, len(raw))
     with path.open("xb") as file:
         file.write(len(raw).to_bytes(8, "little") + raw)
         for (name, info), tensor in zip(tensors.items(), data, strict=True):
             if tuple(tensor.shape) != info.shape or FLOAT_NAMES[tensor.dtype] != info.dtype:
                 raise RuntimeError(f"{name}: announced {info}, got {tuple(tensor.shape)} {tensor.dtype}")
             file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def _check_written(path: Path, names: Iterable[str], length: int) -> None:
+    """Refuse to write what could not be read again."""
+    names = list(names)
+    if length > _MAX_HEADER:
+        raise OutputError(
+            f"its header would have {length} bytes",
+            path=path.name,
+            expected=f"{_MAX_HEADER} at most, which is what readers take",
+            remedy="write fewer modules to a file, or less metadata",
+        )
+    if len(names) > _MAX_TENSORS:
+        raise OutputError(
+            f"would hold {len(names)} tensors",
+            path=path.name,
+            expected=f"{_MAX_TENSORS} at most, which is what lorakit reads",
+            remedy="write fewer modules to a file",
+        )
+    for name in names:
+        reason = wrong_name(name)
+        if reason is not None:
+            raise OutputError(
+                f"{name[:60]!a}... would be {reason}",
+                path=path.name,
+                remedy="rename the module with adapter.rename_modules",
+            )
+
+
+def wrong_name(name: str) -> str | None:
+    """Say why a text cannot be a tensor's name; None if it can."""
+    if len(name) > _MAX_NAME:
+        return f"a name of {len(name)} characters, expected {_MAX_NAME} at most"
+    if not name.isprintable():
+        return "a name that cannot be printed"
+    return None
 
 
 def _parse(path: Path, raw: bytes) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -228,13 +287,9 @@ def _parse(path: Path, raw: bytes) -> tuple[dict[str, dict[str, Any]], dict[str,
 
 
 def _check_entry(path: Path, name: str, entry: Any) -> None:
-    if len(name) > _MAX_NAME:
-        raise CorruptFileError(
-            f"{name[:60]!r}... is a name of {len(name)} characters",
-            path=path,
-            expected=f"{_MAX_NAME} at most",
-            remedy="save it again",
-        )
+    reason = wrong_name(name)
+    if reason is not None:
+        raise CorruptFileError(f"{name[:60]!a}... is {reason}", path=path, remedy="save it again")
     fields: Mapping[str, Any] = entry if isinstance(entry, dict) else {}
     shape, offsets, dtype = fields.get("shape", ()), fields.get("data_offsets", ()), fields.get("dtype", "")
     whole = isinstance(shape, list) and isinstance(offsets, list) and isinstance(dtype, str) and _DTYPE.fullmatch(dtype)

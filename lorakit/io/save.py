@@ -10,12 +10,12 @@ import torch
 
 from .._execution import one_thread
 from ..adapters import Adapter
-from ..exceptions import OutputError, Setting
+from ..exceptions import LorakitError, OutputError, Setting
 from ..files import atomic as _atomic
-from ..files.safetensors import FLOAT_DTYPES
+from ..files.safetensors import FLOAT_DTYPES, close_files
 from .convert import convert_adapter
 from .formats.about import About
-from .formats.codec import WriteOptions
+from .formats.codec import Codec, Location, ReadOptions, WriteOptions
 from .formats.registry import about, codec
 
 __all__ = ["check_output", "save_adapter"]
@@ -105,6 +105,7 @@ def save_adapter(
     with replaced as new, one_thread():
         assert known.write is not None  # codec(..., written=True) gives no others
         known.write(adapter, new, options)
+        _check_readable(new, output, known, adapter)
     return output
 
 
@@ -148,6 +149,26 @@ def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrit
                 remedy="give the file's name, or another format",
             )
         _atomic.check_file(output, overwrite=overwrite)
+
+
+def _check_readable(new: Path, output: Path, known: Codec, adapter: Adapter) -> None:
+    """Raise OutputError if lorakit could not read what was made, before it replaces anything."""
+    weights = new / known.about.weights[0] if known.about.directory else new
+    try:
+        opened = known.open(Location(new), weights, ReadOptions(known.about.name, modules_to_save="first"))
+    except LorakitError as error:
+        seen = str(error).replace(str(new), str(output))
+        raise OutputError(f"nothing was written, as it could not be read again: {seen}", path=output) from error
+    finally:
+        close_files()  # the new file is still to be renamed
+    lost = next((module for module in adapter if module not in opened.modules.infos), None)
+    if lost is not None:
+        raise OutputError(
+            f"nothing was written, as module {lost!r} would not be read from a {known.about.name} file",
+            path=output,
+            module=lost,
+            remedy="rename it with adapter.rename_modules, or write another format",
+        )
 
 
 def _check_holds(output: Path, known: About, adapter: Adapter) -> None:

@@ -242,7 +242,7 @@ def test_the_working_directory_may_be_the_parent(tmp_path, monkeypatch):
 
 def test_no_path_is_made_of_names(tmp_path):
     """Adapters, modules and base models are called anything; what is written stays in the output."""
-    hostile = ["../../x", "/etc/x", "..", "a/../../b", "~/x", "$HOME", "x\\y", "CON", "a\nb"]
+    hostile = ["../../x", "/etc/x", "..", "a/../../b", "~/x", "$HOME", "x\\y", "CON"]
     factors = OLD["layer.0"]
     adapter = Adapter(dict.fromkeys(hostile, factors), name="../../x").with_provenance(
         base_model="../../base", task_type="../../task", sources=(Source("../../source"),), operations=("../../op",)
@@ -253,4 +253,6 @@ def test_no_path_is_made_of_names(tmp_path):
     assert made == {
         f"deep/down/out/{name}" for name in ("README.md", "adapter_config.json", "adapter_model.safetensors")
     }
+    with pytest.raises(OutputError, match=r"model\.a\\nb\.lora_A\.weight'... would be a name that cannot be printed"):
+        save_adapter(Adapter({"a\nb": factors}), tmp_path / "other")
     assert "# ../../x" in (path / "README.md").read_text()

@@ -3,7 +3,10 @@
 # ruff: noqa: E501 (the tables read better with one case on a line)
 import json
 import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -190,3 +193,38 @@ def test_truncated_while_open(write_peft):
     adapter._reader.stamps = ((path / WEIGHTS, seen), *adapter._reader.stamps[1:])
     with pytest.raises(CorruptFileError, match=r"cannot read .*lora_A"):
         adapter["enc.0.q"]
+
+
+MANY = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+from lorakit import load_adapter
+adapters = [load_adapter(path) for path in sys.argv[1:]]
+read = [adapter["enc.0.q"] for adapter in adapters]
+held = []
+try:
+    while True:
+        held.append(open(sys.argv[0]))
+except OSError:
+    pass
+try:
+    for adapter in adapters:
+        adapter["enc.0.q"]
+except OSError as error:
+    print(len(read), error)
+"""
+
+
+@pytest.mark.slow
+def test_more_adapters_than_open_files(write_peft, tmp_path):
+    """Fewer are kept open where few may be open; and if none may, the message does not say that a file is missing."""
+    pytest.importorskip("resource")
+    (tmp_path / "many.py").write_text(MANY)
+    paths = [write_peft(folder=f"task{i}") for i in range(100)]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, tmp_path / "many.py", *paths], capture_output=True, text=True, env=env, check=False
+    )
+    assert run.stdout.startswith("100 [Errno 24] too many files are open: raise the limit (ulimit -n)"), (
+        run.stdout + run.stderr
+    )

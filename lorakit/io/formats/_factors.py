@@ -10,6 +10,9 @@ from ...adapters import ModuleInfo, ModuleKind
 from ...exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ...files.safetensors import FLOAT_DTYPES, TensorInfo
 
+# Experts become modules, which take memory, while a file needs a few bytes for one; real models have tens of thousands.
+MOST_MODULES = 500_000
+
 
 def check_factors(where: str, keys: Sequence[str], header: Mapping[str, TensorInfo]) -> None:
     """Refuse factors that are no floating-point numbers, or that are empty; name ``where``."""

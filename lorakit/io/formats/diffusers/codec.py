@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from .servers import DIFFUSERS
 
 __all__ = ["CODEC"]
 
+_FLAT = re.compile(r"lora_[a-z0-9]+_[^.]+|lycoris_[^.]+")  # kohya's names; diffusers' have dots
 _CONFIGS = "lora_adapter_metadata"  # key of the header: the config of every model, each field after the model's name
 
 
@@ -48,6 +50,7 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     header = location.header(weights)
     pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
     names = {module: _name(pair.key_a) for module, pair in pairs.items()}
+    _check_one_spelling(weights, names)
     configs = _configs(weights, header.metadata, {name.component for name in names.values()}, options)
     stored = {
         module: Stored(
@@ -67,6 +70,21 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     )
     unknown = (note for config in configs.values() for note in config.notes)
     return Opened(modules, provenance, (*left_out(weights, dropped), *unknown))
+
+
+def _check_one_spelling(weights: Path, names: Mapping[str, ModuleName]) -> None:
+    """Refuse a file that also names modules as kohya does: one module could be in it twice, and be read as two."""
+    flat = next((module for module in names if _FLAT.fullmatch(module)), None)
+    if flat is not None:
+        other = next((module for module in names if not _FLAT.fullmatch(module)), None)
+        raise UnsupportedAdapterError(
+            f"module {flat!r} is named as in kohya files and {other!r} as diffusers names it, so that one module could "
+            "be read as two",
+            path=weights,
+            module=flat,
+            expected="one spelling",
+            remedy="split the file in two, or rename the tensors",
+        )
 
 
 def _place(key: str) -> Place | None:

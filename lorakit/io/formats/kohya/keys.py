@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,9 @@ from ..codec import ReadOptions
 FAMILY = re.compile(r"(?:lora_[a-z0-9]+_|lycoris_)[^.]+\.")
 DOWN, UP, MID, ALPHA = "lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha"
 _SLOTS = {DOWN: "A", UP: "B", ALPHA: "alpha"}
+# A factor that LoCon folds may hold this many times the numbers that are stored of it, and this many in all. With equal
+# ranks, as trainers write them, it is less than the size of the kernel.
+_MOST_FOLDED, _MOST_NUMBERS = 64, 1 << 26
 _SPLIT = re.compile(r"lora_unet_double_blocks_\d+_(?:img|txt)_attn_qkv|lora_unet_single_blocks_\d+_linear1")
 
 
@@ -144,7 +148,18 @@ def _folded_down(path: Path, module: str, header: Mapping[str, TensorInfo], key:
             expected="(q, in, 1...), (r, q, kernel...) and (out, r, 1...)",
             remedy="save or download the file again",
         )
-    return TensorInfo(down.dtype, (mid.shape[0], *down.shape[1:2], *mid.shape[2:]))
+    folded = (mid.shape[0], *down.shape[1:2], *mid.shape[2:])
+    stored = math.prod(down.shape) + math.prod(mid.shape)
+    if math.prod(folded) > min(_MOST_FOLDED * stored, _MOST_NUMBERS):
+        raise UnsupportedAdapterError(
+            f"lora_down {down.shape} and lora_mid {mid.shape} are folded into a factor {folded}, of "
+            f"{math.prod(folded)} numbers",
+            path=path,
+            module=module,
+            expected=f"at most {_MOST_FOLDED} times the {stored} that are stored, and {_MOST_NUMBERS}",
+            remedy="train a plain LoRA instead, or LoCon with equal ranks",
+        )
+    return TensorInfo(down.dtype, folded)
 
 
 def _scale(path: Path, module: str, pair: Pair, rank: int, options: ReadOptions) -> float:

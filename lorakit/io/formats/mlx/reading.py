@@ -14,7 +14,7 @@ from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.checks import stamp
 from ....files.json_text import is_number, read_json_object, shown
 from ....files.safetensors import TensorInfo
-from .._factors import check_factors, refuse_extra_weights
+from .._factors import MOST_MODULES, check_factors, refuse_extra_weights
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from .._unsupported import refuse_markers
 from ..codec import Location, ReadOptions
@@ -54,6 +54,20 @@ def read_mlx(location: Location, weights: Path, options: ReadOptions) -> tuple[F
     stored: dict[str, Stored] = {}
     for module, keys in slots.items():
         for name, place in _stored(weights, module, keys, header).items():
+            if name in stored:
+                raise UnsupportedAdapterError(
+                    f"{name!r} is both an expert of a module and a module of its own",
+                    path=weights,
+                    module=name,
+                    expected="experts to be stacked or apart, not both",
+                    remedy="rename one of the two",
+                )
+            if len(stored) >= MOST_MODULES:
+                raise CorruptFileError(
+                    f"holds more than {MOST_MODULES} experts and other modules",
+                    path=weights,
+                    remedy="save or download it again",
+                )
             stored[name] = place._replace(scale=_scale(weights, config_path, config, name, place.info.rank, options))
     return FileModules(stamps, stored, stored_dtype(header, stored)), config, extra_weights
 
@@ -92,6 +106,13 @@ def _read_config(path: Path, fields: Mapping[str, Any]) -> Config:
         )
     model = fields.get("model")
     known = model if isinstance(model, str) and model else None
+    if rank is not None and (rank < 1 or rank != int(rank)):
+        raise CorruptFileError(
+            f"lora_parameters: rank is {shown(found.get('rank'))}",
+            path=path,
+            expected="a whole number of 1 or more",
+            remedy="correct the file",
+        )
     return Config(None if rank is None else int(rank), scale, known, tuple(notes))
 
 

@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 from ....adapters import ModuleInfo, ModuleKind
 from ....exceptions import CorruptFileError, OutputError, UnsupportedAdapterError
+from .._factors import MOST_MODULES
 from .._pairs import Pair
 from .config import PeftConfig
 
 _NESTED = ".base_layer"
-# Of a parameter and of a file; real models have hundreds and tens of thousands. Each becomes a module, which takes
-# memory, while the file needs four bytes for it.
-_MOST_EXPERTS, MOST_MODULES = 10_000, 500_000
+_MOST_EXPERTS = 10_000  # of a parameter; real models have hundreds
 
 
 class Stack(NamedTuple):
