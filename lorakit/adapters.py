@@ -112,7 +112,7 @@ class Adapter(Mapping[str, LoraFactors]):
     modules : mapping of str to LoraFactors
         Factors by module path, such as ``"encoder.layer.0.attention.self.query"`` (no ``base_model.model.`` prefix).
     name : str, default='adapter'
-        What weights given by name, reports and error messages call it.
+        The name by which ``weights``, reports and error messages refer to it.
     kinds : mapping of str to ModuleKind, optional
         For the modules that are not linear.
     provenance : Provenance, optional

@@ -61,7 +61,7 @@ class Made(NamedTuple):
 
 
 class ExtraWeights(Protocol):
-    """Whole weights that an adapter's files hold beside the factors. Must pickle by path, not by content."""
+    """Extra weights: whole tensors that an adapter's files hold besides the factors. Must pickle by path."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,8 +110,8 @@ class Provenance:
     made : Made or None
         The same in full: the last step, what went into it, and so on back to the sources.
     extra_weights : ExtraWeights or None
-        Weights that its files hold beside the factors and that are to be written again; of a result, those of the
-        first of its sources that has some. They are carried, never merged.
+        Whole tensors that its files hold besides the factors, and that are to be written again; of a result, those of
+        the first of its sources that has some. They are carried, never merged.
     target_parameters : mapping of str to int
         What PEFT calls so: ends of the names of adapted parameters, and how many modules each was found in.
     """

@@ -95,6 +95,23 @@ def test_model_and_adapter_stay_as_they_are(model, adapter, batches):
     assert not model._forward_hooks
 
 
+def test_a_model_in_half_precision(model, adapter, batches):
+    """The factors are cast to the dtype of the outputs; their gradients come back through the cast."""
+    exact = collect_fisher(model, adapter, batches, loss)
+    single = Adapter({m: f.to(torch.float32) for m, f in adapter.items()}, name="task")
+    rounded = [(x.bfloat16(), y) for x, y in batches]
+    found = collect_fisher(
+        model.bfloat16(),
+        single,
+        rounded,
+        lambda model, batch: cross_entropy(model(batch[0]).float(), batch[1], reduction="none"),
+    )
+    for module in exact:
+        for x, y in zip(found[module], exact[module], strict=True):
+            assert x.dtype == torch.float32
+            assert (x.double() - y).norm() < 0.1 * y.norm()
+
+
 def test_a_module_that_is_never_called_has_no_moments(model, adapter, batches):
     class Skips(nn.Module):
         def __init__(self):
