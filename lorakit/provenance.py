@@ -61,7 +61,7 @@ class Made(NamedTuple):
 
 
 class ExtraWeights(Protocol):
-    """Extra weights: whole tensors that an adapter's files hold besides the factors. Must pickle by path."""
+    """Extra weights: whole tensors in an adapter's files besides the factors. Must pickle by path, not by content."""
 
     @property
     def names(self) -> tuple[str, ...]:
