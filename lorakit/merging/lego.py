@@ -27,10 +27,10 @@ from ..cluster.units import (
     Init,
     Metric,
     Norm,
-    PosedUnits,
+    UnitProblems,
     chosen_backend,
     gauges_kept,
-    pose_module,
+    problems_of_module,
     reassemble,
     solve_units,
 )
@@ -267,17 +267,17 @@ class LegoMerger(BaseMerger):
         backend = self._chosen_backend()
         if backend is None or backend.name != "torch":
             return self
-        task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
-        posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-        found = solve_units(posed, backend, max_iter=self.max_iter)
+        task = partial(self._problems_of_module, weights=weights, ranks=ranks, seed=seed)
+        problems = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
+        found = solve_units(problems, backend, max_iter=self.max_iter)
         worker = copy(self)
         worker._found = dict(zip(X.module_names, found, strict=True))
         return worker
 
-    def _pose_module(
+    def _problems_of_module(
         self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
-    ) -> PosedUnits:
-        return pose_module(
+    ) -> UnitProblems:
+        return problems_of_module(
             read_module(X, module, self.device),
             weights,
             ranks[module],
