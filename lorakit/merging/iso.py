@@ -41,7 +41,8 @@ class IsoMerger(SpectralMerger):
         that every adapter gets as many of the others: ``round((n - int(n * common_share)) / T)``. That is none, and the
         result as of 'c', where n is small for the number of adapters.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 does not equal
+        listing the adapter twice: the sum would have one term more, and n would count the copy's ranks.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -125,6 +126,11 @@ class IsoMerger(SpectralMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """False: a sum grows with the number of its terms."""
+        return False
 
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
         return isotropic_sum(

@@ -34,11 +34,12 @@ class WUDIMerger(SpectralMerger):
         Rank of the result, to which the merged update is cut by SVD. None: the sum of the ranks, at which nothing is
         cut. A share of the energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     ridge : float, default=0.01
-        :math:`\rho` in mean eigenvalues of H. Without it, inputs that two adapters act on in nearly one way are told
-        apart by their difference, which amplifies it. 0 takes the pseudo-inverse; a large one gives less and less
-        of everything.
+        :math:`\rho`, in means of the eigenvalues of H that are not zero, so that listing an adapter twice does not
+        change it. Without a ridge, inputs that two adapters act on in nearly the same way are told apart by their
+        difference, which amplifies it. 0 takes the pseudo-inverse; the larger the ridge, the smaller the merged update.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
+        adapter twice.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
