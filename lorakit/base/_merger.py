@@ -41,8 +41,8 @@ class BaseMerger(AdapterEstimator):
     A subclass sets ``method`` and implements :meth:`_merge_module_path`; everything else is here. See
     :doc:`/contributing` for a worked example, and :func:`lorakit.testing.check_merger` to test one.
 
-    A merger is a *reducer*: :meth:`fit` merges, :meth:`transform` returns the merged adapter whatever it is given,
-    so that scorers that call ``transform`` on held-out adapters do not merge those.
+    A merger is a *reducer*: :meth:`fit` merges, and :meth:`transform` returns the merged adapter whatever it is given.
+    A scorer that calls ``transform`` on held-out adapters therefore does not merge them.
     """
 
     needs_data: ClassVar[bool] = False  # whether it must be given more than adapters
@@ -75,7 +75,7 @@ class BaseMerger(AdapterEstimator):
     def _for_module(self, module: str) -> Self:
         """Return the estimator to send to a worker that merges one module.
 
-        For methods that know something of every module: return a copy that carries no more than this module's.
+        For methods that keep something for every module: return a copy that carries this module's part alone.
         """
         return self
 

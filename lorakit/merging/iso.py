@@ -23,11 +23,12 @@ class IsoMerger(SpectralMerger):
     directions weigh as much. The mean is over the n = min(R, d_out, d_in) values that a sum of updates of rank R in all
     can have (Core Space [2]_).
 
-    With ``variant='cts'`` the least directions of the sum make way for task-specific ones: of each update's part whose
-    outputs are orthogonal to the leading directions, the leading ones. All are orthogonalised as by
-    :class:`TSVMerger` before their singular values are made equal.
+    With ``variant='cts'`` the smallest directions of the sum are replaced by task-specific ones: the leading directions
+    of the part of each update whose outputs are orthogonal to the leading directions of the sum. All directions are
+    then orthogonalised, as by :class:`TSVMerger`, before their singular values are made equal.
 
-    A cut to rank k comes after. Among equal singular values it keeps the directions whose values were largest.
+    The result is cut to rank k last. As the singular values are equal then, the cut keeps the directions whose values
+    were largest before.
 
     Parameters
     ----------

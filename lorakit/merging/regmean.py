@@ -36,13 +36,13 @@ class RegMeanMerger(BaseMerger):
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
-        Rank of the result, at most the sum of the ranks. None: the largest rank among the adapters. A module whose
-        updates have fewer ranks in all keeps those, exactly. A share of the energy, 'auto' or a
+        Rank of the result, at most the sum of the ranks. None: the largest rank among the adapters. If the
+        ranks sum to less than k, the module is kept exactly. A share of the energy, 'auto' or a
         :class:`~lorakit.RankBudget` gives each module a rank of its own.
     grams : dict of str to Grams
         For each adapter's name what :func:`lorakit.collect_grams` returned. It may name more adapters than are
         merged, so that it stays valid on the subsets that cross-validation makes. An adapter that lacks a module
-        counts there as an update of zero if its Grams have the module, and has no say otherwise.
+        counts there as an update of zero if its Grams have the module, and is left out there otherwise.
     offdiagonal : float, default=0.9
         Factor in [0, 1] on the entries of each G off its diagonal. The paper found that 1 degrades some models. It
         reports 0.9 for its smaller encoders and 0.1 for T5 and DeBERTa; the authors' configurations have 0.1 for

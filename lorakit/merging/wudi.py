@@ -21,12 +21,12 @@ class WUDIMerger(SpectralMerger):
        = \Big(\sum_i \tfrac{w_i}{\|W_i\|^2} W_i W_i^\top W_i\Big) (H + \rho I)^{-1}, \qquad
        H = \sum_i \tfrac{w_i}{\|W_i\|^2} W_i^\top W_i
 
-    The rows of an update lie in the span of its task's inputs, so they stand in for data: this is RegMean with
-    :math:`W_i^\top W_i` for the Gram matrix of the inputs. The paper descends towards the same minimum from the sum,
-    for a fixed number of steps. Neither H nor anything else of size d x d is formed.
+    The rows of an update lie in the span of its task's inputs, so the update can stand in for data: this is RegMean
+    with :math:`W_i^\top W_i` in place of the Gram matrix of the inputs. The paper minimises the same function by
+    gradient descent, from the sum, for a fixed number of steps. No matrix of size d x d is formed, not even H.
 
-    It has its own size: the sum's where the adapters do not overlap, and several times that of any adapter where their
-    inputs do. ``scale='match'`` sets another.
+    The norm of the merged update is that of the sum where the adapters do not overlap, and several times that of any
+    adapter where their inputs do. ``scale='match'`` sets it.
 
     Parameters
     ----------
