@@ -4,6 +4,9 @@ from .activations import collect_grams as collect_grams
 from .adapter_set import AdapterSet as AdapterSet
 from .adapters import Adapter as Adapter
 from .applying import applied as applied
+from .checkpoints.baking import bake as bake
+from .checkpoints.extracting import extract_adapter as extract_adapter
+from .checkpoints.fitting import check_fit as check_fit
 from .cluster.kmeans import MSUKMeans as MSUKMeans
 from .distillation.generic import generic_inputs as generic_inputs
 from .distillation.pseudo import pseudo_inputs as pseudo_inputs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,19 +17,29 @@ Spectrum = NDArray[np.float64]  # singular values, descending
 Rank: TypeAlias = "int | float | Literal['auto'] | RankBudget | None"
 
 
-@dataclass(frozen=True)
+_UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+# Bytes of a file's header: of one module, whose name is seldom longer than 100 letters, and of the record of its making
+_HEADER, _RECORD = 320, 4096
+
+
+@dataclass(frozen=True, repr=False)
 class RankBudget:
     """A rank for the whole model, spread over its modules where the singular values are largest.
 
-    Pass it as ``k`` of any merger or pruner. Every module keeps at least rank 1.
+    Pass it as ``k`` of any merger or pruner, or of :func:`~lorakit.extract_adapter`. Every module keeps at least rank
+    1. Give either ``mean`` or ``size``.
 
     Parameters
     ----------
-    mean : float
+    mean : float, optional
         Mean rank of the modules. With modules of equal widths this fixes the size of the result.
     max_rank : int or None, default=None
         Largest rank of a module. A file in the portable layout is padded to the largest rank, and servers have a
         largest rank that they accept.
+    size : int or str, optional
+        Bytes of the file, or a text such as ``'50MiB'`` or ``'50MB'``. It holds for files in the compact layout, which
+        are not padded. A rank goes where it adds most for its bytes: to the largest singular value over the root of
+        the module's ``d_in + d_out``.
 
     Examples
     --------
@@ -39,12 +50,33 @@ class RankBudget:
     10
     """
 
-    mean: float
+    mean: float | None = None
     max_rank: int | None = None
+    size: int | str | None = None
 
     def __post_init__(self) -> None:
-        if not self.mean >= 1 or (self.max_rank is not None and self.max_rank < 1):
+        if (self.mean is None) == (self.size is None):
+            raise ValueError(f"a RankBudget needs either mean or size; got {self}")
+        if (self.mean is not None and not self.mean >= 1) or (self.max_rank is not None and self.max_rank < 1):
             raise ValueError(f"a RankBudget needs mean and max_rank of 1 or more; got {self}")
+        if self.size is not None and self.n_bytes < 1:
+            raise ValueError(f"a RankBudget needs a size of 1 byte or more; got {self}")
+
+    @property
+    def n_bytes(self) -> int:
+        """The size in bytes; 0 where only the mean is given."""
+        if not isinstance(self.size, str):
+            return self.size or 0
+        found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", self.size)
+        if found is None or found[2] not in _UNITS:
+            raise ValueError(
+                f"a size is a number of bytes, or one with a unit ({', '.join(_UNITS)[2:]}); got {self.size!r}"
+            )
+        return int(float(found[1]) * _UNITS[found[2]])
+
+    def __repr__(self) -> str:
+        size = "" if self.size is None else f", size={self.size!r}"
+        return f"RankBudget(mean={self.mean}, max_rank={self.max_rank}{size})"
 
 
 def needs_spectra(k: Rank) -> bool:
@@ -52,7 +84,9 @@ def needs_spectra(k: Rank) -> bool:
     return k is not None and not isinstance(k, (int, np.integer))
 
 
-def choose_ranks(k: Rank, spectra: Mapping[str, Spectrum], limits: Mapping[str, int]) -> dict[str, int]:
+def choose_ranks(
+    k: Rank, spectra: Mapping[str, Spectrum], limits: Mapping[str, int], costs: Mapping[str, int]
+) -> dict[str, int]:
     """Choose a rank for every module.
 
     Parameters
@@ -64,6 +98,8 @@ def choose_ranks(k: Rank, spectra: Mapping[str, Spectrum], limits: Mapping[str, 
         Singular values by module, descending.
     limits : mapping of str to int
         Largest rank of each module.
+    costs : mapping of str to int
+        Bytes that one more rank of each module takes.
 
     Returns
     -------
@@ -75,7 +111,7 @@ def choose_ranks(k: Rank, spectra: Mapping[str, Spectrum], limits: Mapping[str, 
     .. [1] O. Roy and M. Vetterli, "The effective rank: A measure of effective dimensionality", EUSIPCO 2007.
     """
     if isinstance(k, RankBudget):
-        return _spread(k, spectra, limits)
+        return _spread(k, spectra, limits, costs)
     choose = _effective_rank if k == "auto" else partial(_rank_of_energy, share=float(k))  # type: ignore[arg-type]
     return {module: max(1, min(choose(s), limits[module])) for module, s in spectra.items()}
 
@@ -91,20 +127,39 @@ def _rank_of_energy(s: Spectrum, share: float) -> int:
     return int(np.searchsorted(kept, share * kept[-1] * (1 - 1e-12))) + 1
 
 
-def _spread(budget: RankBudget, spectra: Mapping[str, Spectrum], limits: Mapping[str, int]) -> dict[str, int]:
-    """Give every module one rank, then each further rank to the largest singular value that is left."""
+def _spread(
+    budget: RankBudget, spectra: Mapping[str, Spectrum], limits: Mapping[str, int], costs: Mapping[str, int]
+) -> dict[str, int]:
+    """Give every module one rank, then each further rank to the largest singular value for its price that is left."""
     highest = {
         module: max(1, min(limit, len(spectra[module]), budget.max_rank or limit)) for module, limit in limits.items()
     }
     ranks = dict.fromkeys(spectra, 1)
-    left = int(budget.mean * len(spectra)) - len(spectra)
+    if budget.mean is not None:
+        prices: Mapping[str, int] = dict.fromkeys(spectra, 1)
+        left = int(budget.mean * len(spectra)) - len(spectra)
+    else:
+        prices = costs
+        left = budget.n_bytes - _RECORD - sum(_HEADER + costs[module] for module in spectra)
+        if left < 0:
+            raise ValueError(
+                f"{budget} is too small: rank 1 in each of {len(spectra)} modules takes {budget.n_bytes - left} bytes; "
+                "expected that or more, or fewer modules"
+            )
     # (minus the next singular value, module): by name where equal, so that the order of modules does not matter
-    queue = [(-s[1], module) for module, s in spectra.items() if highest[module] > 1]
+    queue = [(-s[1] / prices[module] ** 0.5, module) for module, s in spectra.items() if highest[module] > 1]
     heapq.heapify(queue)
     while left > 0 and queue:
         _, module = heapq.heappop(queue)
+        if prices[module] > left:  # narrower modules may still have room
+            continue
         ranks[module] += 1
-        left -= 1
+        left -= prices[module]
         if ranks[module] < highest[module]:
-            heapq.heappush(queue, (-spectra[module][ranks[module]], module))
+            heapq.heappush(queue, (-spectra[module][ranks[module]] / prices[module] ** 0.5, module))
     return ranks
+
+
+def bytes_of_rank(d_in: int, d_out: int, itemsize: int) -> int:
+    """Return the bytes that one more rank of a module takes in a file."""
+    return (d_in + d_out) * itemsize

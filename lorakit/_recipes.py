@@ -50,7 +50,7 @@ def recipe_of(estimator: Any) -> Recipe:
     >>> recipe["class"], recipe["params"]["scale"], recipe["params"]["weights"]
     ('SVDMerger', 0.5, {'dict': [['law', 2]]})
     >>> recipe["params"]["k"]
-    {'class': 'RankBudget', 'params': {'mean': 4, 'max_rank': None}}
+    {'class': 'RankBudget', 'params': {'mean': 4, 'max_rank': None, 'size': None}}
     """
     return _recipe(estimator, 0)
 

@@ -167,6 +167,10 @@ class Adapter(Mapping[str, LoraFactors]):
             raise KeyError(module)
         return self._reader.read(module)
 
+    def read_in(self, module: str, dtype: torch.dtype) -> LoraFactors:
+        """Read one module in ``dtype`` or a better one, in which the scale of its file is folded into the factors."""
+        return _read_in(self._reader, module, dtype)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.infos)
 
@@ -298,6 +302,14 @@ def _narrowed(reader: ModuleReader, modules: Sequence[str]) -> ModuleReader:
     """Return a reader of these modules alone, which pickles without the others."""
     only: Callable[[Sequence[str]], ModuleReader] | None = getattr(reader, "only", None)
     return only(modules) if only is not None else _ViewReader(reader, {module: module for module in modules})
+
+
+def _read_in(reader: ModuleReader, module: str, dtype: torch.dtype) -> LoraFactors:
+    asked: Callable[[str, torch.dtype], LoraFactors] | None = getattr(reader, "read_in", None)
+    if asked is not None:
+        return asked(module, dtype)
+    factors = reader.read(module)
+    return factors.to(promoted_dtype((dtype, factors.dtype)))
 
 
 class MemoryReader:

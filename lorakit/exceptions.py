@@ -6,9 +6,9 @@
      ├── CorruptFileError            the bytes are not what the format says
      ├── UnsafeFileError             reading it could run code, or it is not a regular file
      ├── UnsupportedAdapterError     a valid file of a kind that cannot be merged exactly
+     ├── UnsupportedCheckpointError  a base checkpoint of a kind that adapters cannot be added to exactly
      ├── IncompatibleAdaptersError   each is fine, together they are not
      └── OutputError                 the result cannot be written, or not in this form
-    ZeroMergeWarning (UserWarning)   a merge came out as zero
 
 Every message says which file and module, what was seen, what was expected and what to do.
 A wrong parameter of an estimator is a plain ``ValueError``, a missing path a ``FileNotFoundError``.
@@ -28,6 +28,7 @@ __all__ = [
     "Setting",
     "UnsafeFileError",
     "UnsupportedAdapterError",
+    "UnsupportedCheckpointError",
 ]
 
 
@@ -132,13 +133,13 @@ class UnsupportedAdapterError(LorakitError):
     """A valid file of a kind that lorakit cannot merge exactly: DoRA, LoHa, a changed base, ..."""
 
 
+class UnsupportedCheckpointError(LorakitError):
+    """A base checkpoint that adapters cannot be added to, or taken from, exactly: quantized, a pickle, no weights."""
+
+
 class IncompatibleAdaptersError(LorakitError):
-    """Adapters that cannot be merged with one another: other shapes, other modules, other families."""
+    """Adapters that do not go together, or not with a base model: other shapes, other modules, other families."""
 
 
 class OutputError(LorakitError):
     """The result cannot be written: it exists, the disk is full, a value does not fit the dtype."""
-
-
-class ZeroMergeWarning(UserWarning):
-    """A merged update is zero: the weights cancel, a rule dropped every entry, or no adapter was trained."""

@@ -1,6 +1,5 @@
 """Every public estimator keeps the contract, in every variant that changes its way through the code."""
 
-import pytest
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from lorakit import LegoMerger, LegoPruner, ModuleSelector, NormBalancer, PicoDamper, TiesMerger
@@ -35,7 +34,6 @@ TRANSFORMERS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::lorakit.exceptions.ZeroMergeWarning")  # of rules that trim all at a low k
 @parametrize_with_checks([*MERGERS, *PRUNERS, *TRANSFORMERS])
 def test_contract(estimator, check):
     check(estimator)

@@ -6,26 +6,27 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit import LegoMerger, RankBudget, SVDMerger, SVDPruner
+from lorakit import LegoMerger, RankBudget, SVDMerger, SVDPruner, save_adapter
 from lorakit._ranks import choose_ranks
 from lorakit.testing import adapter_sets, make_adapters
 
 SPECTRA = {"a": np.array([4.0, 3.0, 0.0]), "b": np.array([2.0, 1.9, 1.8])}
 LIMITS = {"a": 3, "b": 3}
+COSTS = {"a": 100, "b": 400}
 
 
 @pytest.mark.parametrize(("share", "ranks"), [(0.5, (1, 2)), (0.64, (1, 2)), (0.65, (2, 2)), (0.99, (2, 3))])
 def test_share_of_energy(share, ranks):
-    assert choose_ranks(share, SPECTRA, LIMITS) == dict(zip("ab", ranks, strict=True))
+    assert choose_ranks(share, SPECTRA, LIMITS, COSTS) == dict(zip("ab", ranks, strict=True))
 
 
 def test_effective_rank():
     flat = {"a": np.ones(4), "b": np.array([1.0, 0, 0]), "c": np.zeros(3), "d": np.array([1.0, 0.5])}
-    assert choose_ranks("auto", flat, dict.fromkeys(flat, 9)) == {"a": 4, "b": 1, "c": 1, "d": 2}
+    assert choose_ranks("auto", flat, dict.fromkeys(flat, 9), COSTS) == {"a": 4, "b": 1, "c": 1, "d": 2}
 
 
 def test_limits_hold():
-    assert choose_ranks(0.99, SPECTRA, {"a": 1, "b": 2}) == {"a": 1, "b": 2}
+    assert choose_ranks(0.99, SPECTRA, {"a": 1, "b": 2}, COSTS) == {"a": 1, "b": 2}
 
 
 @pytest.mark.parametrize(
@@ -42,13 +43,15 @@ def test_limits_hold():
     ids=str,
 )
 def test_budget_goes_where_singular_values_are_large(budget, ranks):
-    assert choose_ranks(budget, SPECTRA, LIMITS) == dict(zip("ab", ranks, strict=True))
+    assert choose_ranks(budget, SPECTRA, LIMITS, COSTS) == dict(zip("ab", ranks, strict=True))
 
 
 def test_order_of_modules_does_not_matter():
     equal = {name: np.ones(3) for name in "cab"}
-    chosen = choose_ranks(RankBudget(4 / 3), equal, dict.fromkeys(equal, 3))
-    assert chosen == choose_ranks(RankBudget(4 / 3), dict(sorted(equal.items())), dict.fromkeys(equal, 3))
+    chosen = choose_ranks(RankBudget(4 / 3), equal, dict.fromkeys(equal, 3), dict.fromkeys(equal, 9))
+    assert chosen == choose_ranks(
+        RankBudget(4 / 3), dict(sorted(equal.items())), dict.fromkeys(equal, 3), dict.fromkeys(equal, 9)
+    )
 
 
 @pytest.mark.parametrize("options", [{"mean": 0.5}, {"mean": 4, "max_rank": 0}, {"mean": float("nan")}])
@@ -94,3 +97,41 @@ def test_other_estimators_take_them_too(k):
 def test_other_values_are_refused(k):
     with pytest.raises(ValueError, match="'k' parameter"):
         SVDMerger(k=k).fit(make_adapters(random_state=0))
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "ranks"),
+    [
+        # 640 of headers and 500 for one rank each; then 3 / 10 (a), 1.9 / 20 and 1.8 / 20 (b) at 100, 400 and 400
+        (1140, (1, 1)),
+        (1239, (1, 1)),
+        (1240, (2, 1)),
+        (1640, (2, 2)),
+        (1740, (2, 2)),  # a has nothing left
+        (2040, (2, 3)),
+    ],
+)
+def test_a_size_is_spent_where_it_gives_most(n_bytes, ranks):
+    limits = {"a": 2, "b": 3}
+    assert choose_ranks(RankBudget(size=4096 + n_bytes), SPECTRA, limits, COSTS) == dict(zip("ab", ranks, strict=True))
+
+
+def test_sizes_and_their_units():
+    assert [RankBudget(size=s).n_bytes for s in (9, "9", "1.5 kB", "50MiB")] == [9, 9, 1500, 50 * 2**20]
+    assert repr(RankBudget(size="50MiB")) == "RankBudget(mean=None, max_rank=None, size='50MiB')"
+    for wrong in ({}, {"mean": 4, "size": 9}, {"size": "much"}, {"size": "50 mib"}, {"size": 0}, {"mean": 0.5}):
+        with pytest.raises(ValueError, match=r"a RankBudget needs|a size is"):
+            RankBudget(**wrong)
+    with pytest.raises(ValueError, match=r"too small: rank 1 in each of 2 modules takes 5236 bytes"):
+        choose_ranks(RankBudget(size=4096 + 1139), SPECTRA, LIMITS, COSTS)
+
+
+def test_a_file_of_a_size_has_that_size(tmp_path):
+    adapters = make_adapters(2, n_modules=6, ranks=(8, 16), random_state=0)
+    merger = SVDMerger(k=RankBudget(size="14kB")).fit(adapters)
+    save_adapter(merger.merged_, tmp_path / "out", layout="compact")
+    size = (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+    assert 9_000 < size <= 14_000
+    (pruned,) = SVDPruner(k=RankBudget(size="14kB")).fit_transform([adapters[1]])
+    save_adapter(pruned, tmp_path / "pruned", layout="compact")
+    assert (tmp_path / "pruned" / "adapter_model.safetensors").stat().st_size <= 14_000

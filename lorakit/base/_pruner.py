@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .._execution import map_modules, module_rng
-from .._ranks import choose_ranks, needs_spectra
+from .._ranks import bytes_of_rank, choose_ranks, needs_spectra
 from .._validation import check_rank
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
@@ -49,7 +49,7 @@ class BasePruner(BaseTransformer):
     def _check(self, X: AdapterSet) -> None:
         if not needs_spectra(self.k):
             limits = {module: max(i.rank for i in X.infos(module) if i) for module in X.module_names}
-            check_rank(self.k, limits, "the largest k to prune these adapters to: their rank")
+            check_rank(self.k, limits, "the largest rank there is to prune")
 
     def _prepare(self, X: AdapterSet) -> list[dict[str, int]]:
         return [self._ranks(adapter) for adapter in X]
@@ -61,7 +61,9 @@ class BasePruner(BaseTransformer):
             return {module: max(1, rank // 2) if self.k is None else self.k for module, rank in own.items()}
         task = partial(spectrum_of_mean, weights=[1.0], device=self.device)
         spectra = map_modules(task, AdapterSet([adapter]), n_jobs=self.n_jobs, verbose=self.verbose)
-        return choose_ranks(self.k, dict(zip(adapter, spectra, strict=True)), own)
+        size = adapter.dtype.itemsize
+        costs = {module: bytes_of_rank(info.d_in, info.d_out, size) for module, info in adapter.infos.items()}
+        return choose_ranks(self.k, dict(zip(adapter, spectra, strict=True)), own, costs)
 
     def _change_module(self, updates: list[LoraFactors], module: str, prepared: Any, seed: int) -> list[LoraFactors]:
         pruned = []

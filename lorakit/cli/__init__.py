@@ -9,8 +9,11 @@ import click
 
 from .._version import __version__
 from ._errors import Commands, debug_option
+from .bake import bake
 from .convert import convert
 from .diff import diff
+from .extract import extract
+from .fit import fit
 from .inspect import inspect
 from .merge import merge
 from .methods import methods
@@ -23,7 +26,7 @@ __all__ = ["main"]
 
 @click.group(
     cls=Commands,
-    commands=[merge, prune, inspect, convert, diff, verify, methods, plot],
+    commands=[merge, prune, inspect, convert, diff, verify, bake, extract, fit, methods, plot],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
@@ -33,11 +36,13 @@ Examples:
   lorakit convert merged/ -o merged-half/ --dtype bfloat16
   lorakit diff merged/ merged-half/
   lorakit verify merged/ --sources law/ medicine/ finance/
+  lorakit bake base/ law/:0.7 medicine/:0.5 -o model/
+  lorakit extract tuned/ base/ -k 16 -o adapter/
 
 \b
 Exit codes:
-  0    done; of diff: the same; of verify: yes
-  1    of diff: different; of verify: no
+  0    done; of diff: the same; of verify: yes; of fit: all fit
+  1    of diff: different; of verify: no; of fit: one does not
   2    wrong usage, unreadable input or refused output
   3    of verify: cannot tell
   70   a bug in lorakit
@@ -46,4 +51,4 @@ Exit codes:
 @click.version_option(__version__, prog_name="lorakit", message="%(prog)s %(version)s")
 @debug_option
 def main() -> None:
-    """Merge, prune, convert and compare LoRA adapters. The base model is not needed."""
+    """Merge, prune, convert and compare LoRA adapters without their base model; add them to it, take them out of it."""

@@ -78,7 +78,8 @@ output_option = click.option("-o", "--output", required=True, type=click.Path(),
 rank_option = click.option(
     "-k", callback=read_rank, metavar="RANK",
     help="Rank of the result: a number; a share of the energy below 1, such as 0.9, or auto, for a rank per module; "
-         "mean:N or mean:N,max:M, to spread N times the number of modules where the singular values are large.  "
+         "mean:N or mean:N,max:M, to spread N times the number of modules where the singular values are large; "
+         "size:50MiB, to spread the bytes of a file in the compact layout.  "
          "[default: the method's choice]",
 )  # fmt: skip
 

@@ -77,13 +77,15 @@ def read_number_or_word(ctx: click.Context, param: click.Parameter, given: str |
 
 
 def read_rank(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
-    """Read ``16``, ``0.9``, ``auto`` or ``mean:16``; the estimator checks numbers and words."""
-    if given is None or not given.startswith("mean:"):
+    """Read ``16``, ``0.9``, ``auto``, ``mean:16`` or ``size:50MiB``; the library checks numbers and words."""
+    kind, _, rest = (given or "").partition(":")
+    if given is None or kind not in ("mean", "size"):
         return None if given is None else parse_value(given)
     from .._ranks import RankBudget
 
-    mean, _, highest = given.removeprefix("mean:").partition(",max:")
+    amount, _, highest = rest.partition(",max:")
     try:
-        return RankBudget(float(mean), int(highest) if highest else None)
+        most = int(highest) if highest else None
+        return RankBudget(float(amount), most) if kind == "mean" else RankBudget(size=amount, max_rank=most)
     except ValueError as error:
-        raise click.BadParameter(f"{given!r} is not mean:N or mean:N,max:M ({error})", ctx, param) from None
+        raise click.BadParameter(f"{given!r} is not {kind}:N or {kind}:N,max:M ({error})", ctx, param) from None

@@ -44,6 +44,8 @@ class _Sources(click.Command):
     epilog="""\b
 Examples:
   lorakit verify merged/ --sources law/ medicine/ finance/
+  lorakit verify model/ --sources base/ law/ medicine/
+  lorakit verify adapter/ --sources tuned/ base/
 
 Exit codes: 0 yes; 1 no; 2 wrong usage or unreadable input; 3 cannot tell.""",
 )
@@ -75,21 +77,29 @@ def verify(
     sources given are told apart by these hashes; one whose hash is another, or was not recorded, by its name, or by its
     place. In which dtype and layout RESULT is stored does not matter; rounding to its dtype is allowed for.
 
+    Of a model that `lorakit bake` made, give the base and then the adapters: every tensor must be the same, bit for
+    bit. Of an adapter that `lorakit extract` made, give the tuned model and its base.
+
     The answer is "cannot tell" where there is no record, or it names something that cannot be done again: a method of
     another version, a clusterer or data of the user's own, random numbers without a seed.
     """
     from .. import load_adapter
-    from ..io.load import load_adapters
+    from ..checkpoints.baked_record import baked_record
+    from ._checkpoints import baked_again
     from ._rebuild import CannotTell
     from ._report import show_json
 
     if names and len(names) != len(sources):
         raise click.UsageError(f"--name must be given {len(sources)} times, once for each source")
     report: dict[str, Any] = {"command": "verify", "result": merged, "verdict": None, "reason": None}
-    result = load_adapter(merged, **reading)
-    given = list(load_adapters(sources, names=names or None, **reading))
+    baked = baked_record(merged)
     try:
-        verdict = _answer(report, result, sources, given, tolerance=tolerance, device=device, n_jobs=jobs)
+        if baked is not None:
+            verdict = YES if baked_again(report, baked, merged, sources, reading) else NO
+        else:
+            result = load_adapter(merged, **reading)
+            given = _given(result, sources, names, reading)
+            verdict = _answer(report, result, sources, given, tolerance=tolerance, device=device, n_jobs=jobs)
     except CannotTell as error:
         verdict = CANNOT_TELL
         report["reason"] = str(error)
@@ -101,11 +111,27 @@ def verify(
     ctx.exit(verdict)
 
 
+def _given(
+    result: Adapter, sources: tuple[str, ...], names: tuple[str, ...], reading: dict[str, Any]
+) -> list[Adapter] | None:
+    """Open the sources; None if RESULT is an adapter that was extracted from checkpoints."""
+    from ..io.load import load_adapters
+    from ._checkpoints import is_extracted
+    from ._rebuild import CannotTell
+
+    try:
+        if is_extracted(_record(result)):
+            return None
+    except CannotTell:  # said when the sources have been read
+        pass
+    return list(load_adapters(sources, names=names or None, **reading))
+
+
 def _answer(
     report: dict[str, Any],
     result: Adapter,
     paths: tuple[str, ...],
-    given: list[Adapter],
+    given: list[Adapter] | None,
     *,
     tolerance: float | None,
     device: str | None,
@@ -116,6 +142,7 @@ def _answer(
     from ..factors import dtype_name
     from ..files.safetensors import FLOAT_NAMES
     from ..io.formats.record import operation_text
+    from ._checkpoints import extracted_again
     from ._differences import differences
     from ._progress import progress_bar
     from ._rebuild import CannotTell
@@ -126,15 +153,18 @@ def _answer(
         "lorakit": record["versions"]["lorakit"],
         "operations": [operation_text(operation) for operation in record["operations"]],
     }
-    matches = match_sources(record, paths, given)
-    report["sources"] = [match.row() for match in matches]
-    report["unused"] = [
-        path
-        for path, adapter in zip(paths, given, strict=True)
-        if all(adapter is not match.adapter for match in matches)
-    ]
     with progress_bar("verify: modules", quiet=False):
-        again = recompute(record, [match.adapter for match in matches], device=device, n_jobs=n_jobs)
+        if given is None:
+            again = extracted_again(record, paths, device=device, n_jobs=n_jobs)
+        else:
+            matches = match_sources(record, paths, given)
+            report["sources"] = [match.row() for match in matches]
+            report["unused"] = [
+                path
+                for path, adapter in zip(paths, given, strict=True)
+                if all(adapter is not match.adapter for match in matches)
+            ]
+            again = recompute(record, [match.adapter for match in matches], device=device, n_jobs=n_jobs)
     before = [dtype for dtype in FLOAT_NAMES if dtype_name(dtype) in record["rounded_to"]]
     found, totals = differences(
         *_alike(result, again),
@@ -219,7 +249,7 @@ def _show(report: Mapping[str, Any]) -> None:
         click.echo()
     if report.get("unused"):
         click.echo(f"Given, and not a source: {', '.join(report['unused'])}\n")
-    if report["verdict"] == "no":
+    if report.get("differences"):
         show_differences(report["differences"], names=("stored", "made again"))
         click.echo()
     click.echo(f"{report['verdict']}: {report['reason'] or _finding(report)}")

@@ -28,7 +28,7 @@ def check_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]) -
     overwrite : bool
         Whether an existing one may be replaced.
     own_files : frozenset of str
-        The only names that a directory to be replaced may contain.
+        The only files that a directory to be replaced may contain: names, or paths below it with ``/`` between parts.
 
     Raises
     ------
@@ -108,9 +108,10 @@ def replaced_directory(path: Path, *, overwrite: bool, own_files: frozenset[str]
         new, old = scratch / NEW, scratch / OLD
         new.mkdir()  # the scratch directory is for its owner alone; this one has what the umask says
         yield new
-        for entry in new.iterdir():
-            _settle(entry)
-        _sync_folder(new)
+        for folder, _, files in os.walk(new, topdown=False):
+            for file in files:
+                _settle(Path(folder, file))
+            _sync_folder(Path(folder))
         _put(new, path, partial(_replace_directory, new, path, old, overwrite, own_files))
 
 
@@ -179,12 +180,19 @@ def _kind_of(path: Path, expected: str) -> int | None:
 
 
 def _refuse_others(path: Path, folder: Path, own_files: frozenset[str]) -> None:
-    """Refuse to delete a folder with other files than an adapter's; it is, or was until now, at ``path``."""
-    others = sorted(entry.name for entry in folder.iterdir() if entry.name not in own_files or entry.is_dir())
+    """Refuse to delete a folder with other files than the output's; it is, or was until now, at ``path``."""
+    own_folders = {parent.as_posix() for file in own_files for parent in Path(file).parents}
+    others = []
+    for inside, folders, files in os.walk(folder):
+        below = Path(inside).relative_to(folder)
+        others += [name for file in files if (name := (below / file).as_posix()) not in own_files]
+        others += [name for sub in folders if (name := (below / sub).as_posix()) not in own_folders]
     if others:
+        others.sort()
+        expected = sorted(own_files)
         raise OutputError(
             f"also contains {', '.join(others[:3])}{' and more' if len(others) > 3 else ''}, which "
-            f"would be deleted (expected only {', '.join(sorted(own_files))})",
+            f"would be deleted (expected only {', '.join(expected[:6])}{' and more' if len(expected) > 6 else ''})",
             path=path,
             remedy="move them, or give another path",
         )

@@ -9,9 +9,10 @@ import errno
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,9 @@ _MAX_TENSORS, _MAX_NAME, _MAX_AXES = 500_000, 1_000, 64  # far above what any mo
 _KEPT_OPEN = 128  # files
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+DTYPE_NAMES = FLOAT_NAMES | {torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16"}
+DTYPE_NAMES |= {torch.int32: "I32", torch.int64: "I64", torch.complex64: "C64"}
+DTYPE_NAMES |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
 _BITS = {"BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
 _BITS |= {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64}
 
@@ -44,10 +48,14 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file says of itself: its tensors, in the order of the header, and free text by key."""
+    """What a file says of itself: its tensors, in the order of the header, and free text by key.
+
+    ``spans``: the bytes of the file, first and past the last, at which each tensor lies; in the order of the file.
+    """
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
+    spans: Mapping[str, tuple[int, int]] = MappingProxyType({})
 
 
 def read_header(path: Path) -> Header:
@@ -106,7 +114,9 @@ def read_header(path: Path) -> Header:
             remedy="copy or download it again",
         )
     tensors = {name: TensorInfo(entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()}
-    return Header(tensors, metadata)
+    in_order = sorted(entries, key=lambda name: entries[name]["data_offsets"])
+    spans = {name: tuple(8 + length + offset for offset in entries[name]["data_offsets"]) for name in in_order}
+    return Header(tensors, metadata, spans)
 
 
 def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tensor]:
@@ -198,21 +208,65 @@ def write_tensors(
     OutputError
         If :func:`read_header` would refuse the file: too many tensors, a name or a header that is too long.
     """
-    texts = {"format": "pt"} | dict(metadata or {})
-    header: dict[str, Any] = {"__metadata__": dict(sorted(texts.items()))}
+    sizes = {name: math.prod(shape) * FLOAT_DTYPES[dtype].itemsize for name, (dtype, shape) in tensors.items()}
+    write_parts(path, tensors, sizes, _bytes_of(tensors, data), {"format": "pt"} | dict(metadata or {}))
+
+
+def write_parts(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    sizes: Mapping[str, int],
+    parts: Iterable[memoryview],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a safetensors file from the bytes of its tensors, which may be of dtypes that torch does not know.
+
+    Parameters
+    ----------
+    path : Path
+        The file to make; it must not exist.
+    tensors : mapping of str to TensorInfo
+        Name, dtype and shape of every tensor, in the order of the data.
+    sizes : mapping of str to int
+        Bytes of every tensor.
+    parts : iterable of memoryview
+        The data, one tensor after the other, in pieces of any length. They are asked for one by one.
+    metadata : mapping of str to str
+        Free text, written in the order of its keys.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name, (dtype, shape) in tensors.items():
-        begin, end = end, end + math.prod(shape) * FLOAT_DTYPES[dtype].itemsize
+        begin, end = end, end + sizes[name]
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
     raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     raw += b" " * (-len(raw) % 8)  # the data starts at a multiple of 8
     _check_written(path, tensors, len(raw))
-    with path.open("xb") as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for (name, info), tensor in zip(tensors.items(), data, strict=True):
-            if tuple(tensor.shape) != info.shape or FLOAT_NAMES[tensor.dtype] != info.dtype:
-                raise RuntimeError(f"{name}: announced {info}, got {tuple(tensor.shape)} {tensor.dtype}")
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    with path.open("xb", buffering=0) as file:
+        _write_all(file, memoryview(len(raw).to_bytes(8, "little") + raw))
+        written = 0
+        for part in parts:
+            _write_all(file, part)
+            written += part.nbytes
+    if written != end:
+        raise RuntimeError(f"{path}: announced {end} bytes of data, got {written}")
+
+
+def _write_all(file: Any, part: memoryview) -> None:
+    while part.nbytes:  # without a buffer of Python's, a write may take a part only
+        part = part[file.write(part) :]
+
+
+def _bytes_of(tensors: Mapping[str, TensorInfo], data: Iterable[Tensor]) -> Iterator[memoryview]:
+    for (name, info), tensor in zip(tensors.items(), data, strict=True):
+        if tuple(tensor.shape) != info.shape or FLOAT_NAMES[tensor.dtype] != info.dtype:
+            raise RuntimeError(f"{name}: announced {info}, got {tuple(tensor.shape)} {tensor.dtype}")
+        yield bytes_of(tensor)
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor on the CPU, as a file holds them; not copied if it is contiguous."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_written(path: Path, names: Iterable[str], length: int) -> None:

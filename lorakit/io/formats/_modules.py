@@ -94,6 +94,10 @@ class FileModules:
 
     def read(self, module: str) -> LoraFactors:
         """Read one module, its scale folded as a square root into both factors, in float32 or float64."""
+        return self.read_in(module, torch.float32)
+
+    def read_in(self, module: str, least: torch.dtype) -> LoraFactors:
+        """Read one module as :meth:`read` does, its scale folded in this dtype or a better one."""
         for path, expected in self.stamps:
             require_unchanged(path, expected)
         place = self.stored[module]
@@ -103,7 +107,7 @@ class FileModules:
         else:
             tensors = read_expert(self.weights, place.keys, *place.expert, opened)
         # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
-        dtype = promoted_dtype((torch.float32, *(tensor.dtype for tensor in tensors)))
+        dtype = promoted_dtype((least, *(tensor.dtype for tensor in tensors)))
         a, b = place.form(*(t.to(dtype) for t in tensors), *place.arguments)
         if any(t.dtype == dtype for t in tensors):  # not widened: they may be the file's own, mapped into memory
             factors = LoraFactors(a, b).scaled(place.scale)

@@ -148,11 +148,16 @@ WAN = under(
 )
 
 
-def sgm_to_diffusers() -> dict[str, str]:
-    """Return SDXL's UNet under the names of its first implementation (sgm), and of diffusers.
+def sgm_to_diffusers(n_blocks: int = 3) -> dict[str, str]:
+    """Return the UNet of Stable Diffusion under the names of its first implementation (sgm), and of diffusers.
 
-    sgm counts residual blocks, attentions and resamplers in one row: two layers a block, three blocks a side. The
-    refiner, which has four, is not described.
+    sgm counts residual blocks, attentions and resamplers in one row, two layers a block. The refiner of SDXL, whose
+    blocks are others, is not described.
+
+    Parameters
+    ----------
+    n_blocks : int, default=3
+        Blocks a side: 3 for SDXL, 4 for Stable Diffusion 1 and 2.
     """
     attention = {name: name for name in ATTENTION}
     resnet = {
@@ -166,13 +171,19 @@ def sgm_to_diffusers() -> dict[str, str]:
         ("middle_block.1", "mid_block.attentions.0", "attention"),
         ("middle_block.2", "mid_block.resnets.1", "resnet"),
     }
-    for row in range(9):
+    for row in range(3 * n_blocks):
         block, layer = divmod(row, 3)
         places.add((f"output_blocks.{row}.0", f"up_blocks.{block}.resnets.{layer}", "resnet"))
         places.add((f"output_blocks.{row}.1", f"up_blocks.{block}.attentions.{layer}", "attention"))
         if layer < 2:  # row 0 on this side is conv_in, each third one a downsampler
             places.add((f"input_blocks.{row + 1}.0", f"down_blocks.{block}.resnets.{layer}", "resnet"))
             places.add((f"input_blocks.{row + 1}.1", f"down_blocks.{block}.attentions.{layer}", "attention"))
+    resamplers = {}
+    for block in range(n_blocks - 1):
+        resamplers[f"input_blocks.{3 * block + 3}.0.op"] = f"down_blocks.{block}.downsamplers.0.conv"
+        # the first block on the way up has no attention in Stable Diffusion 1 and 2, so that the next place is its
+        place = 1 if n_blocks == 4 and block == 0 else 2
+        resamplers[f"output_blocks.{3 * block + 2}.{place}.conv"] = f"up_blocks.{block}.upsamplers.0.conv"
     insides = {"resnet": resnet, "attention": attention}
     return {
         "input_blocks.0.0": "conv_in",
@@ -181,10 +192,7 @@ def sgm_to_diffusers() -> dict[str, str]:
         "time_embed.2": "time_embedding.linear_2",
         "label_emb.0.0": "add_embedding.linear_1",
         "label_emb.0.2": "add_embedding.linear_2",
-        "input_blocks.3.0.op": "down_blocks.0.downsamplers.0.conv",
-        "input_blocks.6.0.op": "down_blocks.1.downsamplers.0.conv",
-        "output_blocks.2.2.conv": "up_blocks.0.upsamplers.0.conv",
-        "output_blocks.5.2.conv": "up_blocks.1.upsamplers.0.conv",
+        **resamplers,
         **{
             f"{old}.{inner}": f"{new}.{theirs}"
             for old, new, kind in sorted(places)

@@ -1,0 +1,69 @@
+"""What a baked checkpoint says of how it was made: one key in the header of each file that was changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..exceptions import LorakitError
+from ..files.safetensors import read_header
+from ..io.formats.record import file_digest
+from .baked import Baked
+from .checkpoint import Checkpoint, FileCheckpoint
+from .opening import open_checkpoint
+
+KEY = "lorakit"
+_FORM = "bake-1"
+
+
+def make_record(baked: Baked) -> dict[str, Any]:
+    """Return the record: names and hashes, no paths and no dates.
+
+    The weights of the base are not hashed, which would take as long as reading them; a hash of its headers tells
+    another model, and `lorakit verify` adds the adapters to the base again.
+    """
+    return {
+        "record": _FORM,
+        "class": "bake",
+        "params": {"strengths": list(baked.strengths)},
+        "versions": {"lorakit": __version__},
+        "sources": [
+            {"role": "base", "headers_sha256": headers_digest(baked.base), "tensors": len(baked.base)},
+            *({"role": "adapter", "name": a.name, "sha256": _digest(a)} for a in baked.adapters),
+        ],
+    }
+
+
+def _digest(adapter: Any) -> str | None:
+    sources = adapter.provenance.sources
+    return file_digest(sources[0].path) if len(sources) == 1 and adapter.provenance.made is None else None
+
+
+def headers_digest(checkpoint: Checkpoint) -> str:
+    """Return a hash of the names, dtypes and shapes of all tensors."""
+    listed = sorted([name, *info] for name, info in checkpoint.infos.items())
+    return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
+
+
+def baked_record(path: str | Path) -> Mapping[str, Any] | None:
+    """Return the record of a checkpoint that :func:`lorakit.bake` wrote; None if it is something else."""
+    try:
+        checkpoint = open_checkpoint(path)
+    except (LorakitError, OSError):
+        return None
+    assert isinstance(checkpoint, FileCheckpoint)
+    for shard in checkpoint.shards:
+        text = read_header(shard.path).metadata.get(KEY)
+        record = None
+        if text is not None:
+            try:
+                record = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+        if isinstance(record, dict) and record.get("record") == _FORM:
+            return record
+    return None

@@ -1,0 +1,338 @@
+"""Whether an adapter fits a base checkpoint, and which tensor belongs to which of its modules."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from ..adapters import Adapter, ModuleInfo
+from ..exceptions import IncompatibleAdaptersError, UnsupportedCheckpointError
+from ..files.safetensors import FLOAT_DTYPES
+from .checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
+from .experts import find_experts
+from .opening import Base, open_checkpoint
+from .renaming import find_renaming
+from .spelling import layer_of, prefix_changes, spellings
+
+__all__ = ["Fit", "Target", "check_fit"]
+
+_NEAR = 3  # names that are shown for one that is missing
+_MOST_SHOWN = 8
+_IS_IT_THE_BASE = "is it the base model that the adapter was trained on?"
+# Models whose head may be tied to their embedding, under names or with factors of their own
+_TIED = ("ForMaskedLM", "ForPreTraining", "ForConditionalGeneration", "ForSeq2SeqLM")
+
+
+class Target(NamedTuple):
+    """Where the update of a module is added.
+
+    Parameters
+    ----------
+    tensor : str
+        The tensor of the checkpoint.
+    turned : bool
+        Whether the tensor holds (in, out), so that ``(B @ A).T`` is added.
+    first_row : int
+        Where in the tensor, seen as a matrix, the update begins: 0, but for the experts of one parameter.
+    rows : tuple of int or None
+        First row, and past the last, of the part of the update that is meant; None for all of it.
+    """
+
+    tensor: str
+    turned: bool = False
+    first_row: int = 0
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What :func:`check_fit` found.
+
+    Parameters
+    ----------
+    adapter, base : str
+        Their names.
+    targets : mapping of str to tuple of Target
+        For every module that fits, the tensors that its update is added to.
+    missing : mapping of str to tuple of str
+        The modules without a tensor, and names of the checkpoint that are near.
+    differing : mapping of str to str
+        The modules that cannot be added to their tensor, and why.
+    renaming : mapping of str to str
+        New names for modules, with which all of them would fit; empty if none is needed, or none was found.
+    base_model : str or None
+        The base model that the adapter names.
+    unties : str or None
+        The tensor of the output head that a result needs, as the checkpoint shares that of its embedding.
+    """
+
+    adapter: str
+    base: str
+    targets: Mapping[str, tuple[Target, ...]]
+    missing: Mapping[str, tuple[str, ...]]
+    differing: Mapping[str, str]
+    renaming: Mapping[str, str]
+    base_model: str | None = None
+    unties: str | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether every module has its tensor."""
+        return not self.missing and not self.differing
+
+    def require(self) -> None:
+        """Raise unless the adapter fits.
+
+        Raises
+        ------
+        IncompatibleAdaptersError
+            Naming the modules that do not.
+        """
+        if self.missing:
+            named = [
+                f"{module!r}" + (f" (the base has {', '.join(map(repr, near))})" if near else "")
+                for module, near in list(self.missing.items())[:_NEAR]
+            ]
+            more = f" and {len(self.missing) - _NEAR} more" if len(self.missing) > _NEAR else ""
+            old_new = next(((m, new) for m, new in self.renaming.items() if m in self.missing), None)
+            mend = (
+                _IS_IT_THE_BASE
+                if old_new is None
+                else f"all would fit under other names, such as {old_new[1]!r} for {old_new[0]!r}: rename them with "
+                "Adapter.rename_modules, or `lorakit fit --rename`"
+            )
+            raise IncompatibleAdaptersError(
+                f"has no tensor for {len(self.missing)} of the modules of {self.adapter!r}: {', '.join(named)}{more}",
+                path=self.base,
+                module=next(iter(self.missing)),
+                adapters=[self.adapter],
+                expected="one for each",
+                remedy=mend,
+            )
+        if self.differing:
+            module, why = next(iter(self.differing.items()))
+            more = f"; so are {len(self.differing) - 1} more" if len(self.differing) > 1 else ""
+            raise IncompatibleAdaptersError(
+                f"module {module!r} of {self.adapter!r}: {why}{more}",
+                path=self.base,
+                module=module,
+                adapters=[self.adapter],
+                remedy=_IS_IT_THE_BASE,
+            )
+
+
+def check_fit(base: Base, adapter: Adapter) -> Fit:
+    """Say whether an adapter fits a base model, from the headers of its files alone.
+
+    A module named ``m`` is looked for as the tensor ``m.weight``, whatever stands before that: all modules must be
+    found behind one and the same beginning. kohya's flat names are looked for in single files and in pipelines.
+
+    Parameters
+    ----------
+    base : str, PathLike or mapping of str to Tensor
+        A safetensors file, a folder of transformers or diffusers, or the ``state_dict()`` of a live model.
+    adapter : Adapter
+        The adapter. Its weights are not read.
+
+    Returns
+    -------
+    Fit
+        With ``fits``, and what does not.
+
+    Raises
+    ------
+    LorakitError
+        If the base cannot be opened, or is quantized.
+    IncompatibleAdaptersError
+        If the names of the adapter could mean several parts of the base.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lorakit import Adapter, LoraFactors, check_fit
+    >>> base = {"model.query.weight": torch.zeros(4, 3)}
+    >>> fit = check_fit(base, Adapter({"query": LoraFactors(torch.ones(1, 3), torch.ones(4, 1))}))
+    >>> fit.fits, fit.targets["query"][0].tensor
+    (True, 'model.query.weight')
+    >>> check_fit(base, Adapter({"model.queries": LoraFactors(torch.ones(1, 3), torch.ones(4, 1))})).missing
+    {'model.queries': ('model.query',)}
+    """
+    checkpoint = open_checkpoint(base)
+    named = _named_as_in(checkpoint, adapter)
+    experts = find_experts(adapter, named, checkpoint)
+    turning = _Turning(adapter, named, checkpoint)
+    targets: dict[str, tuple[Target, ...]] = {}
+    missing: dict[str, tuple[str, ...]] = {}
+    differing: dict[str, str] = dict(experts.differing)
+    unties: str | None = None
+    for module, info in adapter.infos.items():
+        if info.kind.name == "expert":
+            if module in experts.targets:
+                targets[module] = tuple(Target(*found) for found in experts.targets[module])
+            elif module not in differing:
+                missing[module] = ()
+            continue
+        tensor = f"{named[module]}.weight"
+        if tensor not in checkpoint and _is_head(named[module]) and checkpoint.tied_embedding is not None:
+            unties = tensor
+        elif tensor not in checkpoint:
+            _refuse_quantized(checkpoint, named[module])
+            missing[module] = ()
+            continue
+        stored = checkpoint.tied_embedding if unties == tensor else tensor
+        assert stored is not None
+        _refuse_dtype(checkpoint, stored)
+        shape = checkpoint.infos[stored].shape
+        fit = _orientation(info, shape, named[module], turning)
+        if fit is None:
+            differing[module] = (
+                f"is {_described(info)}, and {stored!r} has the shape {shape}, expected {_expected(info)}"
+            )
+        else:
+            targets[module] = (Target(tensor, fit),)
+            if stored == checkpoint.tied_embedding:
+                unties = unties or f"{HEAD}.weight"
+            _refuse_tied(checkpoint, stored)
+    renaming = find_renaming(missing, adapter, checkpoint) if missing else {}
+    weights = [module for module in checkpoint.modules if f"{module}.weight" in checkpoint] if missing else []
+    for module in list(missing)[:_MOST_SHOWN]:
+        missing[module] = tuple(get_close_matches(named[module], weights, n=_NEAR))
+    provenance = adapter.provenance
+    return Fit(adapter.name, checkpoint.name, targets, missing, differing, renaming, provenance.base_model, unties)
+
+
+def _named_as_in(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, str]:
+    """Return the checkpoint's name for every module: in the spelling, behind the beginning, that most are found by."""
+    by_end: dict[str, list[str]] = defaultdict(list)
+    for module in checkpoint.modules:
+        by_end[module.rpartition(".")[2]].append(module)
+
+    def ends(name: str) -> list[str]:
+        return [m for m in by_end[name.rpartition(".")[2]] if m.endswith(f".{name}")]
+
+    best: tuple[int, dict[str, str]] = (-1, {})
+    for spelling in spellings(adapter, checkpoint):
+        layers = {m: layer_of(name, adapter.infos[m].kind.name) for m, name in spelling.items()}
+        wanted = {layer for layer in layers.values() if not _is_head(layer) or layer in checkpoint.modules}
+        votes: Counter[tuple[str, str]] = Counter()
+        for layer in wanted:
+            votes.update(prefix_changes(layer, checkpoint, ends))
+        top = max(votes.values(), default=0)
+        winners = sorted(change for change, count in votes.items() if count == top)
+        if len(winners) > 1 and ("", "") not in winners:
+            example = min(wanted)
+            raise IncompatibleAdaptersError(
+                f"{example!r} of {adapter.name!r} could be "
+                + " or ".join(repr(new + example.removeprefix(old)) for old, new in winners[:3]),
+                path=checkpoint.name,
+                adapters=[adapter.name],
+                expected="names that mean one module each",
+                remedy="rename them with Adapter.rename_modules",
+            )
+        old, new = ("", "") if ("", "") in winners or not winners else winners[0]
+        if top > best[0]:
+            best = (top, {m: new + name.removeprefix(old) for m, name in spelling.items()})
+        if top == len(wanted):
+            break
+    return best[1]
+
+
+def _is_head(layer: str) -> bool:
+    return layer.rpartition(".")[2] == HEAD
+
+
+def _orientation(info: ModuleInfo, shape: tuple[int, ...], layer: str, turning: _Turning) -> bool | None:
+    """Return whether a tensor of this shape takes the update transposed; None if it does not take it."""
+    d_in, d_out, kind = info.d_in, info.d_out, info.kind
+    if kind.name == "embedding":
+        return True if shape == (d_in, d_out) else None
+    if kind.name == "conv":
+        kernel = kind.kernel
+        full = (d_out, d_in // _size(kernel), *kernel)
+        # a convolution of one pixel is a linear layer, and some trainers write it so
+        return False if shape == full or (_size(kernel) == 1 and _squeezed(shape) == (d_out, d_in)) else None
+    if len(shape) > 2:
+        return False if _squeezed(shape) == (d_out, d_in) else None
+    if shape == (d_out, d_in):
+        return d_in == d_out and turning.square(layer)
+    return True if shape == (d_in, d_out) and turning.may_be(layer) else None
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return shape[:2] if all(size == 1 for size in shape[2:]) else shape
+
+
+def _size(kernel: tuple[int, ...]) -> int:
+    size = 1
+    for length in kernel:
+        size *= length
+    return size
+
+
+class _Turning:
+    """Which linear layers are stored as (in, out), as GPT-2's are: shapes tell, but for square ones."""
+
+    def __init__(self, adapter: Adapter, named: Mapping[str, str], checkpoint: Checkpoint) -> None:
+        self.told = adapter.provenance.fan_in_fan_out
+        self.stores_in_out = checkpoint.stores_in_out
+        self.seen = {
+            checkpoint.infos[tensor].shape == (info.d_in, info.d_out)
+            for module, info in adapter.infos.items()
+            if info.kind.name == "linear" and info.d_in != info.d_out
+            if (tensor := f"{named[module]}.weight") in checkpoint
+        }
+
+    def may_be(self, layer: str) -> bool:
+        """Whether a layer may be stored so. Otherwise the other shape is that of another model."""
+        return self.told or _is_conv1d(layer)
+
+    def square(self, layer: str) -> bool:
+        """Whether a square layer is stored so: as others are, or else as the adapter's config says."""
+        if _is_conv1d(layer):
+            return self.stores_in_out or True in self.seen or (self.told and not self.seen)
+        return self.told and self.seen == {True}
+
+
+def _is_conv1d(layer: str) -> bool:
+    return layer.rpartition(".")[2] in CONV1D
+
+
+def _described(info: ModuleInfo) -> str:
+    return f"{info.kind} of d_in {info.d_in}, d_out {info.d_out}"
+
+
+def _expected(info: ModuleInfo) -> str:
+    if info.kind.name == "embedding":
+        return str((info.d_in, info.d_out))
+    if info.kind.name == "conv":
+        return str((info.d_out, info.d_in // _size(info.kind.kernel), *info.kind.kernel))
+    return str((info.d_out, info.d_in))
+
+
+def _refuse_dtype(checkpoint: Checkpoint, tensor: str) -> None:
+    dtype = checkpoint.infos[tensor].dtype
+    if dtype not in FLOAT_DTYPES:
+        raise unsupported_dtype(checkpoint.name, f"{tensor!r} is stored as {dtype}")
+
+
+def _refuse_tied(checkpoint: Checkpoint, tensor: str) -> None:
+    architecture = " ".join(checkpoint.config.get("architectures") or ())
+    shared = checkpoint.config.get("tie_word_embeddings", True) and any(word in architecture for word in _TIED)
+    if shared and tensor.split(".")[-2] in EMBEDDINGS:
+        raise UnsupportedCheckpointError(
+            f"{tensor!r} may also be the output head of {architecture}, which an adapter of the embedding does not "
+            "change",
+            path=checkpoint.name,
+            expected="a base that stores both",
+            remedy="save the model with tie_word_embeddings=False",
+        )
+
+
+def _refuse_quantized(checkpoint: Checkpoint, layer: str) -> None:
+    for end in ("qweight", "weight_packed", "weight.quant_state", "weight_quantized", "scales", "blocks"):
+        found = next((name for name in (f"{layer}.{end}", f"{layer}_{end}") if name in checkpoint), None)
+        if found is not None:
+            raise unsupported_dtype(checkpoint.name, f"{found!r} is of a quantized base")

@@ -1,0 +1,123 @@
+"""Which tensors of two checkpoints are compared, and as what kind of layer each difference becomes a module."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from ..adapters import ModuleInfo, ModuleKind
+from ..files.safetensors import FLOAT_DTYPES
+from .checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
+
+_EMBEDDINGS = (*EMBEDDINGS, "wpe", "position_embeddings", "token_type_embeddings", "position_embedding")
+
+NOT_CHOSEN = "not chosen"
+
+
+class Pair(NamedTuple):
+    """A tensor that both checkpoints have, and the module that its difference is to become.
+
+    Parameters
+    ----------
+    tensor : str
+        Its name in the tuned checkpoint.
+    base : str
+        Its name in the base: another one where the base shares it with its embedding.
+    module : str or None
+        Name of the module; None if no LoRA can hold it.
+    turned : bool
+        Whether it is stored as (in, out).
+    kind : ModuleKind
+        Of the module.
+    why : str
+        Why no LoRA can hold it, or why it is not wanted.
+    """
+
+    tensor: str
+    base: str
+    module: str | None
+    turned: bool = False
+    kind: ModuleKind = ModuleKind()
+    why: str = ""
+
+    def info(self, checkpoint: Checkpoint) -> ModuleInfo:
+        """Return the widths of the module."""
+        rows, cols = checkpoint.matrix_shape(self.tensor)
+        return ModuleInfo(0, *((rows, cols) if self.turned else (cols, rows)), self.kind)
+
+
+class Alone(NamedTuple):
+    """A tensor that cannot be compared as a whole."""
+
+    tensor: str
+    why: str
+    side: Literal["tuned", "base", "both"]
+
+
+def pair_up(tuned: Checkpoint, base: Checkpoint, wanted: Callable[[str], bool]) -> tuple[list[Pair], list[Alone]]:
+    """Pair the tensors of two checkpoints."""
+    pairs: list[Pair] = []
+    alone: list[Alone] = []
+    for tensor, (dtype, shape) in tuned.infos.items():
+        other = tensor if tensor in base or tensor != f"{HEAD}.weight" else (base.tied_embedding or tensor)
+        if other not in base:
+            alone.append(Alone(tensor, "the base does not have it", "tuned"))
+        elif base.infos[other].shape != shape:
+            theirs = base.infos[other].shape
+            grown = len(shape) == 2 and len(theirs) == 2 and shape[1:] == theirs[1:]
+            what = f"{shape[0] - theirs[0]:+} rows" if grown else f"shape {shape}"
+            alone.append(Alone(tensor, f"{what}, the base has {theirs}", "both" if grown else "tuned"))
+        elif {dtype, base.infos[other].dtype} - set(FLOAT_DTYPES):
+            _refuse_weights(tuned, tensor, dtype)
+        else:
+            pairs.append(_classified(tensor, other, tuned, wanted))
+    head_is_tied = tuned.tied_embedding is not None
+    alone += [
+        Alone(tensor, "only the base has it", "base")
+        for tensor in base.infos
+        if tensor not in tuned and not (tensor == f"{HEAD}.weight" and head_is_tied)
+    ]
+    return pairs, alone
+
+
+def _refuse_weights(tuned: Checkpoint, tensor: str, dtype: str) -> None:
+    if tensor.endswith(".weight"):  # other tensors of whole numbers are positions and counts, which do not train
+        raise unsupported_dtype(tuned.name, f"{tensor!r} is stored as {dtype}")
+
+
+def _classified(tensor: str, other: str, tuned: Checkpoint, wanted: Callable[[str], bool]) -> Pair:
+    shape = tuned.infos[tensor].shape
+    module = tensor.removesuffix(".weight")
+    if len(shape) < 2:
+        return Pair(tensor, other, None, why="a vector (a norm or a bias)")
+    if module == tensor:
+        return Pair(tensor, other, None, why="a parameter that is no layer's weight")
+    if not wanted(module):
+        return Pair(tensor, other, None, why=NOT_CHOSEN)
+    last = module.rpartition(".")[2]
+    if len(shape) == 2:
+        if last in _EMBEDDINGS:
+            return Pair(tensor, other, module, True, ModuleKind("embedding"))
+        return Pair(tensor, other, module, last in CONV1D and tuned.stores_in_out)
+    if shape[1] == 1 and shape[0] > 1:
+        return Pair(tensor, other, None, why="a convolution with groups")
+    return Pair(tensor, other, module, kind=ModuleKind("conv", tuple(shape[2:])))
+
+
+def chooser(patterns: str | Iterable[str] | None) -> Callable[[str], bool]:
+    """Return whether a module is wanted: one of the regular expressions must match its whole name.
+
+    Raises
+    ------
+    ValueError
+        If one is no regular expression.
+    """
+    if patterns is None:
+        return lambda module: True
+    given = [patterns] if isinstance(patterns, str) else list(patterns)
+    try:
+        compiled = [re.compile(pattern) for pattern in given]
+    except re.error as error:
+        raise ValueError(f"modules={given!r} is no regular expression: {error}") from error
+    return lambda module: any(pattern.fullmatch(module) for pattern in compiled)

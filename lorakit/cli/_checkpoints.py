@@ -1,0 +1,105 @@
+"""Making baked checkpoints and extracted adapters again, as their records say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from .. import Adapter, bake, extract_adapter, load_adapter
+from .._ranks import RankBudget
+from .._recipes import RecipeError, from_recipe
+from .._version import __version__
+from ..checkpoints.baked_record import headers_digest
+from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.extracting import RECIPE, Rules
+from ..checkpoints.opening import open_checkpoint
+from ..exceptions import LorakitError
+from ..io.formats.record import file_digest
+from ._rebuild import CannotTell
+
+
+def is_extracted(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of an adapter that was extracted from a checkpoint, and nothing else was done to it."""
+    return [operation.get("class") for operation in record["operations"]] == [RECIPE]
+
+
+def extracted_again(
+    record: Mapping[str, Any], paths: Sequence[str], *, device: str | None, n_jobs: int | None
+) -> Adapter:
+    """Extract an adapter again.
+
+    Raises
+    ------
+    CannotTell
+        If there are other sources than two, or it cannot be extracted from them.
+    """
+    if len(paths) != 2:
+        raise CannotTell(f"it was extracted from two checkpoints, the tuned one and its base; {len(paths)} are given")
+    try:
+        rules = from_recipe(record["operations"][0], {RECIPE: Rules, "RankBudget": RankBudget})
+        return extract_adapter(paths[0], paths[1], **vars(rules), device=device, n_jobs=n_jobs)
+    except (RecipeError, LorakitError, TypeError) as error:
+        raise CannotTell(f"it cannot be extracted again from these checkpoints: {error}") from error
+
+
+def baked_again(
+    report: dict[str, Any], record: Mapping[str, Any], merged: str, paths: Sequence[str], reading: Mapping[str, Any]
+) -> bool:
+    """Fill the report; return whether each tensor of a checkpoint is what its sources give, bit for bit.
+
+    Raises
+    ------
+    CannotTell
+        If the sources are others than those recorded, in number or in kind.
+    """
+    base, *adapters = record["sources"]
+    if len(paths) != len(record["sources"]):
+        raise CannotTell(f"it was made of a base and {len(adapters)} adapters, in this order; {len(paths)} are given")
+    checkpoint = open_checkpoint(paths[0])
+    digest = headers_digest(checkpoint)
+    if digest != base["headers_sha256"]:
+        raise CannotTell(f"{paths[0]} is not the base that it was made of: its tensors have other names or shapes")
+    given = [load_adapter(path, **reading) for path in paths[1:]]
+    report["lorakit"] = record["versions"]["lorakit"]
+    report["operations"] = [f"bake(strengths={record['params']['strengths']})"]
+    report["sources"] = [_row("base", digest, paths[0], "tensors' names")] + [
+        _row(source["name"], source["sha256"], path, _matched(source, adapter))
+        for source, path, adapter in zip(adapters, paths[1:], given, strict=True)
+    ]
+    try:
+        again = bake(checkpoint, given, strengths=record["params"]["strengths"])
+    except (LorakitError, ValueError) as error:
+        raise CannotTell(f"it cannot be made again of these sources: {error}") from error
+    result = open_checkpoint(merged)
+    different = [name for name in dict.fromkeys([*again, *result]) if not _same(result, again, name)]
+    report |= {"tensors": len(result), "tensors_different": different, "identical": not different}
+    if not different:
+        report["reason"] = f"the same numbers, bit for bit, in all {len(result)} tensors"
+        return True
+    report["reason"] = (
+        f"{len(different)} of {len(result)} tensors are not what these sources give, first {different[0]!r}"
+    )
+    if record["versions"]["lorakit"] != __version__:
+        raise CannotTell(
+            f"{report['reason']}; it was made by lorakit {record['versions']['lorakit']}, ask that version"
+        )
+    return False
+
+
+def _matched(source: Mapping[str, Any], adapter: Adapter) -> str:
+    same = source["sha256"] is not None and source["sha256"] == file_digest(adapter.provenance.sources[0].path)
+    return "sha256" if same else "order"
+
+
+def _row(name: str, digest: str | None, path: str, by: str) -> dict[str, Any]:
+    return {"name": name, "sha256": digest, "path": path, "matched_by": by, "same_config": None}
+
+
+def _same(result: Checkpoint, again: Mapping[str, torch.Tensor], name: str) -> bool:
+    if name not in result or name not in again:
+        return False
+    one, other = result[name], again[name]
+    same_form = one.dtype == other.dtype and one.shape == other.shape
+    return same_form and torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))

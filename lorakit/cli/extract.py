@@ -1,0 +1,161 @@
+"""``lorakit extract``: an adapter out of a fine-tuned checkpoint and its base."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+
+from ._errors import debug_option, parameters_checked
+from ._options import device_option, file_options, jobs_option, json_option, output_option
+from ._values import read_rank
+
+_SHOWN = 12
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  lorakit extract tuned/ base/ -k 16 -o adapter/
+  lorakit extract tuned/ base/ -k 0.9 -o adapter/ --modules '.*_proj' --rest drop
+  lorakit extract tuned/ base/ -k size:50MiB -o adapter/ --layout compact"""
+)
+@click.argument("tuned", metavar="TUNED")
+@click.argument("base", metavar="BASE")
+@output_option
+@click.option(
+    "-k",
+    required=True,
+    callback=read_rank,
+    metavar="RANK",
+    help="Rank of each module: a number; a share of the energy of its change below 1, such as 0.9; auto, for its "
+    "effective rank; mean:N or mean:N,max:M, to spread N times the number of modules where the singular values are "
+    "large; size:50MiB, to spread the bytes of a file in the compact layout.",
+)
+@click.option(
+    "--modules", "patterns", metavar="REGEX", multiple=True,
+    help="Regular expression that must match the whole name of a module; repeat it, one must match.  "
+         "[default: all linear layers, embeddings and convolutions]",
+)  # fmt: skip
+@click.option(
+    "--rest", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
+    help="Changes that no LoRA can hold (norms, biases, new rows of a vocabulary): refuse, or leave them out.",
+)  # fmt: skip
+@click.option("--exact", is_flag=True, help="Decompose in full, which takes many times longer.")
+@click.option("--seed", type=int, metavar="N", default=0, help="Of the randomised decomposition.  [default: 0]")
+@click.option("-n", "--dry-run", is_flag=True, help="Do everything but write.")
+@jobs_option
+@device_option
+@file_options
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="No table and no progress; warnings and errors only.")
+@debug_option
+def extract(
+    tuned: str,
+    base: str,
+    output: str,
+    k: Any,
+    patterns: tuple[str, ...],
+    rest: Any,
+    exact: bool,
+    seed: int,
+    dry_run: bool,
+    jobs: int | None,
+    device: str | None,
+    layout: Any,
+    pad_to: Any,
+    dtype: str | None,
+    overwrite: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Take a LoRA adapter out of a fine-tuned model: for each module the nearest to TUNED - BASE of a rank.
+
+    TUNED and BASE are safetensors files, or folders with one or with shards. Both are read tensor by tensor. The table
+    says what share of the energy of the changes (their squared norm) the adapter holds, beside the share that rounding
+    of TUNED to its dtype would make by itself.
+    """
+    import torch
+
+    from .. import extract_adapter, save_adapter
+    from ._outputs import check_outputs
+    from ._progress import progress_bar
+    from ._report import show_json
+
+    started = perf_counter()
+    check_outputs([Path(output)], ["peft"], overwrite=overwrite)
+    with progress_bar("extract: tensors", quiet=quiet), parameters_checked():
+        adapter = extract_adapter(
+            tuned,
+            base,
+            k,
+            modules=patterns or None,
+            rest=rest,
+            exact=exact,
+            dtype=None if dtype is None else getattr(torch, dtype),
+            name=Path(output).name,
+            random_state=seed,
+            n_jobs=jobs,
+            device=device,
+        )
+    if not dry_run:
+        save_adapter(adapter, output, layout=layout, pad_to=pad_to, overwrite=overwrite)
+    report = _report(adapter, tuned, base, output, dry_run)
+    report["seconds"] = round(perf_counter() - started, 3)
+    if as_json:
+        show_json(report)
+    elif not quiet:
+        _show(report)
+
+
+def _report(adapter: Any, tuned: str, base: str, output: str, dry_run: bool) -> dict[str, Any]:
+    from .._version import __version__
+    from ..factors import dtype_name
+
+    found = adapter.report
+    return {
+        "lorakit": __version__,
+        "command": "extract",
+        "dry_run": dry_run,
+        "tuned": tuned,
+        "base": base,
+        "output": output,
+        "dtype": dtype_name(adapter.dtype),
+        "parameters": adapter.n_parameters,
+        "rank": adapter.ranks,
+        "kept": found.kept,
+        "rounding": found.rounding,
+        "unchanged": found.unchanged,
+        "modules": [module._asdict() for module in found.modules],
+        "left_out": [tensor._asdict() for tensor in found.left_out],
+    }
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    from ._report import ranks_text, show_table
+
+    modules = sorted(report["modules"], key=lambda module: module["kept"])
+    show_table(
+        ("module", "rank", "change", "kept", "rounding"),
+        [
+            (m["module"], str(m["rank"]), f"{m['change']:.2g}", f"{m['kept']:.4f}", f"{m['rounding']:.1g}")
+            for m in modules[:_SHOWN]
+        ],
+        left=1,
+    )
+    if len(modules) > _SHOWN:
+        click.echo(f"and {len(modules) - _SHOWN} more, of which more is kept")
+    for tensor in report["left_out"][:_SHOWN]:
+        share = "" if tensor["share"] is None else f", {tensor['share']:.2g} of all changes"
+        click.echo(f"left out: {tensor['tensor']} ({tensor['why']}{share})")
+    if len(report["left_out"]) > _SHOWN:
+        click.echo(f"left out: and {len(report['left_out']) - _SHOWN} more; --json shows all")
+    click.echo(
+        f"\n{len(modules)} modules, rank {ranks_text(report['rank'])}: {report['kept']:.4f} of the energy of their "
+        f"changes is kept; rounding alone would make {report['rounding']:.1g} of it"
+    )
+    end = "dry run, nothing written; would write" if report["dry_run"] else "wrote"
+    click.echo(f"{end} {report['output']} ({report['dtype']})")
