@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from lorakit import Adapter, ConcatMerger, LoraFactors, convert_adapter, load_adapter, save_adapter
 from lorakit.adapters import Provenance
-from lorakit.io.formats._diffusers_keys import read_key
+from lorakit.io.formats.diffusers.keys import read_key
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
