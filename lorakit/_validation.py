@@ -142,6 +142,8 @@ def check_weights(
         raise ValueError(
             f"this method takes no negative weights; got {values.tolist()}. SVDMerger and ConcatMerger subtract updates"
         )
+    # by a power of two first, which is exact: the sum of two weights of 1e308 would overflow
+    values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
     return values / np.abs(values).sum()
 
 
@@ -181,4 +183,4 @@ def check_rank(k: int | None, limits: Mapping[str, int], what: str) -> None:
         return
     module = max(limits, key=limits.__getitem__)
     if k > limits[module]:
-        raise ValueError(f"k={k} is above {limits[module]}, {what} (largest at module {module!r}); choose a smaller k")
+        raise ValueError(f"k={k} is above {limits[module]}, {what} (most at module {module!r}); choose a smaller k")

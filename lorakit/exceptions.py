@@ -9,6 +9,7 @@
      ├── UnsupportedCheckpointError  a base checkpoint of a kind that adapters cannot be added to exactly
      ├── IncompatibleAdaptersError   each is fine, together they are not
      └── OutputError                 the result cannot be written, or not in this form
+    ZeroMergeWarning (UserWarning)   a merge came out as zero
 
 Every message says which file and module, what was seen, what was expected and what to do.
 A wrong parameter of an estimator is a plain ``ValueError``, a missing path a ``FileNotFoundError``.
@@ -143,3 +144,7 @@ class IncompatibleAdaptersError(LorakitError):
 
 class OutputError(LorakitError):
     """The result cannot be written: it exists, the disk is full, a value does not fit the dtype."""
+
+
+class ZeroMergeWarning(UserWarning):
+    """A merged update is zero: the weights cancel, a rule dropped every entry, or no adapter was trained."""

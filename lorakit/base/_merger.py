@@ -8,7 +8,7 @@ from contextlib import closing
 from copy import copy
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -26,33 +26,7 @@ from ..linalg import frobenius_norm, residual_norm
 from ..provenance import Made, combined
 from ..results import Results
 from ._estimator import AdapterEstimator, spectrum_of_mean
-
-Learned = dict[str, Any]
-
-
-class _Outcome(NamedTuple):
-    """One module merged at one rank."""
-
-    factors: LoraFactors
-    learned: Learned
-    norms: np.ndarray  # (1 + n_adapters,): of the merged update, then of each adapter's; empty unless scale='match'
-
-
-class _Merge:
-    """What a merge at one rank has come to, module by module."""
-
-    def __init__(self) -> None:
-        self.results = Results()
-        self.norms: dict[str, np.ndarray] = {}
-        self.learned: dict[str, Learned] = {}
-
-    def add(self, module: str, outcome: _Outcome) -> None:
-        self.results.put(module, outcome.factors)
-        self.norms[module] = outcome.norms
-        for key, value in outcome.learned.items():
-            # What was made among a module's matrices would lie between them when they are freed, and keep the space
-            # from being used for larger ones, more of it with every module.
-            self.learned.setdefault(key, {})[module] = value.copy() if isinstance(value, np.ndarray) else value
+from ._results import Learned, Merge, Outcome, norm_of_merged, warn_of_zeros
 
 
 def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
@@ -67,12 +41,12 @@ class BaseMerger(AdapterEstimator):
     A subclass sets ``method`` and implements :meth:`_merge_module_path`; everything else is here. See
     :doc:`/contributing` for a worked example, and :func:`lorakit.testing.check_merger` to test one.
 
-    A merger is a *reducer*: :meth:`fit` merges, :meth:`transform` returns the merged adapter whatever it is given,
-    so that scorers that call ``transform`` on held-out adapters do not merge those.
+    A merger is a *reducer*: :meth:`fit` merges, and :meth:`transform` returns the merged adapter whatever it is given.
+    A scorer that calls ``transform`` on held-out adapters therefore does not merge them.
     """
 
     needs_data: ClassVar[bool] = False  # whether it must be given more than adapters
-    _signed_weights: ClassVar[bool] = False  # whether a negative weight has a meaning: it subtracts
+    _signed_weights: ClassVar[bool] = False  # whether a negative weight has a meaning
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **AdapterEstimator._parameter_constraints,
@@ -101,13 +75,29 @@ class BaseMerger(AdapterEstimator):
     def _for_module(self, module: str) -> Self:
         """Return the estimator to send to a worker that merges one module.
 
-        For methods that know something of every module: return a copy that carries no more than this module's.
+        For methods that keep something for every module: return a copy that carries this module's part alone.
         """
         return self
 
+    @property
+    def weights_as_copies(self) -> bool:
+        """Whether an adapter of weight 2 counts as much as the adapter listed twice."""
+        return True
+
+    @property
+    def _weights_degree(self) -> int:
+        """Power of the factor by which the update grows if all weights grow by one factor and are not normalised."""
+        return 1
+
+    @property
+    def _rank_rule(self) -> str:
+        """What :meth:`_rank_limit` is, for messages."""
+        return "the adapters' rank" if self.needs_equal_ranks else "the sum of the adapters' ranks"
+
     def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
-        """Return the largest rank that merging these modules can have: the sum of their ranks, or their width."""
-        return min(sum(info.rank for info in infos), infos[0].d_in, infos[0].d_out)
+        """Return the largest ``k`` at one module, from what each adapter that has it says of it: :attr:`_rank_rule`."""
+        ranks = [info.rank for info in infos]
+        return max(ranks) if self.needs_equal_ranks else sum(ranks)
 
     @abstractmethod
     def _merge_module_path(
@@ -121,10 +111,10 @@ class BaseMerger(AdapterEstimator):
         Parameters
         ----------
         updates : sequence of LoraFactors
-            One for each adapter, on one device, in one dtype (float32 or float64); of rank 0 where the adapter lacks
-            the module.
+            One for each adapter that is merged, on one device, in one dtype (float32 or float64); of rank 0 where the
+            adapter lacks the module. Adapters of weight 0 are left out.
         weights : ndarray of shape (n_adapters,)
-            Weights whose absolute values sum to 1.
+            Their weights, none of them 0; the absolute values sum to 1.
         ks : sequence of int or None
             Ranks of the results, each at most :meth:`_rank_limit`; None is the method's own choice.
         rng : RandomState
@@ -161,26 +151,33 @@ class BaseMerger(AdapterEstimator):
         """Fit mergers that are like this one but for ``k``, in one pass over the modules."""
         X = check_adapters(X)
         weights = check_weights(self.weights, X.names, signed=self._signed_weights)
+        for merger in mergers:  # by all adapters: a search over weights that sets some to 0 keeps its k
+            if not needs_spectra(merger.k):
+                what = f"the largest k of {type(self).__name__} for these adapters: {self._rank_rule}"
+                check_rank(merger.k, self._limits(X), what)
+        positions = np.flatnonzero(weights)  # an adapter of weight 0 is left out: it has no rank, no vote and no dtype
+        counted, weights = X[positions], weights[positions]
         if self.needs_equal_ranks:
-            check_equal_ranks(X)
-        limits = {module: self._rank_limit([i for i in X.infos(module) if i]) for module in X.module_names}
-        ranks = self._ranks(X, weights, limits, [merger.k for merger in mergers])
+            check_equal_ranks(counted)
+        ranks = self._ranks(counted, weights, [merger.k for merger in mergers])
         seed = self._seed()
-        worker = self._unfitted()._prepared(X, weights, ranks, seed)
-        options: dict[str, Any] = {"weights": weights, "seed": seed, "dtype": X.dtype}
+        worker = self._unfitted()._prepared(counted, weights, ranks, seed)
+        options: dict[str, Any] = {"weights": weights, "seed": seed, "dtype": counted.dtype}
 
         def task_of(module: str) -> Any:
             return partial(worker._for_module(module)._fit_module, ks=ranks[module], **options)
 
-        merges = [_Merge() for _ in mergers]
-        with closing(iter_modules(task_of, X, n_jobs=self.n_jobs, verbose=self.verbose)) as merged:
-            for module, outcomes in zip(X.module_names, merged, strict=True):
+        merges = [Merge() for _ in mergers]
+        with closing(iter_modules(task_of, counted, n_jobs=self.n_jobs, verbose=self.verbose)) as merged:
+            for module, outcomes in zip(counted.module_names, merged, strict=True):
                 for merge, outcome in zip(merges, outcomes, strict=True):
                     merge.add(module, outcome)
         for merger, merge in zip(mergers, merges, strict=True):
             if self._scaled_last:
-                merge.results = self._rescaled(merge.results, merge.norms, np.abs(weights), X.dtype)
-            merger._store(X, merge)
+                merge.results = self._rescaled(merge.results, merge.norms, np.abs(weights), counted.dtype)
+            merge.fill(X, counted.dtype)
+            merger._store(X, positions, merge)
+            warn_of_zeros(merger, merge)
 
     def _unfitted(self) -> Self:
         """Return a copy without what an earlier fit learned: it need not travel to the workers."""
@@ -189,8 +186,8 @@ class BaseMerger(AdapterEstimator):
             delattr(worker, name)
         return worker
 
-    def _store(self, X: AdapterSet, merge: _Merge) -> None:
-        """Set the fitted attributes."""
+    def _store(self, X: AdapterSet, positions: np.ndarray, merge: Merge) -> None:
+        """Set the fitted attributes; ``positions`` are those of the adapters that were merged."""
         kinds = {module: info.kind for adapter in X for module, info in adapter.infos.items()}
         for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, learned_before)  # other parameters may learn other things
@@ -201,10 +198,13 @@ class BaseMerger(AdapterEstimator):
         for key, by_module in merge.learned.items():
             setattr(self, f"{key}_", by_module)
 
-    def _ranks(
-        self, X: AdapterSet, weights: np.ndarray, limits: Mapping[str, int], ks: Sequence[Rank]
-    ) -> dict[str, list[int | None]]:
+    def _limits(self, X: AdapterSet) -> dict[str, int]:
+        """Largest ``k`` of each module."""
+        return {module: self._rank_limit([info for info in X.infos(module) if info]) for module in X.module_names}
+
+    def _ranks(self, X: AdapterSet, weights: np.ndarray, ks: Sequence[Rank]) -> dict[str, list[int | None]]:
         """Ranks of each module, one for each of ``ks``."""
+        limits = self._limits(X)
         spectra = {}
         if any(needs_spectra(k) for k in ks):
             task = partial(spectrum_of_mean, weights=weights.tolist(), device=self.device)
@@ -215,7 +215,6 @@ class BaseMerger(AdapterEstimator):
         by_rank: list[Mapping[str, int | None]] = []
         for k in ks:
             if k is None or isinstance(k, (int, np.integer)):
-                check_rank(k, limits, f"the largest rank that {type(self).__name__} can give for these adapters")
                 by_rank.append({module: k and min(int(k), limit) for module, limit in limits.items()})
             else:
                 by_rank.append(choose_ranks(k, spectra, limits, costs))
@@ -230,27 +229,33 @@ class BaseMerger(AdapterEstimator):
         ks: Sequence[int | None],
         seed: int,
         dtype: torch.dtype,
-    ) -> list[_Outcome]:
+    ) -> list[Outcome]:
         updates = read_module(X, module, self.device)
         merged = self._merge_module_path(updates, weights, ks, module_rng(seed, module))
         given = [frobenius_norm(update).item() for update in updates] if self.scale == "match" else []
-        return [self._outcome(factors, learned, given, weights, dtype, module) for factors, learned in merged]
+        return [self._outcome(factors, learned, updates, given, weights, dtype, module) for factors, learned in merged]
 
     def _outcome(
         self,
         factors: LoraFactors,
         learned: Learned,
+        updates: Sequence[LoraFactors],
         given: list[float],
         weights: np.ndarray,
         dtype: torch.dtype,
         module: str,
-    ) -> _Outcome:
+    ) -> Outcome:
         """Scale one module's result, if its scale is known, and bring it back."""
-        norms = np.array([frobenius_norm(factors).item(), *given] if given else [])
+        norm = norm_of_merged(factors, updates, weights)
+        norms = np.array([norm, *given] if given else [])
         if self._scaled_last:
-            return _Outcome(factors.to(device="cpu"), learned, norms)
-        scale = self._matching_scale(norms, np.abs(weights)) if given else float(self.scale)
-        return _Outcome(to_output(factors.scaled(scale), dtype, module), learned, norms)
+            out = factors.to(device="cpu")
+        else:
+            scale = self._matching_scale(norms, np.abs(weights)) if given else float(self.scale)
+            out = to_output(factors.scaled(scale), dtype, module)
+        # what is nothing in the output's dtype is lost as well, unless nothing was asked for
+        gone = norm == 0 or (self.scale != 0 and not all(half.any() for half in out))
+        return Outcome(out, learned, norms, gone, gone and not any(frobenius_norm(update) > 0 for update in updates))
 
     @property
     def _scaled_last(self) -> bool:

@@ -49,7 +49,7 @@ class BasePruner(BaseTransformer):
     def _check(self, X: AdapterSet) -> None:
         if not needs_spectra(self.k):
             limits = {module: max(i.rank for i in X.infos(module) if i) for module in X.module_names}
-            check_rank(self.k, limits, "the largest rank there is to prune")
+            check_rank(self.k, limits, "the largest k to prune these adapters to: their rank")
 
     def _prepare(self, X: AdapterSet) -> list[dict[str, int]]:
         return [self._ranks(adapter) for adapter in X]

@@ -23,7 +23,7 @@ class BaseTransformer(AdapterEstimator):
     """Base class of steps that change adapters one module at a time: an AdapterSet in, one of the same size out.
 
     A subclass implements :meth:`_change_module`. It is stateless: :meth:`fit` only checks, and :meth:`transform`
-    changes what it is given, so that pipelines compose it with mergers.
+    changes what it is given. Pipelines can therefore put it before a merger.
     """
 
     _joint: ClassVar[bool] = True  # whether what becomes of an adapter depends on those it is passed with

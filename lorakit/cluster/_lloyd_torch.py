@@ -51,7 +51,7 @@ def lloyd(points: Tensor, weights: Tensor, centers: Tensor, *, max_iter: int, to
     labels = torch.zeros(weights.shape, dtype=torch.long, device=points.device)
     last = c.clone()
     n_iter = torch.zeros(len(points), dtype=torch.long, device=points.device)
-    settled = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    at_rest = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     running = torch.arange(len(points), device=points.device)
     whole, before = x, torch.full_like(labels, -1)
     for iteration in range(1, max_iter + 1):
@@ -64,13 +64,13 @@ def lloyd(points: Tensor, weights: Tensor, centers: Tensor, *, max_iter: int, to
             ended = torch.ones_like(ended)
         if ended.any():
             out = running[ended]
-            labels[out], last[out], settled[out], n_iter[out] = now[ended], c[ended], same[ended], iteration
+            labels[out], last[out], at_rest[out], n_iter[out] = now[ended], c[ended], same[ended], iteration
             on = ~ended
             running = running[on]
             if not len(running):
                 break
             x, w, c, before, tol = x[on], w[on], c[on], before[on], tol[on]
-    loose = ~settled
+    loose = ~at_rest
     if loose.any():
         labels[loose] = _nearest(whole[loose], last[loose])
     to_center = whole - last.gather(1, labels[:, :, None].expand_as(whole))

@@ -147,8 +147,8 @@ def solved(problems: Sequence[Problem | Partition], backend: Backend | None, *, 
 
     ``backend`` may be None where nothing is left to solve.
     """
-    posed = [problem for problem in problems if isinstance(problem, Problem)]
-    runs = iter(solve(posed, backend, max_iter=max_iter) if backend else ())
+    unsolved = [problem for problem in problems if isinstance(problem, Problem)]
+    runs = iter(solve(unsolved, backend, max_iter=max_iter) if backend else ())
     return [best_of(p, next(runs)) if isinstance(p, Problem) else p for p in problems]
 
 

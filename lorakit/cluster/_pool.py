@@ -77,7 +77,7 @@ class Pool(NamedTuple):
         """Signs (m,), on top of the flips, with which the distinct units of each cluster point the same way."""
         return aligned_signs(self.rows, self.distinct.totals, labels) if self.signed else np.ones(len(self.rows))
 
-    def clusters(self, partition: Partition) -> Clusters:
+    def assign(self, partition: Partition) -> Clusters:
         """Give the units the labels of a partition of the points that :func:`pool_units` made of them."""
         labels = np.empty(len(self.order), dtype=np.intp)
         labels[self.order] = partition.labels

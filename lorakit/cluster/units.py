@@ -30,14 +30,14 @@ __all__ = [
     "Init",
     "Metric",
     "Norm",
-    "PosedUnits",
     "Reassembled",
+    "UnitProblems",
     "chosen_backend",
     "cluster_shares",
     "clustered_units",
     "gauges_kept",
-    "pose_module",
-    "pose_units",
+    "problems_of_module",
+    "problems_of_units",
     "reassemble",
     "solve_units",
 ]
@@ -96,14 +96,14 @@ def chosen_backend(
     return None
 
 
-class PosedUnits(NamedTuple):
+class UnitProblems(NamedTuple):
     """The units of one module and what k-means is to solve for them: R x R numbers, whatever the units' length."""
 
     pool: Pool
     problems: list[Problem | Partition]  # one for each number of clusters; a partition where nothing is to solve
 
 
-def pose_module(
+def problems_of_module(
     updates: Sequence[LoraFactors],
     weights: np.ndarray,
     ks: Sequence[int | None],
@@ -113,7 +113,7 @@ def pose_module(
     init: Init,
     n_init: int,
     rng: np.random.RandomState,
-) -> PosedUnits:
+) -> UnitProblems:
     """Return what k-means is to solve for one module, at each of ``ks``; the parameters are :func:`reassemble`'s.
 
     Made first for all modules, it lets :func:`solve_units` take them together; each module's ``found`` then goes to
@@ -121,13 +121,14 @@ def pose_module(
     """
     members = members_of(updates, weights, align)
     if members is None:
-        return PosedUnits(empty_pool(), [Partition(np.empty(0, dtype=np.intp), 0)] * len(ks))
-    (pool, problems), _ = pose_units(members, ks, metric=metric, clusterer=None, init=init, n_init=n_init, rng=rng)
+        return UnitProblems(empty_pool(), [Partition(np.empty(0, dtype=np.intp), 0)] * len(ks))
+    found, _ = problems_of_units(members, ks, metric=metric, clusterer=None, init=init, n_init=n_init, rng=rng)
     # The distances were needed for the seeds; they would be kept for every module
-    return PosedUnits(pool, [p._replace(squared=None) if isinstance(p, Problem) else p for p in problems])
+    lighter = [p._replace(squared=None) if isinstance(p, Problem) else p for p in found.problems]
+    return UnitProblems(found.pool, lighter)
 
 
-def pose_units(
+def problems_of_units(
     members: Members,
     ks: Sequence[int | None],
     *,
@@ -136,7 +137,7 @@ def pose_units(
     init: Init,
     n_init: int,
     rng: np.random.RandomState,
-) -> tuple[PosedUnits, Tensor]:
+) -> tuple[UnitProblems, Tensor]:
     """Return what is to be solved, which is nothing with a clusterer; and the distinct units, (m, d)."""
     pool, (units, points, counts) = pool_units(members.updates, members.weights, metric)
     problems: list[Problem | Partition]
@@ -146,14 +147,14 @@ def pose_units(
         numbers = [round(2 * members.mean_rank) if k is None else k for k in ks]
         width = points.shape[1] if pool.signed else units.shape[1]
         problems = problems_of(points, counts, numbers, init=init, n_init=n_init, tol=_TOL, width=width, rng=rng)
-    return PosedUnits(pool, problems), units
+    return UnitProblems(pool, problems), units
 
 
-def solve_units(posed: Sequence[PosedUnits], backend: Backend | None, *, max_iter: int) -> list[list[Clusters]]:
+def solve_units(modules: Sequence[UnitProblems], backend: Backend | None, *, max_iter: int) -> list[list[Clusters]]:
     """Cluster the units of many modules, in one call of the backend; one list a module, in it one for each number."""
-    problems = list(chain.from_iterable(module.problems for module in posed))
+    problems = list(chain.from_iterable(module.problems for module in modules))
     partitions = iter(solved(problems, backend, max_iter=max_iter))
-    return [[pool.clusters(next(partitions)) for _ in problems] for pool, problems in posed]
+    return [[pool.assign(next(partitions)) for _ in problems] for pool, problems in modules]
 
 
 def cluster_shares(labels: Ints, weights: Floats) -> csr_array:
@@ -239,7 +240,7 @@ def reassemble(
     backend, device
         What runs k-means, as :func:`chosen_backend` takes them.
     found : sequence of Clusters, default=None
-        The clusters for each of ``ks``, where they are known already; see :func:`pose_module`.
+        The clusters for each of ``ks``, where they are known already; see :func:`problems_of_module`.
     """
     owners = np.repeat(np.arange(len(updates)), [update.rank for update in updates])
     nobody = np.full(len(owners), -1)
@@ -247,11 +248,11 @@ def reassemble(
     if members is None:
         return [Reassembled(updates[0].scaled(0), nobody, owners, 0.0, 0)] * len(ks)
     if found is None:
-        (pool, problems), units = pose_units(
+        (pool, problems), units = problems_of_units(
             members, ks, metric=metric, clusterer=clusterer, init=init, n_init=n_init, rng=rng
         )
         chosen = chosen_backend(backend, device, clusterer=clusterer, init=init)
-        found = [pool.clusters(partition) for partition in solved(problems, chosen, max_iter=max_iter)]
+        found = [pool.assign(partition) for partition in solved(problems, chosen, max_iter=max_iter)]
     else:
         units = in_order(members.updates, found[0].distinct)
     sizes = None if norm is None else _NORMS[norm](units)

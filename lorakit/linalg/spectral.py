@@ -208,7 +208,8 @@ def least_interference(svds: Sequence[Svd], weights: Sequence[float], *, ridge: 
     weights : sequence of float
         Positive weights; a common factor does not matter.
     ridge : float
-        ``rho`` in mean eigenvalues of ``H = sum_i w_i W_i^T W_i / ||W_i||^2``. 0 takes the pseudo-inverse of H.
+        ``rho``, in means of the eigenvalues of ``H = sum_i w_i W_i^T W_i / ||W_i||^2`` that are not zero, so that an
+        update that depends on the others does not change it. 0 takes the pseudo-inverse of H.
 
     Returns
     -------
@@ -222,7 +223,7 @@ def least_interference(svds: Sequence[Svd], weights: Sequence[float], *, ridge: 
     targets = torch.cat([u * s.square() * root for (u, s, _), root in zip(svds, roots, strict=True)], dim=1)
     q, d, ph = torch.linalg.svd(stack, full_matrices=False)
     q, d, ph = _cut((q, d, ph), d[:1])
-    rho = ridge * d.square().sum() / max(min(stack.shape), 1)
+    rho = ridge * d.square().sum() / max(len(d), 1)
     return svd_of_sum([(ph, (targets @ q) * (d / (d.square() + rho)))], [1.0])
 
 

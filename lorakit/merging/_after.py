@@ -70,6 +70,10 @@ class RespacedMerger(BaseMerger):
         return self._first._signed_weights
 
     @property
+    def _weights_degree(self) -> int:
+        return self._first._weights_degree
+
+    @property
     def _first(self) -> BaseMerger:
         return ConcatMerger() if self.merger is None else self.merger
 

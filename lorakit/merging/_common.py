@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..adapters import ModuleInfo
 from ..base import Learned, leading_msus
 from ..factors import LoraFactors
 from ..linalg import split_svd, truncate
 
 
-def largest_rank(updates: Sequence[LoraFactors] | Sequence[ModuleInfo]) -> int:
+def largest_rank(updates: Sequence[LoraFactors]) -> int:
     """Largest rank that an adapter has at this module: the rank of a result when none is asked for."""
     return max(update.rank for update in updates)
 

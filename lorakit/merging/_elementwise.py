@@ -59,6 +59,7 @@ class ElementwiseMerger(BaseMerger):
     """
 
     _draws: ClassVar[bool] = True  # whether :meth:`_sparsify` may draw random numbers
+    _fills: ClassVar[bool] = True  # whether the update can have a higher rank than the sum of the adapters' ranks
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseMerger._parameter_constraints,
@@ -78,17 +79,28 @@ class ElementwiseMerger(BaseMerger):
             return frozenset({"permutation", "sign"})
         return frozenset() if self.space == "factors" else super().invariances
 
+    @property
+    def weights_as_copies(self) -> bool:
+        """Whether nothing is drawn: each copy would have draws of its own."""
+        return not self._draws
+
+    @property
+    def _to_full_rank(self) -> bool:
+        return self.space == "delta" and self._fills
+
+    @property
+    def _rank_rule(self) -> str:
+        return "the module's smaller width" if self._to_full_rank else super()._rank_rule
+
     def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
-        if self.space == "factors":  # the rule leaves their rank as it is
-            return largest_rank(infos)
-        if self.space == "delta":  # a rule on the updates gives up to full rank
+        if self._to_full_rank:
             return min(infos[0].d_in, infos[0].d_out)
         return super()._rank_limit(infos)
 
     def _measure(self, x: Tensor, adapter: int, rng: np.random.RandomState) -> Any:
         """Look at one adapter's whole tensor, (m, n), before it is taken block by block.
 
-        ``adapter`` is its position among those whose weight is not zero; ``rng`` will draw for it, from its first row
+        ``adapter`` is its position among those that are merged; ``rng`` will draw for it, from its first row
         on, what it draws for the blocks.
         """
         raise NotImplementedError
@@ -142,14 +154,12 @@ class ElementwiseMerger(BaseMerger):
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
-        active = np.flatnonzero(weights)  # an adapter of weight 0 is not there: no draws, no vote, no rank
-        updates, weights = [updates[int(i)] for i in active], weights[active]
         ranks = [largest_rank(updates) if k is None else k for k in ks]
         if any(update.rank for update in updates):
             merged = self._merge_active(updates, weights, ranks, rng)
             if merged[0].rank:
                 return [(factors, {}) for factors in merged]
-        # nothing is there to merge: whoever has the module weighs zero, or has not trained it
+        # nothing is there to merge: no adapter that has the module has trained it
         a, b = updates[0]
         return [(LoraFactors(a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)), {}) for _ in ks]
 

@@ -25,7 +25,7 @@ class SpectralMerger(BaseMerger):
 
     @abstractmethod
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
-        """Merge the adapters whose weight is not zero.
+        """Merge the adapters.
 
         Parameters
         ----------
@@ -49,9 +49,8 @@ class SpectralMerger(BaseMerger):
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
-        active = np.flatnonzero(weights)  # an adapter of weight 0 is not there: none of its directions counts
-        mean_one = (weights[active] * len(active)).tolist()
-        small = compress([updates[int(i)] for i in active])  # the rules do not see the width of the module
+        mean_one = (weights * len(weights)).tolist()
+        small = compress(updates)  # the rules do not see the width of the module
         given = [LoraFactors(*update) for update in small.updates]
         # a rule that does not look at k merges once, and what is expanded is cut
         rules: Sequence[int | None] = [None] if self._nested else ks

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 
 from .._ranks import Rank
-from ..adapters import ModuleInfo
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
-from ._common import cuts, largest_rank, stack_factors
+from ._common import cuts, stack_factors
 
 
 class AverageMerger(BaseMerger):
@@ -25,13 +24,17 @@ class AverageMerger(BaseMerger):
     depends on the order of the MSUs inside each adapter, and on every other choice of factors. PEFT's "linear" weighs
     by :math:`\sqrt{w_i}`: with equal weights its update is this one times the number of adapters.
 
+    A negative weight negates both factors of its adapter, as LoraHub [2]_ has it: the signs of the cross terms change,
+    and the adapter's own update :math:`w_i^2 B_i A_i` is still added. :class:`SVDMerger` subtracts updates.
+
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
         Rank of the result. None keeps the adapters' rank; a smaller one truncates by SVD. A share of the energy, 'auto'
         or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Weights, normalised so that their absolute values sum to 1. None weighs all adapters equally. A weight of 2
+        equals listing the adapter twice.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -63,6 +66,7 @@ class AverageMerger(BaseMerger):
     References
     ----------
     .. [1] "LoRA Merging with SVD: Understanding Interference and Preserving Performance".
+    .. [2] Huang et al., "LoraHub: Efficient Cross-Task Generalization via Dynamic LoRA Composition", arXiv 2307.13269.
 
     Examples
     --------
@@ -74,6 +78,7 @@ class AverageMerger(BaseMerger):
 
     method = "average"
     paper = "arXiv 2409.16167"
+    _signed_weights = True
 
     def __init__(
         self,
@@ -106,8 +111,9 @@ class AverageMerger(BaseMerger):
         """None: which unit meets which is a matter of order."""
         return frozenset()
 
-    def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
-        return largest_rank(infos)
+    @property
+    def _weights_degree(self) -> int:
+        return 2  # A and B are each multiplied
 
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState

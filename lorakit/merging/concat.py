@@ -31,7 +31,7 @@ class ConcatMerger(BaseMerger):
         a rank of its own.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Weights, normalised so that their absolute values sum to 1; a negative one subtracts. None weighs all
-        adapters equally, which gives their mean.
+        adapters equally, which gives their mean. A weight of 2 equals listing the adapter twice.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0

@@ -78,7 +78,9 @@ class CtMMerger(SpectralMerger):
         nearly the same can differ: a larger ``tol`` saves rounds and gives another merge, mostly where updates have
         little in common.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
+        adapter twice; not for ``rule='iso'``, where the sum would have one term more, nor for ``rule='dare_ties'``,
+        where the copy would have draws of its own.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -178,10 +180,15 @@ class CtMMerger(SpectralMerger):
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
-        worker, active = copy(self), np.flatnonzero(weights)
+        worker = copy(self)
         # from the updates themselves: in the frames in which the rule sees them, coordinates depend on the factors
-        worker._streams = streams([updates[int(i)] for i in active], weights[active], rng)
+        worker._streams = streams(updates, weights, rng)
         return super(CtMMerger, worker)._merge_module_path(updates, weights, ks, rng)
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """Whether the rule is a mean of the updates: a sum grows with each copy, and each copy has its own draws."""
+        return self.rule in ("ties", "mean")
 
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
         return self._merged_svds(updates, weights, [k])[0]

@@ -52,7 +52,8 @@ class DareMerger(RandomDropMerger):
         In space 'delta', how the merged update is cut to rank k. 'auto' takes randomised subspace iteration for wide
         modules and small k, a full SVD otherwise.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 does not equal
+        listing the adapter twice: every adapter that is listed has draws of its own.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0

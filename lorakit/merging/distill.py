@@ -20,7 +20,7 @@ from .._ranks import Rank
 from .._sklearn import Interval
 from .._validation import check_adapters, check_weights
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter, ModuleInfo
+from ..adapters import Adapter
 from ..base import BaseMerger, Learned
 from ..distillation._checkpoint import Checkpoint
 from ..distillation._inputs import key_of
@@ -103,7 +103,8 @@ class DistillMerger(BaseMerger):
     prefix : str, default=''
         Put before the adapters' module names, as in :func:`lorakit.applied`.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights of the heads and of the start, normalised to sum 1. None weighs all equally.
+        Non-negative weights of the heads and of the start, normalised to sum 1. None weighs all equally. A weight of 2
+        does not equal listing the adapter twice: inputs are divided among all that are listed.
     scale : float or 'match', default=1.0
         Factor on the merged update after the training, which finds the norm by itself. 'match' gives it
         ``scale_target`` times the mean norm of the adapters' updates.
@@ -249,8 +250,10 @@ class DistillMerger(BaseMerger):
         """Changes of factors that leave the result as it is: those of ``start``, whose factors are balanced."""
         return self._start().invariances
 
-    def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
-        return self._start()._rank_limit(infos)
+    @property
+    def weights_as_copies(self) -> bool:
+        """False: inputs are divided among all adapters that are listed."""
+        return False
 
     def _start(self) -> BaseMerger:
         return TSVMerger(scale="match") if self.start is None else self.start
@@ -301,7 +304,7 @@ class DistillMerger(BaseMerger):
             device = self.device or next((p.device for p in model.parameters()), torch.device("cpu"))
             training = Training(
                 model,
-                balanced(start, promoted_dtype([torch.float32, X.dtype]), device),
+                balanced(start, promoted_dtype([torch.float32, taught.dtype]), device),
                 Heads(self.forwards, taught.names),
                 list(taught.names),
                 Teachers(targets, taught.names),

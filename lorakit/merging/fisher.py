@@ -19,7 +19,7 @@ from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
 from ..gradients import Fisher
 from ..linalg import entrywise_mean
-from ._common import cuts, largest_rank
+from ._common import cuts
 
 
 class FisherMerger(BaseMerger):
@@ -55,7 +55,8 @@ class FisherMerger(BaseMerger):
         does: gradients of one task can be many times larger than those of another, which would then decide every
         entry. False is the paper's formula.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
+        adapter twice.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -146,9 +147,6 @@ class FisherMerger(BaseMerger):
     def invariances(self) -> frozenset[str]:
         """None: the moments belong to the factors, and which unit meets which is a matter of order."""
         return frozenset()
-
-    def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
-        return largest_rank(infos)
 
     def _prepared(
         self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int

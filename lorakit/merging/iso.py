@@ -23,11 +23,12 @@ class IsoMerger(SpectralMerger):
     directions weigh as much. The mean is over the n = min(R, d_out, d_in) values that a sum of updates of rank R in all
     can have (Core Space [2]_).
 
-    With ``variant='cts'`` the least directions of the sum make way for task-specific ones: of each update's part whose
-    outputs are orthogonal to the leading directions, the leading ones. All are orthogonalised as by
-    :class:`TSVMerger` before their singular values are made equal.
+    With ``variant='cts'`` the smallest directions of the sum are replaced by task-specific ones: the leading directions
+    of the part of each update whose outputs are orthogonal to the leading directions of the sum. All directions are
+    then orthogonalised, as by :class:`TSVMerger`, before their singular values are made equal.
 
-    A cut to rank k comes after. Among equal singular values it keeps the directions whose values were largest.
+    The result is cut to rank k last. As the singular values are equal then, the cut keeps the directions whose values
+    were largest before.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ class IsoMerger(SpectralMerger):
         that every adapter gets as many of the others: ``round((n - int(n * common_share)) / T)``. That is none, and the
         result as of 'c', where n is small for the number of adapters.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 does not equal
+        listing the adapter twice: the sum would have one term more, and n would count the copy's ranks.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -125,6 +127,11 @@ class IsoMerger(SpectralMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """False: a sum grows with the number of its terms."""
+        return False
 
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
         return isotropic_sum(

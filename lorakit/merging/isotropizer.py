@@ -13,6 +13,7 @@ from ..factors import LoraFactors
 from ..linalg import flatten_spectrum
 from ..linalg.spectral import Svd
 from ._after import RespacedMerger
+from .concat import ConcatMerger
 
 
 class Isotropizer(RespacedMerger):
@@ -38,7 +39,8 @@ class Isotropizer(RespacedMerger):
         rank of its own.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Weights of the adapters in the merge, normalised so that their absolute values sum to 1. Negative ones are
-        allowed where ``merger`` allows them. None weighs all adapters equally.
+        allowed where ``merger`` allows them. None weighs all adapters equally. A weight of 2 equals listing the adapter
+        twice where it does so for ``merger``; not for ConcatMerger without a ``k``, whose rank counts the copy.
     scale : float or 'match', default=1.0
         Factor on the isotropic update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -113,6 +115,12 @@ class Isotropizer(RespacedMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """As for the merger that comes first, unless its rank, over which the mean is taken, counts the copies."""
+        first = self._first
+        return first.weights_as_copies and not (isinstance(first, ConcatMerger) and first.k is None)
 
     def _respaced(self, merged: Svd, rank: int, updates: Sequence[LoraFactors], weights: np.ndarray) -> Svd:
         u, s, vh = merged

@@ -17,7 +17,7 @@ from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
-from ..base import BaseMerger, Learned
+from ..base import BaseMerger, Learned, Merge
 from ..cluster.units import (
     BACKENDS,
     Align,
@@ -27,10 +27,10 @@ from ..cluster.units import (
     Init,
     Metric,
     Norm,
-    PosedUnits,
+    UnitProblems,
     chosen_backend,
     gauges_kept,
-    pose_module,
+    problems_of_module,
     reassemble,
     solve_units,
 )
@@ -90,7 +90,8 @@ class LegoMerger(BaseMerger):
     max_iter : int, default=300
         Largest number of iterations of one start.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
+        adapter twice.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -260,6 +261,19 @@ class LegoMerger(BaseMerger):
     def _chosen_backend(self) -> Backend | None:
         return chosen_backend(self.backend, self.device, clusterer=self.clusterer, init=self.init)
 
+    def _store(self, X: AdapterSet, positions: np.ndarray, merge: Merge) -> None:
+        """Count the units of all adapters: those of adapters of weight 0 are in no cluster."""
+        learned = merge.learned
+        for module in X.module_names:
+            ranks = [info.rank if info else 0 for info in X.infos(module)]
+            owners = np.repeat(np.arange(len(X)), ranks)
+            labels = np.full(len(owners), -1)
+            labels[np.isin(owners, positions)] = learned["labels"].get(module, -1)
+            learned["labels"][module], learned["owners"][module] = labels, owners
+            for key in learned.keys() & {"inertia", "n_iter"}:
+                learned[key].setdefault(module, 0)
+        super()._store(X, positions, merge)
+
     def _prepared(
         self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
     ) -> Self:
@@ -267,17 +281,17 @@ class LegoMerger(BaseMerger):
         backend = self._chosen_backend()
         if backend is None or backend.name != "torch":
             return self
-        task = partial(self._pose_module, weights=weights, ranks=ranks, seed=seed)
-        posed = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
-        found = solve_units(posed, backend, max_iter=self.max_iter)
+        task = partial(self._problems_of_module, weights=weights, ranks=ranks, seed=seed)
+        problems = map_modules(task, X, n_jobs=self.n_jobs, verbose=self.verbose)
+        found = solve_units(problems, backend, max_iter=self.max_iter)
         worker = copy(self)
         worker._found = dict(zip(X.module_names, found, strict=True))
         return worker
 
-    def _pose_module(
+    def _problems_of_module(
         self, X: AdapterSet, module: str, *, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
-    ) -> PosedUnits:
-        return pose_module(
+    ) -> UnitProblems:
+        return problems_of_module(
             read_module(X, module, self.device),
             weights,
             ranks[module],

@@ -36,21 +36,23 @@ class RegMeanMerger(BaseMerger):
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
-        Rank of the result, at most the sum of the ranks. None: the largest rank among the adapters. A module whose
-        updates have fewer ranks in all keeps those, exactly. A share of the energy, 'auto' or a
+        Rank of the result, at most the sum of the ranks. None: the largest rank among the adapters. If the
+        ranks sum to less than k, the module is kept exactly. A share of the energy, 'auto' or a
         :class:`~lorakit.RankBudget` gives each module a rank of its own.
     grams : dict of str to Grams
         For each adapter's name what :func:`lorakit.collect_grams` returned. It may name more adapters than are
         merged, so that it stays valid on the subsets that cross-validation makes. An adapter that lacks a module
-        counts there as an update of zero if its Grams have the module, and has no say otherwise.
+        counts there as an update of zero if its Grams have the module, and is left out there otherwise.
     offdiagonal : float, default=0.9
-        Factor in [0, 1] on the entries of each G off its diagonal. The paper found 1 to degrade some models, and
-        took 0.9 for its smaller encoders and 0.1 for T5 and DeBERTa.
+        Factor in [0, 1] on the entries of each G off its diagonal. The paper found that 1 degrades some models. It
+        reports 0.9 for its smaller encoders and 0.1 for T5 and DeBERTa; the authors' configurations have 0.1 for
+        RoBERTa too.
     ridge : float, default=1e-6
         Added to the diagonal of every G, in means of the diagonal of their sum. Input directions that no task uses get
         the mean of the updates. With 0 those are an error.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
+        adapter twice.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -150,10 +152,9 @@ class RegMeanMerger(BaseMerger):
                 "collect_grams(model, adapter, batches)} for every adapter, or take a method that needs no data, "
                 "such as SVDMerger"
             )
-        counted = X[np.flatnonzero(weights)]
-        if missing := [name for name in counted.names if name not in self.grams]:
+        if missing := [name for name in X.names if name not in self.grams]:
             raise ValueError(f"grams names no Grams for the adapters {missing}; it names {list(self.grams)}")
-        for adapter in counted:
+        for adapter in X:
             _check_grams(adapter.name, self.grams[adapter.name], adapter.infos)
         return self
 
@@ -170,7 +171,7 @@ class RegMeanMerger(BaseMerger):
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
         known: list[Gram | None] = self._module_grams
-        voting = [i for i, gram in enumerate(known) if weights[i] > 0 and gram is not None]
+        voting = [i for i, gram in enumerate(known) if gram is not None]
         share = weights[voting] / weights[voting].sum()
         moments = [gram.tensors(updates[0].A.device) for i in voting if (gram := known[i]) is not None]
         a, b = regression_mean(
@@ -180,7 +181,7 @@ class RegMeanMerger(BaseMerger):
             offdiagonal=self.offdiagonal,
             ridge=self.ridge,
         )
-        own = largest_rank([updates[int(i)] for i in np.flatnonzero(weights)])
+        own = largest_rank(updates)
         return svd_cuts(svd_of_sum([(a, b)], [1.0]), [own if k is None else k for k in ks])
 
 

@@ -34,11 +34,13 @@ class SVCMerger(SpectralMerger):
         Rank of the result, to which the merged update is cut by SVD. None: the sum of the ranks, at which nothing is
         cut. A share of the energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     alpha : float, default=1.0
-        Smallest over-counting that an adapter reports, positive. At 1 singular values only shrink; lower ones let
-        those grow that the sum holds less of than its adapters do. It is relative to the sum: the paper, which starts
-        from the mean, writes ``alpha / T``.
+        Smallest over-counting that is assumed of an adapter; positive. At 1 singular values only shrink. With less, the
+        singular values of directions that the sum holds less of than the adapters do can grow. It is relative to the
+        sum: the paper, which starts from the mean, writes ``alpha / T``.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 does not equal
+        listing the adapter twice: the sum would have one term more, which the floor ``alpha`` does not
+        scale with.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -113,6 +115,11 @@ class SVCMerger(SpectralMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """False: a sum grows with the number of its terms, and ``alpha`` does not."""
+        return False
 
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
         return calibrate_sum(task_svds(updates, weights), weights, alpha=self.alpha)

@@ -47,7 +47,8 @@ class SVCCalibrator(RespacedMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Weights of the adapters, in the merge and in the calibration, normalised so that their absolute values sum
         to 1. Negative ones are allowed where ``merger`` allows them, and stand for the negated update. None weighs all
-        adapters equally.
+        adapters equally. A weight of 2 does not equal listing the adapter twice: the singular values are compared with
+        each update that is listed.
     scale : float or 'match', default=1.0
         Factor on the calibrated update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -125,6 +126,11 @@ class SVCCalibrator(RespacedMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """False: a copy is one more update that the singular values are compared with."""
+        return False
 
     def _respaced(self, merged: Svd, rank: int, updates: Sequence[LoraFactors], weights: np.ndarray) -> Svd:
         active = np.flatnonzero(weights)

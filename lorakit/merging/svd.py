@@ -27,12 +27,12 @@ class SVDMerger(BaseMerger):
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
-        Rank of the result, at most the sum of the ranks. None: the largest rank among the adapters. A module whose
-        updates have fewer ranks in all keeps those, exactly. A share of the energy, 'auto' or a
+        Rank of the result, at most the sum of the ranks. None: the largest rank among the adapters. If the
+        ranks sum to less than k, the module is kept exactly. A share of the energy, 'auto' or a
         :class:`~lorakit.RankBudget` gives each module a rank of its own.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Weights, normalised so that their absolute values sum to 1; a negative one subtracts. None weighs all
-        adapters equally, which gives their mean.
+        adapters equally, which gives their mean. A weight of 2 equals listing the adapter twice.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0

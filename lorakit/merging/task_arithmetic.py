@@ -12,11 +12,9 @@ from torch import Tensor
 
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
-from ..adapters import ModuleInfo
-from ..base import BaseMerger
 from ..factors import LoraFactors
 from ..linalg import svd_of_sum
-from ._common import largest_rank, svd_cuts
+from ._common import svd_cuts
 from ._elementwise import ElementwiseMerger
 
 
@@ -26,9 +24,9 @@ class TaskArithmeticMerger(ElementwiseMerger):
     .. math:: W' = \mathrm{SVD}_k\Big(p \sum_i c_i B_i A_i\Big)
               \qquad\text{or}\qquad A' = p \sum_i c_i A_i,\; B' = p \sum_i c_i B_i
 
-    in spaces 'delta' and 'factors' [2]_. :math:`c_i` is adapter i's weight over the mean of all that are not zero:
-    1 for every adapter when the weights are equal. In 'delta' this is :class:`SVDMerger` times p and the number of
-    adapters: QR of the concatenated factors gives it without forming an update.
+    in spaces 'delta' and 'factors' [2]_. :math:`c_i` is adapter i's weight over the mean of the absolute values of all
+    weights that are not zero: 1 for every adapter when the weights are equal. In 'delta' this is :class:`SVDMerger`
+    times p and the number of adapters: QR of the concatenated factors gives it without forming an update.
 
     Parameters
     ----------
@@ -44,7 +42,8 @@ class TaskArithmeticMerger(ElementwiseMerger):
         depends on how the files factor the updates.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Relative weights: only their ratios count. A negative one subtracts the update, which unlearns its task; not
-        in space 'factors', where the signs of A and B would cancel. None: every adapter counts once.
+        in space 'factors', where the signs of A and B would cancel. None: every adapter counts once. A weight of 2 does
+        not equal listing the adapter twice: the sum would have one term more.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -91,6 +90,7 @@ class TaskArithmeticMerger(ElementwiseMerger):
     method = "task_arithmetic"
     paper = "arXiv 2212.04089"
     _draws = False
+    _fills = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,
@@ -127,8 +127,10 @@ class TaskArithmeticMerger(ElementwiseMerger):
     def _signed_weights(self) -> bool:  # type: ignore[override]  # a class attribute elsewhere
         return self.space != "factors"
 
-    def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
-        return largest_rank(infos) if self.space == "factors" else BaseMerger._rank_limit(self, infos)
+    @property
+    def weights_as_copies(self) -> bool:
+        """False: a sum has a term for each adapter that is listed, and grows with it."""
+        return False
 
     def _merge_active(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState

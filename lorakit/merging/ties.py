@@ -82,7 +82,8 @@ class TiesMerger(ElementwiseMerger):
         In space 'delta', how the merged update is cut to rank k. 'auto' takes randomised subspace iteration for wide
         modules and small k, a full SVD otherwise.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
+        adapter twice; not for ``disjoint='sum'``, which has one term more for a copy.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -176,6 +177,11 @@ class TiesMerger(ElementwiseMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """Whether what agrees is averaged: a sum grows with each copy."""
+        return self.disjoint != "sum"
 
     def _prepared(
         self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int

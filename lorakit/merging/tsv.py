@@ -17,10 +17,11 @@ class TSVMerger(SpectralMerger):
 
     .. math:: W' = U_\perp \, \mathrm{diag}(S_1, \dots, S_T) \, V_\perp^\top, \qquad T w_i W_i = U_i S_i V_i^\top
 
-    with :math:`U_\perp` the orthonormal matrix nearest to :math:`[U_1 \dots U_T]` (its polar factor), and
-    :math:`V_\perp` likewise. Updates that act on the same directions no longer interfere; where they do not, this is
-    their sum. All singular triples of every adapter are kept (the paper cuts full-rank updates, LoRA's are low-rank
-    already), as in Core Space [2]_, whose results it gives. The result depends on the updates alone.
+    with :math:`U_\perp` the polar factor of :math:`[U_1 \dots U_T]`, the nearest matrix whose columns are orthonormal
+    (or whose rows are, where the ranks sum to more than the width), and :math:`V_\perp` likewise. Updates that act on
+    the same directions no longer interfere; where no two do, the result is the sum. All singular triples of every
+    adapter are kept, as in Core Space [2]_, whose results this method gives: the paper cuts updates of full rank, and
+    those of LoRA are of low rank already. The result depends on the updates alone.
 
     The updates are summed as in the paper, not averaged: for T adapters of about one norm that do not overlap, the
     result has :math:`\sqrt T` times that norm. ``scale='match'`` sets it. A weight scales an adapter's singular values;
@@ -33,7 +34,9 @@ class TSVMerger(SpectralMerger):
         Rank of the result, to which the merged update is cut by SVD. None: the sum of the ranks, at which nothing is
         cut. A share of the energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
-        Non-negative weights, normalised to sum 1. None weighs all adapters equally.
+        Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 does not equal
+        listing the adapter twice: the copies would share their directions, and the sum would have one term
+        more.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -105,6 +108,11 @@ class TSVMerger(SpectralMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def weights_as_copies(self) -> bool:
+        """False: copies share directions, and a sum grows with the number of its terms."""
+        return False
 
     def _merged_svd(self, updates: Sequence[LoraFactors], weights: list[float], k: int | None) -> Svd:
         return merge_singular_vectors(task_svds(updates, weights))

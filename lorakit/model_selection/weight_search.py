@@ -42,11 +42,12 @@ class WeightSearch(MetaEstimatorMixin, TransformerMixin, BaseEstimator, auto_wra
         How weights are proposed. 'nelder-mead' is SciPy's simplex method, started with steps of half the bounds, so
         that it also moves where accuracy on few examples is flat. 'random' draws evenly from the bounds.
     bounds : tuple of two floats, default=(0.0, 1.0)
-        Least and largest weight that is proposed. Only some mergers take negative ones, :class:`~lorakit.SVDMerger`
-        and :class:`~lorakit.ConcatMerger` among them.
+        Least and largest weight that is proposed. Only some mergers take negative ones, :class:`~lorakit.SVDMerger`,
+        :class:`~lorakit.ConcatMerger` and :class:`~lorakit.AverageMerger` among them.
     normalize : bool, default=True
         Mergers normalise weights, so only their ratios count. False multiplies the merger's ``scale`` by the sum of
         their absolute values: linear methods then give :math:`\sum_i w_i W_i`, and the search finds the scale too.
+        For :class:`~lorakit.AverageMerger`, whose weights act on A and on B, it is the square of that sum.
     regularization : float, default=0.0
         Taken off the score for each unit of the mean absolute weight; needs ``normalize=False``.
     random_state : int, RandomState or None, default=None
@@ -78,8 +79,9 @@ class WeightSearch(MetaEstimatorMixin, TransformerMixin, BaseEstimator, auto_wra
 
     Notes
     -----
-    LoraHub's own setting is ``WeightSearch(ConcatMerger(), scoring, normalize=False, bounds=(-1.5, 1.5),
-    regularization=0.05)`` with minus the loss for a score; it starts from weights of zero and sums A and B apart.
+    LoraHub merges to :math:`(\sum_i w_i B_i)(\sum_i w_i A_i)`, also with negative weights. That is
+    ``WeightSearch(AverageMerger(), scoring, normalize=False, bounds=(-1.5, 1.5), regularization=0.05)``, with minus the
+    loss for a score. LoraHub starts from weights of zero, this search from those of the merger.
 
     References
     ----------
@@ -220,7 +222,7 @@ class _Trials:
     def __init__(self, search: WeightSearch, X: AdapterSet) -> None:
         self.search, self.X = search, X
         self.weights_name = _parameter(search.merger, "weights")
-        self.scale_name, self.scale = "", 1.0
+        self.scale_name, self.scale, self.degree = "", 1.0, 1
         params = search.merger.get_params()
         if not search.normalize:
             self.scale_name = _parameter(search.merger, "scale")
@@ -230,6 +232,8 @@ class _Trials:
                     "pass a merger whose scale is a number"
                 )
             self.scale = params[self.scale_name]
+            step = self.weights_name.removesuffix("weights").removesuffix("__")
+            self.degree = getattr(params[step] if step else search.merger, "_weights_degree", 1)
         self.own_weights = check_weights(params[self.weights_name], X.names, signed=True)
         self.done: list[_Trial] = []
         self.best: int | None = None
@@ -244,7 +248,7 @@ class _Trials:
         shares = point / total if total else np.ones_like(point)
         params: dict[str, Any] = {self.weights_name: dict(zip(self.X.names, shares.tolist(), strict=True))}
         if not self.search.normalize:
-            params[self.scale_name] = self.scale * total
+            params[self.scale_name] = self.scale * total**self.degree
         estimator = clone(self.search.merger).set_params(**params).fit(self.X)
         score = float(self.search.scoring(estimator, self.X))
         weights = shares if self.search.normalize else point.copy()

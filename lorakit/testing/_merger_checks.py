@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import torch
 from sklearn import config_context
@@ -11,10 +13,13 @@ from sklearn.pipeline import make_pipeline
 
 from ..adapters import Adapter
 from ..base import BaseMerger
-from ..exceptions import IncompatibleAdaptersError
+from ..exceptions import IncompatibleAdaptersError, ZeroMergeWarning
+from ..factors import LoraFactors
+from ..metrics import relative_error
 from ..model_selection.rank_path import rank_path
 from ..pruning.svd import SVDPruner
 from ._common_checks import RANK, adapters_for, raises, same_bits, same_update, seeded
+from .adapters import make_adapters
 
 
 def check_merged(merger: BaseMerger) -> None:
@@ -55,19 +60,57 @@ def check_adapter_order(merger: BaseMerger) -> None:
 
 
 def check_weights(merger: BaseMerger) -> None:
-    """A weight of zero is absence, scale does not matter, names work as positions do, nonsense is refused."""
+    """A weight of zero is absence, only ratios count, names work as positions do, nonsense is refused."""
     seeded(merger).set_params(k=RANK)
     X = adapters_for(merger, dtype=torch.float64)
 
     def merged(weights, adapters=X):
         return clone(merger).set_params(weights=weights).fit(adapters).merged_
 
+    assert relative_error(merged([5, 1, 1]), merged([1, 1, 5])) > 1e-6, "the weights change nothing"
     same_update(merged([1, 0, 3]), merged([1, 3], X[[0, 2]]), 1e-6)
     same_update(merged([1, 0, 3]), merged([2, 0, 6]), 1e-6)
     same_bits(merged([1, 0, 3]), merged({"task0": 1, "task1": 0, "task2": 3, "another": 9}))
     for bad in ([1, 2], [1, 2, np.nan], [0, 0, 0], {"task0": 1}):
         with raises(ValueError, "weight"):
             merged(bad)
+
+
+def check_left_out(merger: BaseMerger) -> None:
+    """An adapter of weight zero has no say in the ranks or in the dtype."""
+    seeded(merger)
+    X = adapters_for(merger)
+    wide = make_adapters(1, ranks=9, dtype=torch.float64, random_state=7)[0].renamed("lacking")
+    for options in ({}, {"k": 0.9}, {"scale": "match"}):
+        fitted = clone(merger).set_params(weights=[1, 3, 0], **options).fit([*X[:2], wide])
+        alone = clone(merger).set_params(weights=[1, 3], **options).fit(X[:2]).merged_
+        same_bits(fitted.merged_, alone)
+        assert fitted.merged_.dtype == alone.dtype
+
+
+def check_copies(merger: BaseMerger) -> None:
+    """A weight of 2 equals listing the adapter twice, or does not, as ``weights_as_copies`` says."""
+    seeded(merger).set_params(k=RANK)
+    X = adapters_for(merger, dtype=torch.float64)
+    weighted = clone(merger).set_params(weights=[2, 1, 1]).fit(X).merged_
+    listed = clone(merger).fit([X[0].renamed("lacking"), *X]).merged_
+    if merger.weights_as_copies:
+        same_update(weighted, listed, 1e-6)
+    else:
+        assert relative_error(weighted, listed) > 1e-4, "a weight of 2 equals listing the adapter twice"
+
+
+def check_zero(merger: BaseMerger) -> None:
+    """A merge that comes out as zero is zero at every scale, and warns."""
+    # as training begins: A is random, and B is zero
+    X = [Adapter({m: LoraFactors(f.A, 0 * f.B) for m, f in a.items()}, name=a.name) for a in adapters_for(merger)]
+    for options in ({}, {"k": RANK}, {"scale": "match"}, {"scale": "match", "scale_scope": "model"}):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            merged = seeded(clone(merger)).set_params(**options).fit(X).merged_
+        assert not any(factors.delta().any() for factors in merged.values())
+        said = [str(w.message) for w in caught if issubclass(w.category, ZeroMergeWarning)]
+        assert any(type(merger).__name__ in text for text in said), "a merge that is zero did not warn"
 
 
 def check_scale(merger: BaseMerger) -> None:

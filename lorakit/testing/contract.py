@@ -31,7 +31,9 @@ from ._fit_checks import (
 )
 from ._merger_checks import (
     check_adapter_order,
+    check_copies,
     check_in_pipeline,
+    check_left_out,
     check_merged,
     check_missing_module,
     check_rank_path,
@@ -39,6 +41,7 @@ from ._merger_checks import (
     check_score,
     check_transform_never_merges,
     check_weights,
+    check_zero,
 )
 from ._sklearn_checks import SKLEARN_CHECKS
 from ._step_checks import (
@@ -78,6 +81,9 @@ MERGER_CHECKS: tuple[Check, ...] = (
     check_score,
     check_adapter_order,
     check_weights,
+    check_left_out,
+    check_copies,
+    check_zero,
     check_scale,
     check_missing_module,
     check_rank_path,

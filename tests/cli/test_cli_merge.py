@@ -139,7 +139,7 @@ def test_a_step_after_another_method(lorakit_, lorakit_json, tasks, out, tmp_pat
         (["-m", "lego", "-p", "norm=l3"], "'norm' parameter of LegoMerger must be"),
         (["-m", "lego", "-p", "n_init=0.5"], "'n_init' parameter of LegoMerger must be"),
         (["-k", "0"], "'k' parameter of TSVMerger must be"),
-        (["-k", "17"], "k=17 is above 16"),
+        (["-k", "21"], "k=21 is above 20"),
         (["-m", "lego", "--seed", "-1"], "'random_state' parameter of LegoMerger must be"),
         (["--scale", "big"], "'scale' parameter of TSVMerger must be"),
         (["--device", "nope"], "device 'nope' cannot be used"),

@@ -15,7 +15,7 @@ from sklearn.metrics.pairwise import cosine_distances
 from lorakit import LoraFactors, MSUKMeans
 from lorakit.cluster._coordinates import aligned_signs, canonical_signs, coordinates
 from lorakit.cluster._pool import Members
-from lorakit.cluster.units import Backend, cluster_shares, clustered_units, pose_units, reassemble, solve_units
+from lorakit.cluster.units import Backend, cluster_shares, clustered_units, problems_of_units, reassemble, solve_units
 
 SEED = st.integers(0, 2**31 - 1)
 
@@ -36,8 +36,8 @@ def clustered(units, k, *, weights=None, metric="euclidean", clusterer=None, ini
     rng = np.random.RandomState(seed)
     options = {"metric": metric, "clusterer": clusterer, "init": init, "n_init": 4, "rng": rng}
     update = LoraFactors(torch.from_numpy(units), torch.empty(0, len(units), dtype=torch.float64))
-    posed, _ = pose_units(Members([update], weights, len(units), [True]), [k], **options)
-    ((found,),) = solve_units([posed], Backend("sklearn"), max_iter=300)
+    problems, _ = problems_of_units(Members([update], weights, len(units), [True]), [k], **options)
+    ((found,),) = solve_units([problems], Backend("sklearn"), max_iter=300)
     inverse = found.distinct.inverse
     return found._replace(labels=found.labels[inverse], signs=found.signs[inverse])  # of all units
 

@@ -129,6 +129,7 @@ def test_a_missing_module_is_a_zero_update(merger):
     assert relative_error(merged, merger.fit([there, X[1], X[2]]).merged_) < 1e-6
 
 
+@pytest.mark.filterwarnings("ignore::lorakit.exceptions.ZeroMergeWarning")
 @each_merger
 def test_updates_that_are_all_zero_merge_to_zero(merger):
     X = AdapterSet(Adapter({m: f.scaled(0) for m, f in a.items()}, name=a.name) for a in random_set())

@@ -129,6 +129,7 @@ def test_decay_is_that_of_the_merge(align, metric, X, data):
         )
 
 
+@pytest.mark.filterwarnings("ignore::lorakit.exceptions.ZeroMergeWarning")
 def test_a_unit_alone_and_two_at_right_angles():
     eye = torch.eye(8, dtype=torch.float64)
     X = [

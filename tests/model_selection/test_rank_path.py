@@ -58,6 +58,7 @@ def same(merger, X, ks, path=None):
             assert np.array_equal(swept.labels_[module], labels)
 
 
+@pytest.mark.filterwarnings("ignore::lorakit.exceptions.ZeroMergeWarning")
 @pytest.mark.parametrize("merger", MERGERS, ids=str)
 @given(X=adapter_sets(min_adapters=2, max_adapters=3, content=("random", "rank_deficient")), data=st.data())
 def test_the_results_are_those_of_separate_fits(merger, X, data):

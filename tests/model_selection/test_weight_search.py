@@ -4,6 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
+import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
@@ -14,7 +15,7 @@ from sklearn.utils.estimator_checks import (
     check_set_params,
 )
 
-from lorakit import AdapterSet, ConcatMerger, LegoMerger, SVDMerger, SVDPruner, WeightSearch
+from lorakit import AdapterSet, AverageMerger, ConcatMerger, LegoMerger, SVDMerger, SVDPruner, WeightSearch
 from lorakit.linalg import inner_product
 from lorakit.testing import make_adapters
 
@@ -177,6 +178,28 @@ def test_nonsense_is_refused(X, options, message):
     defaults = {"merger": SVDMerger(), "scoring": Near(X, HIDDEN), "random_state": 0}
     with pytest.raises(ValueError, match=message):
         WeightSearch(**defaults | options).fit(X)
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_lorahubs_own_rule(pruned):
+    """(sum_i w_i B_i) (sum_i w_i A_i), with negative weights, at the size that the weights give."""
+    X = AdapterSet(make_adapters(ranks=(3, 3, 3), n_modules=1, dtype=torch.float64, random_state=0))
+    merged = []
+
+    def scoring(estimator, adapters):
+        merged.append(estimator.transform(adapters)[0]["layer.0"].delta())
+        return -float(merged[-1].norm())
+
+    merger = make_pipeline(SVDPruner(k=2), AverageMerger()) if pruned else AverageMerger()
+    search = WeightSearch(
+        merger, scoring, normalize=False, bounds=(-1.5, 1.5), method="random", n_iter=12, random_state=0
+    ).fit(X)
+    units = (SVDPruner(k=2).fit_transform(X) if pruned else X).factors("layer.0")
+    a, b = (torch.stack([getattr(f, half) for f in units]) for half in "AB")
+    assert (search.results_["weights"] < 0).any(axis=1).sum() > 5
+    for weights, update in zip(torch.from_numpy(search.results_["weights"]), merged, strict=True):
+        wanted = torch.einsum("t,tor->or", weights, b) @ torch.einsum("t,tri->ri", weights, a)
+        torch.testing.assert_close(update, wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_names_must_differ(X):

@@ -1,5 +1,7 @@
 """Estimators written elsewhere: correct ones keep the contract, each mistake is caught by the check that names it."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,26 @@ class FirstCounts(MeanMerger):
 class NoWeights(MeanMerger):
     def _merge_module_path(self, updates, weights, ks, rng):
         return super()._merge_module_path(updates, np.full(len(updates), 1 / len(updates)), ks, rng)
+
+
+class Sums(MeanMerger):
+    """Grows with the number of adapters, yet says that a weight of 2 equals listing the adapter twice (the default)."""
+
+    def _merge_module_path(self, updates, weights, ks, rng):
+        return super()._merge_module_path(updates, weights * len(weights), ks, rng)
+
+
+class TooModest(MeanMerger):
+    """Says that a weight of 2 does not equal listing the adapter twice, though it does."""
+
+    weights_as_copies = False
+
+
+class HidesZeros(MeanMerger):
+    def fit(self, X, y=None):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return super().fit(X)
 
 
 class SinglePrecision(MeanMerger):
@@ -144,6 +166,9 @@ MISTAKES = {
     InPlace: "check_input_unchanged",
     FirstCounts: "check_adapter_order",
     NoWeights: "check_weights",
+    Sums: "check_copies",
+    TooModest: "check_copies",
+    HidesZeros: "check_zero",
     SinglePrecision: "check_float64",
     WrongDtype: "check_dtypes",
     LooksAround: "check_deterministic",
