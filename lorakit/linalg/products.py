@@ -26,7 +26,7 @@ def inner_product(x: Update, y: Update) -> Tensor:
     Tensor
         A 0-d float64 tensor.
     """
-    (a_x, b_x), (a_y, b_y) = x, y
+    (a_x, b_x), (a_y, b_y) = narrowed(x), narrowed(y)
     # float64: differences of these products are taken, and float32 would leave only their noise
     return ((b_x.mT.double() @ b_y.double()) * (a_x.double() @ a_y.mT.double())).sum()
 
@@ -44,13 +44,37 @@ def gram_matrix(updates: Sequence[Update]) -> Tensor:
     Tensor of shape (T, T)
         Symmetric, float64; entry (i, j) is ``<W_i, W_j>``.
     """
-    pairs = [(a, b) for a, b in updates]
+    pairs = [narrowed(update) for update in updates]
     # (R, R); the block (i, j) sums to <W_i, W_j>
     products = gram_of([b for _, b in pairs]) * gram_of([a.mT for a, _ in pairs])
     member = torch.zeros(len(pairs), len(products), dtype=products.dtype, device=products.device)
     ranks = torch.tensor([a.shape[0] for a, _ in pairs])
     member[torch.repeat_interleave(torch.arange(len(pairs)), ranks), torch.arange(len(products))] = 1
     return member @ products @ member.mT
+
+
+def narrowed(update: Update) -> tuple[Tensor, Tensor]:
+    """Return an update with a rank of at most its smaller width: a file may hold any rank, and r x r can be large.
+
+    Parameters
+    ----------
+    update : (A, B)
+        A of shape (r, d_in), B of shape (d_out, r).
+
+    Returns
+    -------
+    A, B
+        Those given if r is at most both widths; else ``B @ A``, which is then smaller than a factor, and the identity.
+        These are in float64.
+    """
+    a, b = update
+    d_in, d_out = a.shape[1], b.shape[0]
+    if a.shape[0] <= min(d_in, d_out):
+        return a, b
+    dense = b.double() @ a.double()
+    if d_in <= d_out:
+        return torch.eye(d_in, dtype=dense.dtype, device=dense.device), dense
+    return dense, torch.eye(d_out, dtype=dense.dtype, device=dense.device)
 
 
 def gram_of(columns: Sequence[Tensor]) -> Tensor:

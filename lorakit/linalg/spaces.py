@@ -148,7 +148,9 @@ def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tens
     accurate enough.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    ranks = [0 if a.dtype == torch.float64 else len(a) for a, _ in pairs]
+    # Of a rank above the widths the Gram matrices are singular, and may be far larger than the factors
+    small = [a.dtype != torch.float64 and len(a) <= min(a.shape[1], len(b)) for a, b in pairs]
+    ranks = [len(a) if fits else 0 for (a, _), fits in zip(pairs, small, strict=True)]
     for rank in set(ranks) - {0}:
         own = [i for i, r in enumerate(ranks) if r == rank]
         a, b = (torch.stack([pairs[i][part] for i in own]).double() for part in (0, 1))

@@ -5,6 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lorakit.linalg import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
+from lorakit.linalg.products import narrowed
+from lorakit.linalg.spaces import core_space
 from lorakit.testing import adapter_sets
 
 WEIGHTS = st.lists(st.floats(-2, 2), min_size=4, max_size=4)
@@ -52,3 +54,23 @@ def test_float32_differences_do_not_drown():
     torch.manual_seed(0)
     a, b = torch.randn(8, 400), torch.randn(300, 8)
     assert residual_norm((a, b), [(2 * a, b / 2)], [1.0]) < 1e-5 * frobenius_norm((a, b))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.sampled_from([torch.float32, torch.float64]))
+def test_ranks_above_the_widths(d_in, d_out, rank, dtype):
+    rng = torch.Generator().manual_seed(rank)
+    update = torch.randn(rank, d_in, generator=rng).to(dtype), torch.randn(d_out, rank, generator=rng).to(dtype)
+    a, b = narrowed(update)
+    assert a.shape[0] == b.shape[1] == min(rank, d_in, d_out)
+    torch.testing.assert_close(b.double() @ a.double(), update[1].double() @ update[0].double())
+
+
+def test_a_rank_far_above_the_widths_needs_no_square_of_it():
+    """Of 200,000 on 3 x 2, r x r is 320 GB."""
+    rng = torch.Generator().manual_seed(0)
+    updates = [(torch.randn(200_000, 3, generator=rng), torch.randn(2, 200_000, generator=rng)) for _ in range(2)]
+    flat = torch.stack([(b.double() @ a.double()).flatten() for a, b in updates])
+    torch.testing.assert_close(gram_matrix(updates), flat @ flat.T)
+    torch.testing.assert_close(inner_product(*updates), flat[0] @ flat[1])
+    u, v, cores = core_space(updates)
+    torch.testing.assert_close(u @ cores[0] @ v.T, updates[0][1] @ updates[0][0], rtol=1e-4, atol=1e-2)
