@@ -33,7 +33,7 @@ def quickstart(tmp_path_factory):
     command = [sys.executable, EXAMPLES / "quickstart.py", "--texts", "40", "--output", folder / "merged"]
     under_test = Path(lorakit.__file__).parents[1]  # this very lorakit, installed or not
     environment = os.environ | {"PYTHONPATH": str(under_test)}
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=500)
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=1500)
     assert run.returncode == 0, run.stderr
     return run.stdout, folder / "merged"
 

@@ -29,7 +29,7 @@ def example(tmp_path_factory):
     options = ["--texts", "40", "--ks", "4", "32", "--jobs", "1", "--output", folder / "pictures" / "curves.png"]
     environment = os.environ | {"PYTHONPATH": str(Path(lorakit.__file__).parents[1])}
     command = [sys.executable, EXAMPLES / "plot_grid_search_k.py", *options]
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=500)
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=1500)
     assert run.returncode == 0, run.stderr
     return run.stdout, folder / "pictures" / "curves.png"
 

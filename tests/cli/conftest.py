@@ -82,7 +82,7 @@ def process(start):
 
     def run(*args, code=0, **how):
         with start(*args, **how) as started:
-            stdout, stderr = started.communicate(timeout=120)
+            stdout, stderr = started.communicate(timeout=900)
         assert started.returncode == code, stderr
         return subprocess.CompletedProcess(args, code, stdout, stderr)
 

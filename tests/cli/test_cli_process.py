@@ -21,7 +21,7 @@ import sys, time
 import lorakit.merging.lego
 def stall(*args, **kwargs):
     print("ready", flush=True)
-    time.sleep(100)
+    time.sleep(1000)
 lorakit.merging.lego.reassemble = stall
 {START}"""
 INTERRUPT_WRITING = f"""
@@ -57,8 +57,8 @@ def test_same_seed_same_bytes_and_progress_on_a_terminal(start, contents, tasks,
     ):
         os.close(theirs)
         seen = read_all(ours)
-        report = json.loads(other.communicate(timeout=60)[0])
-        stdout, stderr = one.communicate(timeout=60)
+        report = json.loads(other.communicate(timeout=900)[0])
+        stdout, stderr = one.communicate(timeout=900)
     assert f"wrote {plain}" in stdout
     assert stderr == ""  # no progress where nobody watches
     assert report["output"] == str(watched)
@@ -78,7 +78,7 @@ def test_interrupted_while_merging(start, tasks, out):
     with start("merge", *tasks, "-o", out, "-m", "lego", script=STALL, preexec_fn=heed_sigint) as started:
         assert started.stdout.readline() == "ready\n"
         started.send_signal(signal.SIGINT)
-        stdout, stderr = started.communicate(timeout=60)
+        stdout, stderr = started.communicate(timeout=900)
     assert started.returncode == 130
     assert stdout == ""
     assert stderr.strip() == "lorakit: interrupted"

@@ -56,7 +56,7 @@ def converted(converter, folder, **options):
     adapter = save_adapter(made(), folder / "adapter", **options)
     out = folder / "adapter.gguf"
     command = [sys.executable, converter, adapter, "--base", folder / "base", "--outfile", out, "--outtype", "f32"]
-    run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=1500)
     assert run.returncode == 0, run.stderr
     reader = gguf.GGUFReader(out)
     alpha = float(reader.fields["adapter.lora.alpha"].parts[-1][0])

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
 FORMATS = ("peft", "mlx", "kohya", "diffusers", "comfyui")
-FUZZ = settings(max_examples=300, deadline=20_000, suppress_health_check=[HealthCheck.too_slow])
+# Whatever hangs meets the time limit of every test; a deadline would count what a busy machine does besides.
+FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NAMES = st.sampled_from(
     ["", ".", "..", "../../x", "/etc/x", "a" * 2000, "\x00", "\n", "\x1b[31m", "\ud800", "\u202e", "é", "q", "h.0.q",
@@ -189,9 +190,9 @@ limit = pages * resource.getpagesize() + 64 * 2**20
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for name, changed in crafted(files).items():
     assert sum(map(len, changed.values())) < 20_000, name
-    begin = time.perf_counter()
+    begin = time.process_time()
     assert check(changed, folder / "in") == "refused", name
-    print(name, round(time.perf_counter() - begin, 3))
+    print(name, round(time.process_time() - begin, 3))
 """
 
 
@@ -235,7 +236,7 @@ def test_small_files_need_little_memory_and_time(tmp_path):
     """64 MB over what the process had, for all of them; of addresses, so that what is asked for counts too."""
     env = {**os.environ, "PYTHONPATH": str(HERE.parents[1])}
     command = [sys.executable, "-c", MEMORY, str(HERE), str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=300)
+    run = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=1500)
     assert run.returncode == 0, run.stderr[-3000:]
     seconds = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in run.stdout.splitlines()}
     assert len(seconds) == 15

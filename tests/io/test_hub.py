@@ -245,7 +245,7 @@ def ask(*given, tmp_path, **env):
     known = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     command = [sys.executable, "-c", SCRIPT, *given]
     done = subprocess.run(
-        command, capture_output=True, text=True, env=known | settings, cwd=tmp_path, timeout=120, check=True
+        command, capture_output=True, text=True, env=known | settings, cwd=tmp_path, timeout=900, check=True
     )
     return done.stdout.splitlines()
 

@@ -75,7 +75,7 @@ def runs(tmp_path_factory, real_adapter_paths):
     printed, counts = [], []
     for seed in ("1", "2"):
         environment = os.environ | {"PYTHONPATH": search_path, "PYTHONHASHSEED": seed}
-        run = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=200)
+        run = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", timeout=1500)
         assert run.returncode == 0, run.stderr
         printed.append(json.loads(run.stdout))
         counts.append({name: lines(folder / name) for name in ("merges", "prunings")})
