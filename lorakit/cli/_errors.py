@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import click
@@ -48,6 +49,7 @@ class Commands(click.Group):
         interrupts: list[int] = []
         try:
             with _plain_warnings(), _noted(interrupts):
+                _require_current_folder()
                 result = super().invoke(ctx)
                 sys.stdout.flush()  # a reader that has gone away shows here, and not when Python shuts down
             return result
@@ -82,6 +84,14 @@ class Commands(click.Group):
             _show_usage(error)
             code = error.exit_code
         sys.exit(code or 0)
+
+
+def _require_current_folder() -> None:
+    """Say that the current folder is gone, which ends in a fatal error without a reason when torch is imported."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise FileNotFoundError("the current folder was deleted; change to one that exists (cd)") from None
 
 
 @contextmanager

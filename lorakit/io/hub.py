@@ -5,6 +5,7 @@ huggingface_hub does the work, with its own cache: what has been fetched once is
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = ["Fetched", "HubId", "fetch", "hub_id"]
 _PART = r"[A-Za-z0-9][\w.-]*"
 _PLAIN = re.compile(rf"{_PART}/{_PART}")
 _URL = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@/]+))?(?:/(?P<part>[^@]+))?")
+# The disk is full or may not be written to: no fault of the network
+_OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
@@ -119,6 +122,8 @@ def fetch(wanted: HubId, *, allow_pickle: bool = False) -> Fetched:
         If access must be asked for first.
     ConnectionError
         If the Hub answers with another error.
+    OSError
+        If the cache cannot be written to.
     UnsupportedAdapterError
         If there are no weights of an adapter in it.
     """
@@ -202,6 +207,12 @@ def _snapshot(wanted: HubId, patterns: list[str]) -> Path:
             f"`hf download {wanted.repo}` where there is a network (with HF_HUB_OFFLINE unset), or pass a local path"
         ) from error
     except (HfHubHTTPError, OSError) as error:
+        if error.errno in _OF_THIS_MACHINE:
+            raise OSError(
+                error.errno,
+                f"{wanted.repo}{revision}: cannot be kept in the cache of the Hugging Face Hub: {error.strerror}; free "
+                "some space, or set HF_HOME to a folder that can be written to",
+            ) from error
         raise ConnectionError(
             f"{wanted.repo}{revision}: cannot be taken from the Hugging Face Hub: {error}; try again, or download it "
             "and pass its path"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -100,3 +102,16 @@ def test_reader_that_goes_away(process):
         assert process("merge", "--help", stdout=write, code=141).stderr == ""
     finally:
         os.close(write)
+
+
+def test_a_deleted_current_folder(tmp_path):
+    """It ended in a fatal error of MKL."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    program = "import os, sys; os.rmdir(os.getcwd()); from lorakit.cli import main; main(['inspect', 'x'])"
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=gone, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == "lorakit: error: the current folder was deleted; change to one that exists (cd)\n"

@@ -1,5 +1,6 @@
 """Adapters of the Hugging Face Hub: from a cache made by hand, and from a server on this machine."""
 
+import errno
 import json
 import os
 import pickle
@@ -93,6 +94,18 @@ def test_a_local_path_goes_first(cache, tmp_path):
     (tmp_path / "org" / "link").symlink_to("gone")
     with pytest.raises(FileNotFoundError, match="symbolic link to nothing"):
         load_adapter("org/link")
+
+
+def test_a_cache_that_is_full_is_no_fault_of_the_network(cache, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", full)
+    with pytest.raises(
+        OSError, match=r"org/name: cannot be kept in the cache .*No space left on device; free"
+    ) as caught:
+        load_adapter("hf://org/name")
+    assert not isinstance(caught.value, ConnectionError)
 
 
 def test_several(cache, tmp_path):
