@@ -98,7 +98,7 @@ def loop():
         (b"x", "b'x'"),
         (loop(), "[[...]]"),
     ],
-    ids=str,
+    ids=["large array", "array of texts", "estimator", "random state", "function", "class", "bytes", "loop"],
 )
 def test_what_is_only_named(value, named):
     recipe = recipe_of(SVDMerger(weights=value))
