@@ -38,14 +38,14 @@ def move(source: Path, target: Path) -> None:
     try:
         source.rename(target)
     except OSError as error:
-        # What was in the way may have been moved away since.
+        # Another process may have moved away what was in the way.
         if error.errno in _TAKEN or (error.errno in _PERHAPS_TAKEN and os.path.lexists(target)):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target)) from error
         raise
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange what two paths name, in one step that no reader sees the middle of.
+    """Exchange what two paths name, in one step: a reader sees the state before it or after it.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def _renameat2(source: Path, target: Path, flag: int) -> int:
-    """Call the system; 0 is success. Why it failed is found out by what is tried instead."""
+    """Call the system; return 0 for success. The reason of a failure shows in what the caller tries next."""
     function = _system_call()
     return -1 if function is None else function(0, os.fsencode(source), 0, os.fsencode(target), flag)
 

@@ -1,4 +1,4 @@
-"""The hidden directory beside an output in which it is made; what dead writers leave in theirs is put right.
+"""The hidden directory beside an output, in which a writer makes it; and how the next writer clears those left behind.
 
 A writer holds a lock on a file in its directory, which the system releases when the process ends, however it ends. So
 whoever can take the lock knows that the writer is dead.
@@ -84,7 +84,7 @@ def put_back(path: Path) -> None:
         for folder in left:
             _clear_if_dead(folder, path)
         time.sleep(0.01)
-    # No locks here, or a writer that was stopped: two renames do not take so long, and it bears this if it goes on.
+    # The system has no locks, or the writer was suspended: two renames take less time. A writer that goes on copes.
     for folder in left:
         with suppress(OSError):
             (folder / OLD).rename(path)
@@ -165,7 +165,7 @@ def _clear(folder: Path, path: Path) -> None:
         except OSError:
             if not os.path.lexists(path):  # keep it for the next try
                 return
-    # In this order: what is removed half must not look as if it could be put back, and what has no lock is empty.
+    # In this order: without "new", a half-deleted "old" is never put back; a folder without a lock is empty.
     for entry in (folder / NEW, folder / OLD, folder / GONE):
         if _is_folder(entry):
             shutil.rmtree(entry, ignore_errors=True)

@@ -152,7 +152,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 
 
 def _kind_of(path: Path, expected: str) -> int | None:
-    """Return the mode of what is at a path, in one look; refuse what is only a name for something else."""
+    """Return the mode of what is at a path, from one call of ``lstat``; refuse a symbolic link."""
     if "\0" in str(path):
         raise OutputError(
             f"{str(path)!r}: cannot be made: holds a null character",
@@ -180,7 +180,7 @@ def _kind_of(path: Path, expected: str) -> int | None:
 
 
 def _refuse_others(path: Path, folder: Path, own_files: frozenset[str]) -> None:
-    """Refuse to delete a folder with other files than the output's; it is, or was until now, at ``path``."""
+    """Refuse to delete a folder that holds other files than an output's; the folder is at ``path``, or just was."""
     own_folders = {parent.as_posix() for file in own_files for parent in Path(file).parents}
     others = []
     for inside, folders, files in os.walk(folder):
@@ -199,7 +199,7 @@ def _refuse_others(path: Path, folder: Path, own_files: frozenset[str]) -> None:
 
 
 def _put(new: Path, path: Path, replace: Callable[[], bool]) -> None:
-    """Rename ``new`` to ``path``; call ``replace`` if that is taken, which says whether it is done."""
+    """Rename ``new`` to ``path``; if ``path`` exists, call ``replace``, which returns whether it has replaced it."""
     for _ in range(_ATTEMPTS):
         try:
             move(new, path)
@@ -223,7 +223,7 @@ def _replace_directory(new: Path, path: Path, old: Path, overwrite: bool, own_fi
             exchange(new, path)
             raise
         return True
-    # From here on, whatever is raised, the old one is put back when the scratch directory is cleared.
+    # Whatever is raised from here on: clearing the scratch directory puts the old output back.
     try:
         path.rename(old)
         _refuse_others(path, old, own_files)
@@ -249,7 +249,7 @@ def _replace_file(new: Path, path: Path, overwrite: bool) -> bool:
 
 
 def _settle(file: Path) -> None:
-    """Bring a file to the disk, with a time of its own: the system's clock for files ticks slowly.
+    """Bring a file to the disk, and give it a time that no other version has.
 
     Readers tell two versions of a file by size and time, and two that are written within one tick would look the same.
     """

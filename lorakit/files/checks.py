@@ -1,4 +1,4 @@
-"""Checks of paths and of first bytes, so that a message can say what a file is and not only what it is not."""
+"""Checks of paths and of a file's first bytes: a message can then say what the file is, not only what it is not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HOW_TO_CONVERT = (
 
 
 def require_path(path: Path) -> None:
-    """Raise FileNotFoundError, naming what is nearby, unless ``path`` exists; writers that replace it are waited for.
+    """Raise FileNotFoundError unless ``path`` exists; name similar paths, and wait for a writer that is replacing it.
 
     Where a writer was stopped between its two renames, the message says where the old version is.
     """
@@ -30,7 +30,7 @@ def require_path(path: Path) -> None:
     for _ in range(_LOOKS):
         if path.exists():
             return
-        # Of several writers the next may have moved it away just now. Where none is left, it is there or it is not.
+        # Another of several writers may have moved it away just now. Without any writer, the second look is certain.
         if not any(map(being_written, outputs)) and not path.exists():
             break
         time.sleep(0.01)

@@ -45,7 +45,7 @@ class ExpressionError(ValueError):
     Parameters
     ----------
     reason : str
-        What is wrong; it goes on from the expression: "has a repetition of more than ...".
+        What is wrong, as the end of a sentence that begins with the expression: "is too large".
     invalid : bool
         Whether Python's ``re`` refuses it too; if not, it is an expression that might take endless time.
     """
@@ -56,7 +56,7 @@ class ExpressionError(ValueError):
 
 
 class Work:
-    """How much matching may still be done, in steps of RE2.
+    """A budget of steps for matching; one object is shared by all expressions of a field.
 
     A step is one instruction of an expression at one character of a text, the most that RE2 ever does; it takes about
     10 nanoseconds, and nearly all matching takes far fewer. Counting what could be necessary, and not the time, makes
@@ -67,7 +67,7 @@ class Work:
         self.left = steps
 
     def spend(self, steps: int) -> None:
-        """Take steps away.
+        """Take steps from the budget.
 
         Raises
         ------
@@ -127,7 +127,7 @@ class Expression:
         text : str
             It must have no line ends.
         work : Work
-            What may still be done; it is made less.
+            The budget from which the steps of this match are taken.
         whole : bool, default=True
             Whether all of the text must be matched.
 

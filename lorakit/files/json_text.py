@@ -11,11 +11,11 @@ from typing import Any
 from ..exceptions import CorruptFileError
 from .checks import stamp
 
-# Of alpha, ranks and scales: far above any that was trained with, and keeps the factors finite in float32.
+# The largest alpha, rank or scale: far above any that is used in training, and small enough for finite float32 factors.
 MAX_NUMBER = 1e12
 _MAX_CONFIG = 20_000_000  # bytes; the longest list of modules that a config could sensibly name takes a tenth of it
-# Of any text, far above what a header of the largest allowed number of tensors has. They bound the memory: an object of
-# seven bytes, {"":0}, takes 200 when it is parsed.
+# Limits for one JSON text, above what the header of the largest allowed file needs. They bound memory: the seven bytes
+# {"":0}, take 200 when they are parsed.
 _MAX_OBJECTS, _MAX_LISTS, _MAX_VALUES = 600_000, 2_000_000, 8_000_000
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 100
@@ -23,7 +23,7 @@ _LONE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")  # or half of a pair, which 
 
 
 def parse_json(raw: bytes) -> Any:
-    """Parse strictly what Python's parser lets pass: each key once, names that can be printed, text that is Unicode.
+    """Parse JSON more strictly than Python does: each key once, printable names, valid Unicode, bounded size.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def parse_json(raw: bytes) -> Any:
     ValueError
         Saying what is wrong; a ``json.JSONDecodeError`` if it is the syntax.
     """
-    # Brackets and commas within texts are counted too, which does no harm: they are few.
+    # Brackets and commas inside strings are counted too; there are few of them.
     if raw.count(b"[") > _MAX_LISTS or raw.count(b",") > _MAX_VALUES:
         raise ValueError(f"it holds more than {_MAX_LISTS} lists or {_MAX_VALUES} values")
     text = raw.decode("utf-8")
@@ -105,12 +105,12 @@ def is_number(value: object) -> bool:
 
 
 def shown(value: object) -> str:
-    """Return a value from a file as it may stand in a message: not longer than a message should be."""
+    """Return a value from a file as text for a message, shortened."""
     return _SHORT.repr(value)
 
 
 class _Objects:
-    """Makes the objects of one text, and counts them."""
+    """Builds the objects of one JSON text and counts them; for ``object_pairs_hook``."""
 
     def __init__(self) -> None:
         self.count = 0

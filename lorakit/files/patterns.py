@@ -48,7 +48,7 @@ class Patterns:
         self.where = where
         self.keys = tuple(keys)
         self._work = Work()
-        # By length, then by which characters may be any: text to the key's place in the file.
+        # From a length, and the places that match any character, to the texts of keys and their places in the file.
         self._plain: dict[int, dict[tuple[bool, tuple[int, ...]], dict[str, int]]] = {}
         others = []
         for place, key in enumerate(self.keys):
@@ -67,7 +67,7 @@ class Patterns:
         self._others = [(place, self._expression(self.keys[place], memory)) for place in others]
 
     def first(self, module: str) -> str | None:
-        """Return the first key that PEFT takes to mean a module.
+        """Return the first key in file order that matches a module; None if none does.
 
         Parameters
         ----------

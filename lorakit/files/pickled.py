@@ -29,7 +29,7 @@ _ZIP, _PICKLES = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x
 
 
 def is_pickled(path: Path) -> bool:
-    """Whether a file is read here and not as safetensors: its name tells, and its content is then held to it."""
+    """Whether a file is read as a pickle and not as safetensors, by its suffix; its content must then agree."""
     return path.suffix.lower() in SUFFIXES
 
 
@@ -65,7 +65,7 @@ def read_pickled(path: Path, names: Sequence[str], opened: FileStamp) -> list[Te
     return [tensors[name] for name in names]
 
 
-# As many as safetensors files are kept open. A mapped file costs no memory; one of before torch 1.6 is held whole.
+# As many files as safetensors keeps open. A mapped file takes no memory; a file from before torch 1.6 is held whole.
 @lru_cache(maxsize=128)
 def _contents(path: Path, opened: FileStamp) -> dict[str, Tensor]:
     _check_torch(path)

@@ -141,7 +141,10 @@ def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Te
 
 
 def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> Tensor:
-    """Read one of ``of`` equal parts of a tensor's rows, and nothing else of it; else as :func:`read_tensors`."""
+    """Read part ``index`` of a tensor whose rows are split into ``of`` equal parts; no other rows are read.
+
+    Otherwise as :func:`read_tensors`.
+    """
     try:
         part = _handle(path, opened).get_slice(name)
         rows = part.get_shape()[0] // of
@@ -169,12 +172,12 @@ def _handle(path: Path, opened: FileStamp) -> Any:
 
 
 def close_files() -> None:
-    """Close the files that are kept open; they are opened again when something is read of them."""
+    """Close the files that are kept open; a file is opened again when a tensor of it is read."""
     _handle.cache_clear()
 
 
 def _unreadable(path: Path, name: str, error: Exception, opened: FileStamp) -> Exception:
-    """Return what to raise where safetensors raised an error: it gives every file that it cannot open as missing."""
+    """Return the error to raise instead of safetensors' own, which calls every file that it cannot open missing."""
     try:
         path.open("rb").close()
     except OSError as real:
@@ -270,7 +273,7 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def _check_written(path: Path, names: Iterable[str], length: int) -> None:
-    """Refuse to write what could not be read again."""
+    """Raise OutputError for names, numbers and sizes that :func:`read_header` refuses."""
     names = list(names)
     if length > _MAX_HEADER:
         raise OutputError(

@@ -1,4 +1,4 @@
-"""Tensors of an opened file by name, whatever kind of file it is; whole, or the part of one expert."""
+"""Reading tensors of an opened file by name, from safetensors or a pickle: whole tensors, or the part of one expert."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from .checks import FileStamp
 from .pickled import is_pickled, read_pickled
 from .safetensors import read_rows, read_tensors
 
-# The last B of stacked experts of each file. Its columns of one expert lie far apart, so the tensor is read whole, and
-# the next modules that are asked for are the other experts in it: without this, each would read it again.
+# The B of stacked experts that was read last from each file. The columns of one expert lie far apart, so the whole
+# tensor is read. The modules that are read next are usually its other experts, which would each read it again.
 _last_stack: dict[Path, tuple[FileStamp, str, Tensor]] = {}
 _MOST_STACKS = 128  # files, as many as are kept open
 

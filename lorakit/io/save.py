@@ -101,7 +101,7 @@ def save_adapter(
         replaced = _atomic.replaced_directory(target, overwrite=overwrite, own_files=frozenset(known.about.files))
     else:
         replaced = _atomic.replaced_file(target, overwrite=overwrite)
-    # one thread: what is done to a module is too small to be worth the start of several
+    # One thread: the work on one module takes less time than starting several threads
     with replaced as new, one_thread():
         assert known.write is not None  # codec(..., written=True) gives no others
         known.write(adapter, new, options)

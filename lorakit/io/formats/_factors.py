@@ -51,7 +51,7 @@ def left_out(path: Path, dropped: Sequence[str]) -> tuple[str, ...]:
 
 
 def info_of(where: str, a: Sequence[int], b: Sequence[int], embedding: bool, *, flat_b: bool = False) -> ModuleInfo:
-    """Return what two tensors of these shapes add up to; raise, naming ``where``, if they do not fit.
+    """Return rank, widths and kind of a module from the shapes of its A and B; raise if they do not fit.
 
     ``flat_b`` allows B of a convolution to be a matrix.
     """

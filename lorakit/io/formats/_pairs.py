@@ -22,11 +22,11 @@ from .codec import ReadOptions
 from .record import KEY
 
 Slot = Literal["A", "B", "alpha"]
-# What a header says of the bytes that were read, not of the update in them.
+# Metadata that describes the bytes of the file that was read, and does not hold for the file that is written.
 _NOT_KEPT = ("format", "sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", KEY)
 
 
-# All spellings that diffusers, ComfyUI and trainers gave one pair over the years; PEFT's adapter name may stand in it.
+# All spellings of A and B by diffusers, ComfyUI and trainers over the years; PEFT's adapter name may be part of a key.
 _FACTOR = re.compile(
     r"(?P<module>.+?)(?:(?P<spelling>\.lora_|\.lora\.|\.lora_linear_layer\.|_lora\.)(?P<slot>A|B|down|up)(?:\.default)?"
     r"(?:\.weight)?|\.lora_embedding_(?P<embedding>A|B)(?:\.default)?|\.(?P<alpha>alpha))"
@@ -162,7 +162,7 @@ def write_pairs(
     keys_of: Callable[[str, ModuleInfo], tuple[str, str]],
     metadata: Mapping[str, str],
 ) -> None:
-    """Write A and B of every module, sorted by name and one module in memory at a time; without alpha it is the rank.
+    """Write A and B of every module, sorted by name, one module in memory at a time; no alpha, which then is the rank.
 
     Parameters
     ----------

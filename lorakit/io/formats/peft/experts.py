@@ -88,7 +88,7 @@ def find_stacks(path: Path, config: PeftConfig, modules: Mapping[str, Pair]) -> 
     found: dict[str, Stack] = {}
     for name, stacked in by_owner.items():
         nested = len(stacked) > 1 or stacked[0] != name
-        # A target without a dot could be a parameter of any module: those that name the module's end go first.
+        # A target without a dot could be of any module, so targets that name the end of the module go first.
         certain = targets.certain(name)
         if not nested and not certain and targets.bare and modules[name].info.rank == config.rank(name):
             continue  # an ordinary module
@@ -143,7 +143,7 @@ def _ends(name: str) -> Iterator[str]:
 
 
 class _Targets:
-    """The config's ``target_parameters``, by what they say of the module.
+    """The config's ``target_parameters``, found by the end of a module's path.
 
     Parameters
     ----------
@@ -188,7 +188,7 @@ def _stacks(
             expected="A (E * r, in) and B (out, r * E)",
         )
     if len(set(kinds)) > 1:
-        # Which parameter is which is not known; but all have as many experts, so that the shapes tell their ranks.
+        # Which parameter is which is not stored. All have the same number of experts: the shapes give the ranks.
         kinds.sort()
         names = sorted(rows, key=lambda name: rows[name])
         counts = {rows[name] / rank for name, (rank, _) in zip(names, kinds, strict=True)}
