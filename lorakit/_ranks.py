@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+_LARGEST_MEAN = 1e9  # above the width of any layer
 Spectrum = NDArray[np.float64]  # singular values, descending
 Rank: TypeAlias = "int | float | Literal['auto'] | RankBudget | None"
 
@@ -57,8 +58,10 @@ class RankBudget:
     def __post_init__(self) -> None:
         if (self.mean is None) == (self.size is None):
             raise ValueError(f"a RankBudget needs either mean or size; got {self}")
-        if (self.mean is not None and not self.mean >= 1) or (self.max_rank is not None and self.max_rank < 1):
-            raise ValueError(f"a RankBudget needs mean and max_rank of 1 or more; got {self}")
+        if (self.mean is not None and not 1 <= self.mean <= _LARGEST_MEAN) or (
+            self.max_rank is not None and self.max_rank < 1
+        ):
+            raise ValueError(f"a RankBudget needs mean and max_rank of 1 or more, and a mean below 1e9; got {self}")
         if self.size is not None and self.n_bytes < 1:
             raise ValueError(f"a RankBudget needs a size of 1 byte or more; got {self}")
 

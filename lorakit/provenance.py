@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from .files.checks import FileVersion
+
 __all__ = ["ExtraWeights", "Made", "Provenance", "Source", "Step", "combined"]
 
 
@@ -26,12 +28,15 @@ class Source:
         The file beside it that says how they scale, if there is one.
     hub : str or None
         ``hf://org/name@commit``, if the files were taken from the Hugging Face Hub.
+    opened : pair of FileVersion or None
+        Which version of the weights, and of the config, was opened; None where that is not known.
     """
 
     name: str
     path: Path | None = None
     config: Path | None = None
     hub: str | None = None
+    opened: tuple[FileVersion | None, FileVersion | None] = field(default=(None, None), repr=False, compare=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,6 +49,7 @@ ORDER = [
 FLOORS = {
     "": ORDER,
     "files": [
+        "printable",
         "_rename",
         "_scratch",
         "checks",

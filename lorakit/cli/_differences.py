@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import prod, sqrt
-from typing import Any
+from math import frexp, hypot, ldexp, prod, sqrt
+from typing import Any, NamedTuple
 
 import torch
 
 from .. import Adapter, AdapterSet, LoraFactors
 from .._execution import map_modules
 from ..adapters import ModuleInfo
-from ..linalg import frame_of
+from ..linalg import frame_of, frobenius_norm
 
 # What is left of a number after it was stored in a dtype, relative to it. The narrow dtypes round once, and that is
 # all; between two ways to the same float32 or float64 numbers lie sums of thousands of terms in another order.
 _ROUNDING = {torch.float64: 2.0**-40, torch.float32: 2.0**-19, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
+# How far rounding may excuse a difference: units that cancel can be at most so many times as large as what is left of
+# them, and what rounding leaves open at most an eighth of the update. Else two huge units that cancel would let any
+# other update pass for the same.
+_MOST_CANCELLING, _MOST_OPEN = 2.0**12, 0.125
+_LARGEST_POWER = 1000  # of two, of which float64 has the inverse too
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,9 @@ class Difference:
         ``||X - Y||`` over the larger of ``||X||`` and ``||Y||``; 0 if both are zero, None if their shapes differ.
     tolerance : float
         The relative error up to which they count as the same.
+    doubt : float
+        The relative error that rounding could explain. It is above ``tolerance`` where large units cancel to so little
+        that it would explain too much.
     cosine : float or None
         Between the updates; None if one is zero.
     norms : tuple of two floats
@@ -45,6 +53,7 @@ class Difference:
     module: str
     relative_error: float | None
     tolerance: float
+    doubt: float
     cosine: float | None
     norms: tuple[float, float]
     identical: bool
@@ -55,9 +64,14 @@ class Difference:
         """Whether the updates are the same, as far as rounding lets one say."""
         return self.relative_error is not None and self.relative_error <= self.tolerance
 
+    @property
+    def unsure(self) -> bool:
+        """Whether they differ by no more than rounding could explain, where it could explain too much."""
+        return not self.same and self.relative_error is not None and self.relative_error <= self.doubt
+
     def row(self) -> dict[str, Any]:
         """Return what a report says of it."""
-        return {"same": self.same, **asdict(self), "norms": list(self.norms)}
+        return {"same": self.same, "unsure": self.unsure, **asdict(self), "norms": list(self.norms)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +80,17 @@ class Totals:
 
     relative_error: float | None  # None if the shape of a module differs
     same: bool
+    unsure: bool  # that they are the same: no module differs for certain
     identical: bool
+
+
+class _Measured(NamedTuple):
+    """A difference, and its norms in a unit that no float64 overflows in: two to the power of ``exponent``."""
+
+    difference: Difference
+    distance: float
+    norms: tuple[float, float]
+    exponent: int
 
 
 def differences(
@@ -76,6 +100,7 @@ def differences(
     tolerance: float | None = None,
     dtypes: tuple[Iterable[torch.dtype], Iterable[torch.dtype]] | None = None,
     stored_as: torch.dtype | None = None,
+    trusted: bool = False,
     n_jobs: int | None = None,
 ) -> tuple[list[Difference], Totals]:
     """Compare the updates of two adapters that name their modules alike.
@@ -89,12 +114,16 @@ def differences(
         A module that one of them lacks is a zero update there.
     tolerance : float, optional
         Largest relative error of modules that are the same. Defaults to what rounding the factors to the dtypes they
-        are stored in can do to each module: more where large units cancel one another, as in a difference of adapters.
+        are stored in can do to each module: more where large units cancel one another, as in a difference of adapters,
+        but never more than an eighth of the update.
     dtypes : pair of iterables of torch.dtype, optional
         Dtypes in which the numbers of each were stored on their way here, if these are not ``x.dtype`` and
         ``y.dtype`` alone.
     stored_as : torch.dtype, optional
         Dtype to which the factors of ``y`` are rounded before they are compared bit for bit.
+    trusted : bool, default=False
+        Whether ``y`` is known to be what ``x`` should be. What rounding may do is then worked out from the factors of
+        ``y`` alone: ``x`` cannot choose factors that excuse it.
     n_jobs : int, optional
         Modules at a time.
 
@@ -112,6 +141,7 @@ def differences(
         roundings=[_coarsest(given) for given in dtypes or ((x.dtype,), (y.dtype,))],
         tolerance=tolerance,
         stored_as=stored_as,
+        trusted=trusted,
         lacking={module: f"only in {(x if module in x else y).name}" for module in alone},
         scales={module: (x.scale(module) if module in x else None, y.scale(module) if module in y else None)
                 for module in (*modules, *alone)},
@@ -119,15 +149,25 @@ def differences(
     wanted = AdapterSet([x.select([*modules, *alone]).renamed("a"), y.select([*modules, *alone]).renamed("b")])
     found = map_modules(task, wanted, n_jobs=n_jobs, verbose=0) if wanted.module_names else []
     misfits = [module for module in x if module in y and _misfit(x.infos[module], y.infos[module])]
-    made = [difference for difference, _ in found]
+    made = [measured.difference for measured in found]
     made += [
-        Difference(module, None, 0.0, None, (0.0, 0.0), False, _misfit(x.infos[module], y.infos[module]))
+        Difference(module, None, 0.0, 0.0, None, (0.0, 0.0), False, _misfit(x.infos[module], y.infos[module]))
         for module in misfits
     ]
-    largest = max((sum(d.norms[i] ** 2 for d in made) for i in (0, 1)), default=0.0)
-    distance = sum(distance**2 for _, distance in found)
-    error = None if misfits else sqrt(distance / largest) if largest else 0.0
-    return made, Totals(error, all(d.same for d in made), all(d.identical for d in made))
+    same, unsure = all(d.same for d in made), all(d.same or d.unsure for d in made)
+    return made, Totals(
+        None if misfits else _relative_error(found), same, unsure and not same, all(d.identical for d in made)
+    )
+
+
+def _relative_error(found: Sequence[_Measured]) -> float:
+    """Return ``||X - Y||`` over the larger of ``||X||`` and ``||Y||``, over all modules."""
+    unit = max((measured.exponent for measured in found), default=0)
+    x, y, distance = (
+        hypot(*(ldexp(number(measured), measured.exponent - unit) for measured in found))
+        for number in (lambda m: m.norms[0], lambda m: m.norms[1], lambda m: m.distance)
+    )
+    return distance / max(x, y) if max(x, y) else 0.0
 
 
 def _misfit(x: ModuleInfo, y: ModuleInfo) -> str | None:
@@ -152,42 +192,86 @@ def _compare(
     roundings: list[tuple[float, float]],
     tolerance: float | None,
     stored_as: torch.dtype | None,
+    trusted: bool,
     lacking: dict[str, str],
     scales: dict[str, tuple[float | None, float | None]],
-) -> tuple[Difference, float]:
-    """Return the difference at one module, and ``||X - Y||``."""
+) -> _Measured:
+    """Return the difference at one module."""
     given = X.factors(module)
-    pair = [factors.to(torch.float64) for factors in given]
+    units = [_exponent(factors.A for factors in given), _exponent(factors.B for factors in given)]
+    pair = [
+        LoraFactors(factors.A.double() * 2.0 ** -units[0], factors.B.double() * 2.0 ** -units[1]) for factors in given
+    ]
     # QR also for float32: the Gram matrix of equal columns has no digits to spare
     outputs = frame_of([factors.B for factors in pair], gram=False)
     inputs = frame_of([factors.A.mT for factors in pair], gram=False)
     x, y = (b @ a.mT for b, a in zip(outputs.blocks, inputs.blocks, strict=True))
     norms = (float(x.norm()), float(y.norm()))
     distance, largest = 0.0 if identical(*given) else float((x - y).norm()), max(norms)
-    if tolerance is None:
-        doubt = sum(
-            _doubt(factors, *rounding, 1.0 if scale is None else scale)
-            for factors, rounding, scale in zip(pair, roundings, scales[module], strict=True)
+    doubt = tolerance
+    if tolerance is None or doubt is None:
+        rounded = [pair[1], pair[1]] if trusted else pair
+        at = [scales[module][1]] * 2 if trusted else scales[module]
+        left_open = sum(
+            _doubt(factors, *rounding, 1.0 if scale is None else scale, units)
+            for factors, rounding, scale in zip(rounded, roundings, at, strict=True)
         )
-        tolerance = doubt / largest if largest else 0.0
+        doubt = left_open / largest if largest else 0.0
+        coarsest = max(relative for relative, _ in roundings)
+        tolerance = min(doubt, _MOST_OPEN, _MOST_CANCELLING * coarsest)
+    exponent = sum(units)
     difference = Difference(
         module,
         distance / largest if largest else 0.0,
         tolerance,
+        doubt,
         float((x * y).sum()) / prod(norms) if all(norms) else None,
-        norms,
+        (_scaled(norms[0], exponent), _scaled(norms[1], exponent)),
         module not in lacking and identical(given[0], given[1].to(stored_as)),
         lacking.get(module),
     )
-    return difference, distance
+    return _Measured(difference, distance, norms, exponent)
 
 
-def _doubt(factors: LoraFactors, relative: float, absolute: float, scale: float) -> float:
-    """Return what rounding each number of A and B can do to ``B @ A``, in Frobenius norm."""
+def _exponent(factors: Iterable[torch.Tensor]) -> int:
+    """Return the power of two that makes the largest number of some factors about 1, so that nothing overflows."""
+    largest = max(float(half.abs().max()) if half.numel() else 0.0 for half in factors)
+    return max(-_LARGEST_POWER, min(frexp(largest)[1], _LARGEST_POWER))
+
+
+def _scaled(number: float, exponent: int) -> float:
+    """Return a number times a power of two; infinity if that is above any float64."""
+    try:
+        return ldexp(number, exponent)
+    except OverflowError:
+        return float("inf")
+
+
+def _doubt(factors: LoraFactors, relative: float, absolute: float, scale: float, units: Sequence[int]) -> float:
+    """Return what rounding each number of A and B can do to ``B @ A``, in Frobenius norm.
+
+    ``units`` are the powers of two that A and B were divided by.
+    """
     a, b = factors
-    units = float((a.norm(dim=1) * b.norm(dim=0)).sum())
-    tiny = absolute * sqrt(abs(scale))  # of the numbers in the file, whose scale is folded in here
-    return relative * units + tiny * (sqrt(a.numel()) * float(b.norm()) + sqrt(b.numel()) * float(a.norm()))
+    norms = float((a.norm(dim=1) * b.norm(dim=0)).sum())
+    # of the numbers in the file, whose scale is folded in here
+    tiny_a, tiny_b = (absolute * sqrt(abs(scale)) * 2.0**-unit for unit in units)
+    return relative * norms + tiny_a * sqrt(a.numel()) * float(b.norm()) + tiny_b * sqrt(b.numel()) * float(a.norm())
+
+
+def cancelling(adapter: Adapter) -> list[str]:
+    """Return the modules whose units cancel to so little that rounding leaves too much of the update open."""
+    relative, absolute = _coarsest([adapter.dtype])
+    found = []
+    for module, factors in adapter.items():
+        units = [_exponent([factors.A]), _exponent([factors.B])]
+        scaled = LoraFactors(factors.A.double() * 2.0 ** -units[0], factors.B.double() * 2.0 ** -units[1])
+        scale = adapter.scale(module)
+        doubt = _doubt(scaled, relative, absolute, 1.0 if scale is None else scale, units)
+        norm = float(frobenius_norm(scaled))
+        if norm and doubt > norm * min(_MOST_OPEN, _MOST_CANCELLING * relative):
+            found.append(module)
+    return found
 
 
 def identical(x: LoraFactors, y: LoraFactors) -> bool:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import os
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import click
 
 from ..exceptions import LorakitError, Setting
+from ._streams import discard, open_missing, say_aside
 
 # 1 is an answer: no, of diff and verify. 70 is what sysexits.h has for an error in the program itself.
 _USER, _BUG, _INTERRUPTED, _BROKEN_PIPE = 2, 70, 130, 141
+_REPORT = "This is a bug in lorakit. Please report it with the output of the same command under --debug."
 _DEBUG = "lorakit.debug"  # in click's meta, which a command shares with its group
 
 # What a remedy asks for is an argument of the library; here it is an option, by the same name but for these.
@@ -50,40 +50,39 @@ class Commands(click.Group):
         try:
             with _plain_warnings(), _noted(interrupts):
                 _require_current_folder()
-                result = super().invoke(ctx)
-                sys.stdout.flush()  # a reader that has gone away shows here, and not when Python shuts down
-            return result
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
+                return super().invoke(ctx)
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):
             raise
-        except BrokenPipeError:
-            _discard_stdout()
-            ctx.exit(_BROKEN_PIPE)
         except Exception as error:
             if interrupts:  # torch, while it is imported, turns it into other errors
                 raise KeyboardInterrupt from error
             if ctx.meta.get(_DEBUG):
                 traceback.print_exc()
-            _say("error", message(error))
+            say_error(error)
             if not _is_users(error):
-                click.echo(
-                    "This is a bug in lorakit. Please report it with the output of the same command under --debug.",
-                    err=True,
-                )
+                say_aside(_REPORT)
             ctx.exit(_USER if _is_users(error) else _BUG)
 
     def main(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Parse, run, exit."""
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is no error
+        open_missing()
         try:
-            code = cast(Any, super()).main(*args, **kwargs | {"standalone_mode": False})
+            code = cast(Any, super()).main(*args, **kwargs | {"standalone_mode": False}) or 0
+            sys.stdout.flush()  # what cannot be written shows here, and not when Python shuts down
         except click.Abort:  # click's name for KeyboardInterrupt
-            click.echo("lorakit: interrupted", err=True)
+            say_aside("lorakit: interrupted")
             code = _INTERRUPTED
         except click.ClickException as error:
             _show_usage(error)
             code = error.exit_code
-        sys.exit(code or 0)
+        except (BrokenPipeError, SystemExit):  # the latter is what click makes of the former
+            discard(sys.stdout)
+            code = _BROKEN_PIPE
+        except OSError as error:
+            discard(sys.stdout)
+            say_aside(f"stdout cannot be written: {error.strerror}", kind="error")
+            code = _USER
+        sys.exit(code)
 
 
 def _require_current_folder() -> None:
@@ -107,12 +106,28 @@ def parameters_checked() -> Iterator[None]:
 
 def say_error(error: Exception) -> None:
     """Report an error and go on."""
-    _say("error", message(error))
+    say_aside(message(error), kind="error")
 
 
 def _is_users(error: Exception) -> bool:
-    # By name, because importing torch for its OutOfMemoryError would take seconds.
-    return isinstance(error, (ValueError, OSError, ImportError, MemoryError)) or "OutOfMemory" in type(error).__name__
+    return isinstance(error, (ValueError, OSError, ImportError)) or _shortage(error) is not None
+
+
+def _shortage(error: Exception) -> str | None:
+    """Say what the machine has too little of, if that is what an error is about.
+
+    By names and texts: torch and the C++ library raise plain RuntimeErrors for it, and importing torch for its
+    OutOfMemoryError would take seconds.
+    """
+    text = str(error)
+    memory = ("DefaultCPUAllocator", "std::bad_alloc", "not enough memory", "Cannot allocate memory")
+    if isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
+        return "out of memory"
+    if isinstance(error, RuntimeError) and any(sign in text for sign in memory):
+        return "out of memory"
+    if isinstance(error, RuntimeError) and ("start new thread" in text or "Resource temporarily unavailable" in text):
+        return "no more threads can be started"
+    return None
 
 
 def message(error: Exception) -> str:
@@ -121,8 +136,8 @@ def message(error: Exception) -> str:
     text = text or type(error).__name__
     if not _is_users(error):
         text = f"{type(error).__name__}: {text}"
-    elif isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__:
-        text = f"out of memory: {text}; use fewer --jobs, or --device cpu"
+    elif (shortage := _shortage(error)) is not None:
+        text = f"{shortage}: {text}; use fewer --jobs, or --device cpu"
     notes = [note for note in getattr(error, "__notes__", ()) if note not in text]
     return f"{text} ({'; '.join(notes)})" if notes else text
 
@@ -141,23 +156,14 @@ def _option(setting: Setting) -> str:
     return f"pass --{setting.name.replace('_', '-')} {values}".rstrip()
 
 
-def _say(kind: str, text: str) -> None:
-    colour = "yellow" if kind == "warning" else "red"
-    line = " ".join(text.split())
-    # Not click.echo: while a progress bar is drawn, sys.stderr is rich's, which prints above the bar.
-    head = click.style(kind, fg=colour, bold=True) if sys.stderr.isatty() and "NO_COLOR" not in os.environ else kind
-    sys.stderr.write(f"lorakit: {head}: {line}\n")
-    sys.stderr.flush()
-
-
 def _show_usage(error: click.ClickException) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":  # `lorakit` alone; its message is the help
         error.show()
         return
-    _say("error", error.format_message())
+    say_aside(error.format_message(), kind="error")
     ctx = getattr(error, "ctx", None)
     if ctx is not None:
-        click.echo(f"Try '{ctx.command_path} --help'.", err=True)
+        say_aside(f"Try '{ctx.command_path} --help'.")
 
 
 @contextmanager
@@ -168,7 +174,7 @@ def _plain_warnings() -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if str(message) not in seen:
             seen.add(str(message))
-            _say("warning", str(message))
+            say_aside(str(message), kind="warning")
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning)
@@ -193,9 +199,3 @@ def _noted(interrupts: list[int]) -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def _discard_stdout() -> None:
-    # Python flushes stdout once more when it shuts down, and would complain.
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

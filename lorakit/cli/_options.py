@@ -10,7 +10,7 @@ import click
 
 from ..io.formats.registry import abouts
 from ._errors import debug_option
-from ._values import read_assignments, read_number_or_word, read_rank
+from ._values import FiniteNumber, read_assignments, read_padding, read_rank
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -51,13 +51,14 @@ reading_options = together(
                  show_default=True,
                  help="Weights trained beside the LoRA factors, such as a new head: refuse the adapter, leave them out "
                       "of the result, or put those of the first adapter that has some into it, unmerged."),
-    click.option("--assume-alpha", type=float, metavar="FLOAT", help="lora_alpha where an adapter's files lack it."),
+    click.option("--assume-alpha", type=FiniteNumber(), metavar="FLOAT",
+                 help="lora_alpha where an adapter's files lack it."),
     click.option("--allow-pickle", is_flag=True,
                  help="Read weights that are a pickle, such as adapter_model.bin; nothing in it is run."),
 )  # fmt: skip
 
 tolerance_option = click.option(
-    "--tolerance", type=click.FloatRange(min=0), metavar="FLOAT",
+    "--tolerance", type=FiniteNumber(min=0), metavar="FLOAT",
     help="Relative error up to which a module counts as the same.  "
          "[default: what rounding to the dtypes of the files can do to it]",
 )  # fmt: skip
@@ -98,7 +99,7 @@ file_options = together(
                  help="portable: one rank for all modules, padded with zeros; every reader of PEFT files gets it "
                       "right. compact: each module at its own rank; for PEFT itself.  "
                       f"[default: {_default_layouts()}]"),
-    click.option("--pad-to", metavar="N|server", callback=read_number_or_word,
+    click.option("--pad-to", metavar="N|server", callback=read_padding,
                  help="Rank to pad the portable layout to; server: the next one that vLLM takes as its largest.  "
                       "[default: no more than needed]"),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]),

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isfinite
 from typing import Any
 
-import click
+from ..files.printable import printable
+from ._streams import say
 
 
 def show_json(result: Mapping[str, Any]) -> None:
     """Print one JSON object."""
     # default=repr: a parameter may be anything that the user wrote
-    click.echo(json.dumps(result, indent=2, default=repr))
+    say(json.dumps(_finite(result), indent=2, default=repr, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    """Return a value with None for every number that JSON cannot say."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def show_run(result: Mapping[str, Any]) -> None:
@@ -37,17 +48,20 @@ def show_run(result: Mapping[str, Any]) -> None:
     about = "about " if result["dry_run"] else ""
     scale = result["parameters"].get("scale")
     how = result["method"] if scale is None else f"{result['method']}, scale {scale}"
-    click.echo(
+    say(
         f"\n{how} | rank {ranks_text(result['rank_out'])} | {result['modules']} modules | "
         f"{bytes_text(result['bytes_in'])} in, {about}{bytes_text(result['bytes_out'])} out | "
         f"{result['seconds']:.1f} s"
     )
     end = "dry run, nothing written; would write" if result["dry_run"] else "wrote"
-    click.echo(f"{end} {result['output']} ({result['dtype']}, {result['layout']})")
+    say(f"{end} {result['output']} ({result['dtype']}, {result['layout']})")
 
 
 def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> None:
-    """Print a table on stdout whose first ``left`` columns hold words and the others numbers."""
+    """Print a table on stdout whose first ``left`` columns hold words and the others numbers.
+
+    What is not printable in a cell is escaped.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -56,10 +70,14 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: in
     console = Console(markup=False, emoji=False, highlight=False, width=None if sys.stdout.isatty() else 10_000)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i, title in enumerate(titles):
-        table.add_column(title, justify="left" if i < left else "right", overflow="fold")
+        table.add_column(printable(title), justify="left" if i < left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        table.add_row(*map(printable, row))
+    with console.capture() as drawn:
+        console.print(table)
+    # Not by rich, which would end the process where the reader of a pipe has gone away
+    sys.stdout.write(drawn.get())
+    sys.stdout.flush()
 
 
 def ranks_text(ranks: Sequence[int]) -> str:

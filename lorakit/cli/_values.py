@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 from difflib import get_close_matches
+from math import isfinite
 from typing import Any
 
 import click
 
+_LARGEST_RANK = 100_000  # above the width of any layer; a factor of that many rows still fits into memory
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 
 
@@ -25,6 +27,30 @@ def parse_value(text: str) -> Any:
         return ast.literal_eval(text)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
+
+
+class FiniteNumber(click.FloatRange):
+    """A number that is neither infinite nor NaN, which click's own range lets pass."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read the number, or fail with what it should be."""
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value!r} is not a finite number.", param, ctx)
+        return number
+
+
+def read_padding(ctx: click.Context, param: click.Parameter, given: str | None) -> int | str | None:
+    """Read a rank or the word ``server``."""
+    if given is None or given == "server":
+        return given
+    try:
+        rank = int(given)
+    except ValueError:
+        rank = 0
+    if not 1 <= rank <= _LARGEST_RANK:
+        raise click.BadParameter(f"{given!r} is neither server nor a rank from 1 to {_LARGEST_RANK}", ctx, param)
+    return rank
 
 
 def nearest(word: str, known: list[str]) -> str:

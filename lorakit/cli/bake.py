@@ -13,6 +13,7 @@ import click
 
 from ._errors import debug_option
 from ._options import json_option, output_option, reading_options, strict_option
+from ._streams import say
 
 if TYPE_CHECKING:
     from ..checkpoints import Baked
@@ -151,13 +152,13 @@ def _show(report: Mapping[str, Any]) -> None:
         ],
         left=1,
     )
-    click.echo(f"\nchanges {report['tensors_changed']} of the {report['tensors']} tensors of {report['base']}")
+    say(f"\nchanges {report['tensors_changed']} of the {report['tensors']} tensors of {report['base']}")
     for name in report["tensors_added"]:
-        click.echo(f"adds {name}, which the base shares with its embedding")
+        say(f"adds {name}, which the base shares with its embedding")
     if report["left_out"]:
-        click.echo(f"leaves out, as other copies of the base's weights: {', '.join(report['left_out'])}")
+        say(f"leaves out, as other copies of the base's weights: {', '.join(report['left_out'])}")
     if report["worst"] is not None:
         worst = report["worst"]
-        click.echo(f"rounding took at most {worst['share']:.2g} of an update, in {worst['tensor']}")
+        say(f"rounding took at most {worst['share']:.2g} of an update, in {worst['tensor']}")
     end = "dry run, nothing written; would write" if report["dry_run"] else "wrote"
-    click.echo(f"{end} {report['output']}")
+    say(f"{end} {report['output']}")

@@ -11,6 +11,7 @@ import click
 
 from ._errors import debug_option
 from ._options import file_options, json_option, reading_options
+from ._streams import say
 
 if TYPE_CHECKING:
     from .. import Adapter
@@ -84,7 +85,7 @@ def convert(
     save_adapter(made, output, format=target, layout=layout, pad_to=pad_to, dtype=stored, overwrite=overwrite)
     written = load_adapter(output, format=target, modules_to_save=reading.get("modules_to_save", "refuse"))
     found, totals = differences(written, made, dtypes=([stored], [stored, adapter.dtype]))
-    lost = [d.module for d in found if not d.same]
+    lost = [d.module for d in found if not (d.same or d.unsure)]
     if lost:
         raise RuntimeError(f"{output}: was written, and holds other updates than {path} in {', '.join(lost[:3])}")
     worst = max(found, key=lambda d: d.relative_error or 0.0)
@@ -148,11 +149,11 @@ def _show(report: Mapping[str, Any]) -> None:
         left=3,
     )
     if report["identical"]:
-        click.echo("\nRead back and compared: the same factors, bit for bit.")
+        say("\nRead back and compared: the same factors, bit for bit.")
     else:
         worst = report["worst_module"]
-        click.echo(
+        say(
             f"\nRead back and compared: relative error of the update {report['relative_error']:.2g}; "
             f"at most {worst['relative_error']:.2g}, in {worst['module']}"
         )
-    click.echo(f"wrote {report['output']} ({report['dtype']}, {report['layout']})")
+    say(f"wrote {report['output']} ({report['dtype']}, {report['layout']})")

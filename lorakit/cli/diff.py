@@ -9,8 +9,9 @@ import click
 
 from ._errors import debug_option
 from ._options import jobs_option, json_option, reading_options, tolerance_option
+from ._streams import say
 
-DIFFERENT = 1
+DIFFERENT, CANNOT_TELL = 1, 3
 
 
 @click.command(
@@ -20,7 +21,7 @@ Examples:
   lorakit diff law/ law-pruned/ --tolerance 0.1
   lorakit diff law/ law.safetensors --all --json
 
-Exit codes: 0 the same; 1 different; 2 wrong usage or unreadable input."""
+Exit codes: 0 the same; 1 different; 2 wrong usage or unreadable input; 3 cannot tell."""
 )
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
@@ -48,6 +49,8 @@ def diff(
     different ranks, scales, layouts or dtypes are the same. A module that only one of them has is a zero update in the
     other. Files of different formats are compared where their names for modules can be converted exactly.
 
+    Where huge units cancel to a small update, rounding could explain any difference; then the answer is "cannot tell".
+
     The relative error is the norm of the difference over the larger norm of the two updates.
     """
     from .. import load_adapters
@@ -64,6 +67,7 @@ def diff(
         "a": first,
         "b": second,
         "same": totals.same,
+        "unsure": totals.unsure,
         "identical": totals.identical,
         "relative_error": totals.relative_error,
         "tolerance": tolerance,
@@ -75,22 +79,27 @@ def diff(
         show_json(report)
     else:
         _show(report)
-    ctx.exit(0 if totals.same else DIFFERENT)
+    ctx.exit(0 if totals.same else CANNOT_TELL if totals.unsure else DIFFERENT)
 
 
 def _show(report: Mapping[str, Any]) -> None:
     show_differences(report["differences"], names=("A", "B"))
     if report["differences"]:
-        click.echo()
+        say()
     count = report["modules"]
     if report["identical"]:
-        click.echo(f"The same factors, bit for bit, in all {count} modules.")
+        say(f"The same factors, bit for bit, in all {count} modules.")
     elif report["same"]:
-        click.echo(f"The same updates in all {count} modules: relative error {report['relative_error']:.2g}.")
+        say(f"The same updates in all {count} modules: relative error {report['relative_error']:.2g}.")
+    elif report["unsure"]:
+        say(
+            f"Cannot tell: in {report['modules_different']} of {count} modules huge units cancel to a small update, "
+            "and rounding could explain the difference."
+        )
     else:
         error = report["relative_error"]
         over_all = "" if error is None else f"; over all modules the relative error is {error:.2g}"
-        click.echo(f"Different updates in {report['modules_different']} of {count} modules{over_all}.")
+        say(f"Different updates in {report['modules_different']} of {count} modules{over_all}.")
 
 
 def show_differences(rows: list[Mapping[str, Any]], *, names: tuple[str, str]) -> None:
@@ -104,7 +113,7 @@ def show_differences(rows: list[Mapping[str, Any]], *, names: tuple[str, str]) -
         [
             (
                 row["module"],
-                row["note"] or ("same" if row["same"] else "different"),
+                row["note"] or ("same" if row["same"] else "cannot tell" if row["unsure"] else "different"),
                 "-" if row["relative_error"] is None else f"{row['relative_error']:.2g}",
                 f"{row['tolerance']:.2g}",
                 number_text(row["cosine"]),

@@ -11,6 +11,7 @@ import click
 
 from ._errors import debug_option, parameters_checked
 from ._options import device_option, file_options, jobs_option, json_option, output_option
+from ._streams import say
 from ._values import read_rank
 
 _SHOWN = 12
@@ -147,15 +148,15 @@ def _show(report: Mapping[str, Any]) -> None:
         left=1,
     )
     if len(modules) > _SHOWN:
-        click.echo(f"and {len(modules) - _SHOWN} more, of which more is kept")
+        say(f"and {len(modules) - _SHOWN} more, of which more is kept")
     for tensor in report["left_out"][:_SHOWN]:
         share = "" if tensor["share"] is None else f", {tensor['share']:.2g} of all changes"
-        click.echo(f"left out: {tensor['tensor']} ({tensor['why']}{share})")
+        say(f"left out: {tensor['tensor']} ({tensor['why']}{share})")
     if len(report["left_out"]) > _SHOWN:
-        click.echo(f"left out: and {len(report['left_out']) - _SHOWN} more; --json shows all")
-    click.echo(
+        say(f"left out: and {len(report['left_out']) - _SHOWN} more; --json shows all")
+    say(
         f"\n{len(modules)} modules, rank {ranks_text(report['rank'])}: {report['kept']:.4f} of the energy of their "
         f"changes is kept; rounding alone would make {report['rounding']:.1g} of it"
     )
     end = "dry run, nothing written; would write" if report["dry_run"] else "wrote"
-    click.echo(f"{end} {report['output']} ({report['dtype']})")
+    say(f"{end} {report['output']} ({report['dtype']})")

@@ -10,6 +10,7 @@ import click
 
 from ._errors import debug_option
 from ._options import adapters_argument, json_option, reading_options
+from ._streams import say
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
@@ -120,9 +121,9 @@ def _show(report: Mapping[str, Any]) -> None:
         _show_wrong(row)
         if row["renaming"]:
             old, new = next(iter(row["renaming"].items()))
-            click.echo(f"{row['name']}: would fit under other names, such as {new} for {old}: --rename OUT writes it")
+            say(f"{row['name']}: would fit under other names, such as {new} for {old}: --rename OUT writes it")
     if report["renamed"]:
-        click.echo(f"wrote {report['renamed']}, which fits")
+        say(f"wrote {report['renamed']}, which fits")
 
 
 def _show_wrong(row: Mapping[str, Any]) -> None:
@@ -132,6 +133,6 @@ def _show_wrong(row: Mapping[str, Any]) -> None:
     ]
     lines += [f"{module}: {why}" for module, why in row["differing"].items()]
     for line in lines[:_SHOWN]:
-        click.echo(f"{row['name']}: {line}")
+        say(f"{row['name']}: {line}")
     if len(lines) > _SHOWN:
-        click.echo(f"{row['name']}: and {len(lines) - _SHOWN} more; --json shows all")
+        say(f"{row['name']}: and {len(lines) - _SHOWN} more; --json shows all")

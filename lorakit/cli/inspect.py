@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import click
 
 from ._errors import debug_option, message, say_error
 from ._options import adapters_argument, json_option, reading_options
+from ._streams import say
 
 if TYPE_CHECKING:
     from .. import Adapter
@@ -60,8 +62,7 @@ def inspect(
     for path, name in zip(paths, names or distinct_names([spoken_path(path) for path in paths]), strict=True):
         try:
             adapter = load_adapter(path, name=name, **reading)
-            for module in adapter:
-                adapter[module]  # raises if it is damaged or not finite
+            _warn_of_cancelling(adapter)  # reads every module, and raises if one is damaged or not finite
             opened.append(adapter)
         except (ValueError, OSError) as error:
             say_error(error)
@@ -78,6 +79,19 @@ def inspect(
         _show(report)
     if unreadable:
         ctx.exit(2)
+
+
+def _warn_of_cancelling(adapter: Adapter) -> None:
+    from ._differences import cancelling
+
+    modules = cancelling(adapter)
+    if modules:
+        warnings.warn(
+            f"{adapter.name}: the units of {len(modules)} modules are so large and cancel to so small an update that "
+            f"rounding swamps it, such as in {modules[0]!r}; what it does depends on the program that computes it",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _show(report: Mapping[str, Any]) -> None:
@@ -104,18 +118,18 @@ def _show(report: Mapping[str, Any]) -> None:
     )
     for row in rows:
         if "servers" in row:
-            click.echo(f"\n{row['name']}, rank {ranks_text([int(rank) for rank in row['ranks']])}:\n")
+            say(f"\n{row['name']}, rank {ranks_text([int(rank) for rank in row['ranks']])}:\n")
             _show_servers(row["servers"])
     if "mergeable" not in report:
         return
     if not report["mergeable"]:
-        click.echo(f"\nThey cannot be merged with one another: {report['reason']}")
+        say(f"\nThey cannot be merged with one another: {report['reason']}")
         return
     equal = report["equal_ranks"]
     some = "by every method" if equal else "by methods that take different ranks"
-    click.echo(f"\nThey can be merged with one another, {some} (see `lorakit methods`).")
+    say(f"\nThey can be merged with one another, {some} (see `lorakit methods`).")
     if report["cosines"] is not None:
-        click.echo("\nCosines between their updates:\n")
+        say("\nCosines between their updates:\n")
         names = [row["name"] for row in rows]
         cells = [(name, *map(number_text, cosines)) for name, cosines in zip(names, report["cosines"], strict=True)]
         show_table(("", *names), cells, left=1)
@@ -126,8 +140,8 @@ def _show_servers(checks: Sequence[Mapping[str, Any]]) -> None:
 
     cells = [(check["server"], check["version"], check["loads"], check["setting"] or "-") for check in checks]
     show_table(("server", "as of", "loads it", "with"), cells, left=4)
-    click.echo()
+    say()
     for check in checks:
         for line in [*check["reasons"], *(f"note: {note}" for note in check["notes"])]:
-            click.echo(f"{check['server']}: {line}")
-    click.echo("Rules read in the source of these versions; what depends on the served model cannot be known here.")
+            say(f"{check['server']}: {line}")
+    say("Rules read in the source of these versions; what depends on the served model cannot be known here.")

@@ -10,6 +10,7 @@ import click
 from ._distill import METHOD
 from ._errors import debug_option
 from ._options import json_option
+from ._streams import say
 
 if TYPE_CHECKING:
     from ..discovery import MethodInfo
@@ -53,7 +54,7 @@ def _show(found: dict[str, list[MethodInfo]]) -> None:
     from ._report import show_table
 
     for kind, infos in found.items():
-        click.echo(f"{kind}: lorakit {kind.removesuffix('rs')} --method METHOD\n")
+        say(f"{kind}: lorakit {kind.removesuffix('rs')} --method METHOD\n")
         rows = []
         for info in infos:
             needs = "equal" if info.needs_equal_ranks else "any"
@@ -61,12 +62,12 @@ def _show(found: dict[str, list[MethodInfo]]) -> None:
             about = _needs(info)
             rows.append((info.method, info.name, needs, kept, info.paper or "", about + info.summary))
         show_table(("method", "class", "ranks", "keeps", "paper", "what it does"), rows, left=6)
-        click.echo("\nparameters: --param NAME=VALUE\n")
+        say("\nparameters: --param NAME=VALUE\n")
         width = max(len(info.method) for info in infos)
         for info in infos:
             own = {name: value for name, value in info.parameters.items() if name not in OWN_OPTIONS}
             shown = ", ".join(f"{name}={value}" for name, value in own.items()) or "-"
             if info.spaces:
                 shown += f"  (spaces: {', '.join(info.spaces)})"
-            click.echo(f"{info.method:<{width}}  {shown}")
-        click.echo()
+            say(f"{info.method:<{width}}  {shown}")
+        say()

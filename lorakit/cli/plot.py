@@ -10,6 +10,8 @@ import click
 
 from ._errors import debug_option
 from ._options import adapters_argument, jobs_option, reading_options
+from ._streams import say
+from ._values import FiniteNumber
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,8 +35,8 @@ def _common(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE",
                      help="Picture to make; .png, .svg or .pdf."),
         click.option("--overwrite", is_flag=True, help="Replace a file that is there."),
-        click.option("--width", type=click.FloatRange(min=1, max=40), metavar="INCHES", help="Of the picture."),
-        click.option("--height", type=click.FloatRange(min=1, max=40), metavar="INCHES", help="Of the picture."),
+        click.option("--width", type=FiniteNumber(min=1, max=40), metavar="INCHES", help="Of the picture."),
+        click.option("--height", type=FiniteNumber(min=1, max=40), metavar="INCHES", help="Of the picture."),
         click.option("--dpi", type=click.IntRange(min=30, max=1200), default=150, show_default=True,
                      help="Dots an inch, of a PNG."),
         reading_options,
@@ -232,7 +234,7 @@ def _save(
         draw(adapters, figure.subplots())
         save_picture(figure, output, overwrite=overwrite, dpi=dpi)
     if not quiet:
-        click.echo(f"wrote {output}")
+        say(f"wrote {output}")
 
 
 def _largest_rank(infos: Any) -> int:

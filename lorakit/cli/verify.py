@@ -9,6 +9,7 @@ import click
 
 from ._errors import debug_option
 from ._options import device_option, jobs_option, json_option, reading_options, tolerance_option
+from ._streams import say
 
 if TYPE_CHECKING:
     from .. import Adapter
@@ -80,8 +81,11 @@ def verify(
     Of a model that `lorakit bake` made, give the base and then the adapters: every tensor must be the same, bit for
     bit. Of an adapter that `lorakit extract` made, give the tuned model and its base.
 
-    The answer is "cannot tell" where there is no record, or it names something that cannot be done again: a method of
-    another version, a clusterer or data of the user's own, random numbers without a seed.
+    Extra weights that RESULT carries, its config and the base model that it names are compared too.
+
+    The answer is "cannot tell" where there is no record, or it names something that cannot be done again: a method that
+    this version lacks, a clusterer or data of the user's own, random numbers without a seed, more work than its sources
+    could have needed. A result of another version of lorakit may differ because that version computed otherwise.
     """
     from .. import load_adapter
     from ..checkpoints.baked_record import baked_record
@@ -91,7 +95,7 @@ def verify(
 
     if names and len(names) != len(sources):
         raise click.UsageError(f"--name must be given {len(sources)} times, once for each source")
-    report: dict[str, Any] = {"command": "verify", "result": merged, "verdict": None, "reason": None}
+    report: dict[str, Any] = {"command": "verify", "result": merged, "verdict": None, "reason": None, "remark": None}
     baked = baked_record(merged)
     try:
         if baked is not None:
@@ -99,7 +103,16 @@ def verify(
         else:
             result = load_adapter(merged, **reading)
             given = _given(result, sources, names, reading)
-            verdict = _answer(report, result, sources, given, tolerance=tolerance, device=device, n_jobs=jobs)
+            verdict = _answer(
+                report,
+                result,
+                sources,
+                given,
+                tolerance=tolerance,
+                dropped=reading["modules_to_save"] == "drop",
+                device=device,
+                n_jobs=jobs,
+            )
     except CannotTell as error:
         verdict = CANNOT_TELL
         report["reason"] = str(error)
@@ -134,6 +147,7 @@ def _answer(
     given: list[Adapter] | None,
     *,
     tolerance: float | None,
+    dropped: bool,
     device: str | None,
     n_jobs: int | None,
 ) -> int:
@@ -143,6 +157,7 @@ def _answer(
     from ..files.safetensors import FLOAT_NAMES
     from ..io.formats.record import operation_text
     from ._checkpoints import extracted_again
+    from ._contents import other_than_made
     from ._differences import differences
     from ._progress import progress_bar
     from ._rebuild import CannotTell
@@ -171,6 +186,7 @@ def _answer(
         tolerance=tolerance,
         dtypes=([result.dtype, *before], [again.dtype]),
         stored_as=result.dtype,
+        trusted=True,
         n_jobs=n_jobs,
     )
     found.sort(key=lambda d: (d.same, -(float("inf") if d.relative_error is None else d.relative_error)))
@@ -182,15 +198,19 @@ def _answer(
         "modules": len(found),
         "modules_different": sum(not d.same for d in found),
         "differences": [d.row() for d in found if not d.same],
+        "other_than_made": [] if given is None else other_than_made(result, again, dropped=dropped),
+        "sources_differ": [row["name"] for row in report.get("sources", ()) if row["matched_by"] != "sha256"],
     }
-    if totals.same:
+    if totals.unsure and not report["other_than_made"]:
+        raise CannotTell(
+            f"in {report['modules_different']} modules huge units cancel to a small update, and rounding could explain "
+            "the difference"
+        )
+    if totals.same and not report["other_than_made"]:
         return YES
     made_by = record["versions"]["lorakit"]
     if made_by != __version__:
-        raise CannotTell(
-            f"it was made by lorakit {made_by}, and lorakit {__version__} makes something else of these "
-            "sources; ask that version"
-        )
+        report["remark"] = f"it says that lorakit {made_by} made it, and this is {__version__}; ask that version too"
     return NO
 
 
@@ -229,8 +249,8 @@ def _show(report: Mapping[str, Any]) -> None:
 
     if report.get("operations"):
         for i, operation in enumerate(dict.fromkeys(report["operations"]), start=1):
-            click.echo(f"{i}. {operation}")
-        click.echo()
+            say(f"{i}. {operation}")
+        say()
     if report.get("sources"):
         show_table(
             ("source", "sha256", "given", "matched by", "config"),
@@ -246,22 +266,27 @@ def _show(report: Mapping[str, Any]) -> None:
             ],
             left=5,
         )
-        click.echo()
+        say()
     if report.get("unused"):
-        click.echo(f"Given, and not a source: {', '.join(report['unused'])}\n")
-    if report.get("differences"):
+        say(f"Given, and not a source: {', '.join(report['unused'])}\n")
+    if report["verdict"] == "no" and "differences" in report:
         show_differences(report["differences"], names=("stored", "made again"))
-        click.echo()
-    click.echo(f"{report['verdict']}: {report['reason'] or _finding(report)}")
+        say("\n".join([*([""] if report["differences"] else []), *report["other_than_made"]]))
+    remark = f" ({report['remark']})" if report["remark"] else ""
+    say(f"{report['verdict']}: {report['reason'] or _finding(report)}{remark}")
 
 
 def _finding(report: Mapping[str, Any]) -> str:
     count = report["modules"]
     if report["verdict"] == "no":
         different = report["modules_different"]
+        if not different:
+            return f"the updates of {report['result']} are what these sources give, and what is beside them is not"
         return f"{different} of {count} modules of {report['result']} are not what these sources give"
+    differ = report["sources_differ"]
+    others = f"; {', '.join(map(repr, differ))} by other files than the record names, by their hashes" if differ else ""
     if report["identical"]:
         rounded = f" once rounded to {report['dtype']}" if report["relative_error"] else ""
-        return f"the same factors, bit for bit{rounded}, in all {count} modules"
+        return f"the same factors, bit for bit{rounded}, in all {count} modules{others}"
     before = f"; it says that it was stored as {', '.join(report['rounded_to'])} before" if report["rounded_to"] else ""
-    return f"the same updates in all {count} modules, relative error {report['relative_error']:.2g}{before}"
+    return f"the same updates in all {count} modules, relative error {report['relative_error']:.2g}{before}{others}"

@@ -132,7 +132,8 @@ def replaced_file(path: Path, *, overwrite: bool) -> Iterator[Path]:
 def _scratch(path: Path) -> Iterator[Path]:
     made = [folder for folder in path.parents if not folder.exists()]
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(made):  # not parents=True, which calls itself for each folder
+            folder.mkdir(exist_ok=True)
         with scratch_beside(path) as scratch:
             yield scratch
             _sync_folder(path.parent)

@@ -12,6 +12,7 @@ from ..exceptions import CorruptFileError, LorakitError, UnsafeFileError
 from ._scratch import being_written, half_replaced
 
 FileStamp = tuple[int, int]  # size and mtime_ns
+FileVersion = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode: no program can set the third back
 
 _LOOKS = 100  # a hundredth of a second apart, while somebody writes what is missing
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
@@ -67,6 +68,17 @@ def stamp(path: Path) -> FileStamp:
             expected="a file on disk, copy it to one first",
         )
     return status.st_size, status.st_mtime_ns
+
+
+def file_version(path: Path | None) -> FileVersion | None:
+    """Return what tells one version of a file from another on one machine; None if there is no such file."""
+    if path is None:
+        return None
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def require_unchanged(path: Path, expected: FileStamp) -> None:

@@ -172,9 +172,10 @@ def _checked(path: Path, found: Any, size: int) -> dict[str, Tensor]:
         reason = wrong_name(name)
         if reason is not None:
             raise CorruptFileError(f"{name[:60]!a}... is {reason}", path=path, remedy="save it under another name")
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.device.type != "cpu":
             raise UnsupportedAdapterError(
-                f"{name!r} is a {tensor.layout} tensor on {tensor.device}, quantized: {tensor.is_quantized}",
+                f"{name!r} is a {tensor.layout} tensor on {tensor.device}, quantized: "
+                f"{tensor.is_quantized}, nested: {tensor.is_nested}",
                 path=path,
                 expected="a dense one",
                 remedy="convert it (tensor.to_dense(), dequantize())",

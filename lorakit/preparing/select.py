@@ -13,6 +13,7 @@ from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..base import BaseTransformer
 from ..factors import LoraFactors
+from ..files.expressions import matcher
 
 Chooser = str | Iterable[str] | Callable[[str], bool]
 
@@ -31,7 +32,8 @@ class ModuleSelector(BaseTransformer):
         Modules to drop from those, given in the same way. None drops none.
     syntax : {'glob', 'regex'}, default='glob'
         How patterns are written. Both must match the whole name. 'glob': ``*`` stands for any characters, dots too,
-        ``?`` for one, ``[ab]`` for one of those; case matters. 'regex': a regular expression of Python.
+        ``?`` for one, ``[ab]`` for one of those; case matters. 'regex': a regular expression in Python's syntax that
+        does not look ahead or behind and does not refer to groups, so that matching takes bounded time.
 
     Attributes
     ----------
@@ -113,8 +115,11 @@ class ModuleSelector(BaseTransformer):
         if callable(chooser):
             return chooser
         patterns = [chooser] if isinstance(chooser, str) else list(chooser or ())
-        compiled = [re.compile(translate(p) if self.syntax == "glob" else p) for p in patterns]
-        return lambda module: any(pattern.fullmatch(module) for pattern in compiled)
+        if self.syntax == "glob":  # translated so that matching never goes back
+            compiled = [re.compile(translate(pattern)) for pattern in patterns]
+            return lambda module: any(pattern.fullmatch(module) for pattern in compiled)
+        matchers = [matcher(pattern) for pattern in patterns]
+        return lambda module: any(matches(module) for matches in matchers)
 
     def _change_module(self, updates: list[LoraFactors], module: str, prepared: Any, seed: int) -> list[LoraFactors]:
         return updates  # modules that are kept stay as they are

@@ -138,3 +138,64 @@ def test_a_name_that_the_terminal_cannot_show(tasks):
     result = CliRunner(charset="ascii").invoke(main, ["inspect", tasks[0], "--name", "médecine"])
     assert result.exit_code == 0
     assert "m\\xe9decine" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("alloc_cpu.cpp:127: DefaultCPUAllocator: can't allocate memory"),
+            "out of memory",
+        ),
+        (RuntimeError("std::bad_alloc"), "out of memory"),
+        (RuntimeError("can't start new thread"), "no more threads can be started"),
+    ],
+)
+def test_what_the_machine_lacks_is_no_bug(lorakit_, tasks, out, monkeypatch, error, said):
+    monkeypatch.setattr(lorakit.merging.lego, "reassemble", failing(error))
+    assert said in lorakit_("merge", *tasks, "-o", out, "-m", "lego", code=2).stderr
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        *(["--pad-to", rank] for rank in ("1e9", "1e30", "[8]", "0", "1000000000", "nan")),
+        ["-k", "mean:1e308"],
+        ["-k", "mean:inf"],
+        ["--tolerance", "inf"],
+        ["--tolerance", "nan"],
+        ["--assume-alpha", "nan"],
+        ["--assume-alpha", "inf"],
+    ],
+    ids=" ".join,
+)
+def test_numbers_that_are_none(lorakit_, tasks, out, args):
+    command = ["diff", *tasks[:2]] if args[0] == "--tolerance" else ["merge", *tasks, "-o", out, "-m", "svd"]
+    assert "lorakit: error: " in lorakit_(*command, *args, code=2).stderr
+    assert not out.exists()
+
+
+def test_a_folder_that_is_very_deep(lorakit_, tasks, tmp_path):
+    result = lorakit_("merge", *tasks, "-o", "/".join([str(tmp_path), *["d"] * 1900]), "-m", "svd", code=None)
+    assert result.exit_code in (0, 2)  # as far as the system allows
+    assert "bug in lorakit" not in result.output
+
+
+def test_json_has_no_numbers_that_json_lacks(lorakit_, tmp_path):
+    def strict(text):
+        raise AssertionError(text)
+
+    huge = make_adapters(1, dtype=torch.float64, random_state=0)[0]
+    huge = type(huge)({module: factors.scaled(1e300) for module, factors in huge.items()})
+    path = save_adapter(huge, tmp_path / "huge", dtype=torch.float64)
+    json.loads(lorakit_("diff", path, path, "--json").stdout, parse_constant=strict)
+    report = json.loads(lorakit_("inspect", path, "--json").stdout, parse_constant=strict)
+    assert report["adapters"][0]["dtype"] == "float64"
+
+
+def test_float64_factors_near_the_limit(lorakit_json, tmp_path):
+    """Their product is above any float64, so that norms of updates overflow."""
+    (huge,) = make_adapters(1, dtype=torch.float64, random_state=0)
+    huge = type(huge)({module: type(f)(f.A * 1e200, f.B * 1e200) for module, f in huge.items()})
+    path = save_adapter(huge, tmp_path / "huge", dtype=torch.float64)
+    assert lorakit_json("convert", path, "-o", tmp_path / "again")["identical"] is True

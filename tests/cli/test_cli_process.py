@@ -115,3 +115,23 @@ def test_a_deleted_current_folder(tmp_path):
     )
     assert done.returncode == 2, done.stderr
     assert done.stderr == "lorakit: error: the current folder was deleted; change to one that exists (cd)\n"
+
+
+def run_with(shell, *args):
+    """Run the command line under a shell that redirects its streams; return the exit code."""
+    command = f"{sys.executable} -m lorakit {' '.join(map(str, args))} {shell}"
+    return subprocess.run(["bash", "-c", command], check=False, capture_output=True, timeout=120).returncode
+
+
+@pytest.mark.parametrize("streams", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_or_full_streams_do_not_change_the_answer(lorakit_, tasks, out, streams):
+    lorakit_("merge", *tasks, "-o", out, "-m", "svd", "-k", 4)
+    assert run_with(streams, "verify", out, "--sources", *tasks) == 0
+    assert run_with(streams, "diff", tasks[0], tasks[1]) == 1
+    assert run_with(streams, "diff", tasks[0], "missing") == 2
+    assert run_with(streams, "merge", *tasks, "-o", out, "-m", "svd", "-k", 4, "--overwrite") == 0
+
+
+def test_what_cannot_be_printed_is_an_error(tasks):
+    assert run_with(">/dev/full", "diff", tasks[0], tasks[0]) == 2
+    assert run_with("--all | true; exit ${PIPESTATUS[0]}", "diff", tasks[0], tasks[0]) == 141

@@ -244,7 +244,6 @@ def edit_params(record, **changes):
         (lambda r: edit_params(r, weights=json.loads("[" * 500 + "]" * 500)), "nested too deeply"),
         (lambda r: r.update(operations=[{"text": "by hand", "inputs": []}]), "no estimator with its parameters"),
         (lambda r: r.update(result={"operation": 0, "output": 1}), "made 1 adapters"),
-        (lambda r: (r["versions"].update(lorakit="0.0.0"), edit_params(r, k=2)), "ask that version"),
     ],
 )
 def test_records_that_cannot_be_followed(lorakit_, verify, tasks, out, edit, reason):

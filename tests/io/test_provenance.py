@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 
 import pytest
 import torch
@@ -232,3 +233,21 @@ def test_a_record_that_cannot_be_used(changes, message):
 def test_a_text_that_is_no_record(text):
     with pytest.raises(ValueError, match="its record is"):
         read_record({KEY: text})
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
+@pytest.mark.parametrize("put_back", [False, True])
+def test_a_source_that_changes_after_it_was_read(paths, tmp_path, name, put_back):
+    """Its hash would be that of something else, also where the file's time was set back."""
+    merged = SVDMerger(k=4).fit(load_adapters(paths)).merged_
+    file = paths[1] / name
+    before = file.stat()
+    file.write_bytes(file.read_bytes())
+    if put_back:
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.warns(UserWarning, match="has changed since it was opened"):
+        out = save_adapter(merged, tmp_path / "out")
+    changed, same = ("sha256", "config_sha256")[:: 1 if name == WEIGHTS else -1]
+    source = record_at(out)["sources"][1]
+    assert source[changed] is None
+    assert source[same] == sha256(paths[1] / (CONFIG if name == WEIGHTS else WEIGHTS))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
@@ -22,7 +23,7 @@ from ..._version import __version__
 from ...adapters import Adapter, Made, Source, Step
 from ...exceptions import LorakitError
 from ...factors import dtype_name
-from ...files.checks import FileStamp, stamp
+from ...files.checks import FileVersion, file_version
 from ...files.safetensors import read_header
 from ._record_form import is_well_formed
 from ._record_v1 import upgraded
@@ -119,15 +120,39 @@ def _versions() -> dict[str, str]:
     }
 
 
-def file_digest(path: Path | None) -> str | None:
-    """Return the SHA-256 of a file, None if there is no such file; it is read once, a piece at a time."""
+def file_digest(path: Path | None, opened: FileVersion | None = None) -> str | None:
+    """Return the SHA-256 of a file; it is read once, a piece at a time.
+
+    Parameters
+    ----------
+    path : Path or None
+        The file.
+    opened : FileVersion, optional
+        Which version of it is meant. Defaults to the one that is there.
+
+    Returns
+    -------
+    str or None
+        None if there is no such file, or, with a warning, if it is no longer the version that is meant.
+    """
     if path is None or not path.is_file():
         return None
-    return _digest(path, stamp(path))
+    found = file_version(path)
+    if found is not None and opened in (None, found):
+        digest = _digest(path, found)
+        if file_version(path) == found:
+            return digest
+    warnings.warn(
+        f"{path}: has changed since it was opened, so the record of what is made from it names no hash of it; open it "
+        "again",
+        UserWarning,
+        stacklevel=2,
+    )
+    return None
 
 
 @lru_cache(maxsize=1024)
-def _digest(path: Path, _: FileStamp) -> str:
+def _digest(path: Path, _: FileVersion) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -169,8 +194,8 @@ def _source(source: Source) -> Record:
         return {"name": source.name, "sha256": None, "config_sha256": None, "in_memory": True}
     return {
         "name": source.name,
-        "sha256": file_digest(source.path),
-        "config_sha256": file_digest(source.config),
+        "sha256": file_digest(source.path, source.opened[0]),
+        "config_sha256": file_digest(source.config, source.opened[1]),
         "in_memory": False,
         **({} if source.hub is None else {"hub": source.hub}),
     }

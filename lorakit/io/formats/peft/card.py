@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ....adapters import Adapter
+from ....files.printable import printable
 from ..record import operation_text
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
@@ -27,7 +28,8 @@ def model_card(adapter: Adapter, record: Mapping[str, Any], *, rank: int) -> str
     table = ["| adapter | sha256 of its weights |", "|---|---|", *sources] if sources else ["None known."]
     done = dict.fromkeys(map(operation_text, record["operations"]))
     operations = [f"{i}. `{_line(text)}`" for i, text in enumerate(done, start=1)] or ["None."]
-    earlier = f", and {', '.join(record['rounded_to'])} before that" if record["rounded_to"] else ""
+    earlier = f", and {_line(', '.join(record['rounded_to']))} before that" if record["rounded_to"] else ""
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))
     lines = [
         *("---", *front, "---", ""),
         *(f"# {_line(adapter.name)}", ""),
@@ -36,12 +38,7 @@ def model_card(adapter: Adapter, record: Mapping[str, Any], *, rank: int) -> str
         *("", "## Sources", "", *table),
         *_extra_weights(adapter),
         *("", "## Operations", "", *operations),
-        *(
-            "",
-            "## Versions",
-            "",
-            ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items())),
-        ),
+        *("", "## Versions", "", _line(versions)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -70,8 +67,7 @@ def _digest(source: Mapping[str, Any]) -> str:
 
 
 def _line(text: str) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()  # names of files may be no text
-    return " ".join(text.split()).replace("`", "'")  # reprs of estimators wrap over lines
+    return printable(" ".join(text.split())).replace("`", "'")
 
 
 def _cell(text: str) -> str:
