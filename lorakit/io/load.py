@@ -23,7 +23,7 @@ from ..exceptions import (
     UnsupportedAdapterError,
 )
 from ..files._scratch import half_replaced
-from ..files.checks import HOW_TO_CONVERT, FileStamp, FileVersion, file_version, require_path, require_unchanged, stamp
+from ..files.checks import HOW_TO_CONVERT, FileStamp, require_path, require_unchanged, stamp
 from ..files.pickled import SUFFIXES
 from .formats._modules import FileModules, Stamps, Stored
 from .formats._unsupported import refuse_markers
@@ -109,7 +109,7 @@ def load_adapter(
         warnings.warn(note, UserWarning, stacklevel=2)
     named = _parts(spoken_path(path))[-1] if name is None else name
     reader = _reader(location, options, opened.modules)
-    source = Source(named, reader.weights, reader.config, hub, _versions(reader))
+    source = Source(named, reader.weights, reader.config, hub, reader.versions)
     provenance = replace(opened.provenance, sources=(source,))
     return Adapter.from_reader(reader, name=named, provenance=provenance)
 
@@ -146,19 +146,6 @@ def _reopen(path: str, options: ReadOptions, stamps: tuple[tuple[str, FileStamp]
     for file, expected in stamps:  # before anything is parsed: of another file the message would be puzzling
         require_unchanged(Path(file), expected)
     return _reader(Path(path), options, open_path(Path(path), options).modules)
-
-
-def _versions(reader: FileReader) -> tuple[FileVersion | None, FileVersion | None]:
-    """Return which versions of weights and config were opened; where one has changed since, one that no file has."""
-    stamps = {Path(path): seen for path, seen in reader.stamps}
-
-    def opened(path: Path | None) -> FileVersion | None:
-        found = file_version(path)
-        if found is None or path is None:
-            return found
-        return found if stamps.get(path, found[:2]) == found[:2] else (*stamps[path], 0, 0)
-
-    return opened(reader.weights), opened(reader.config)
 
 
 def open_path(path: Path, options: ReadOptions) -> Opened:
