@@ -119,6 +119,9 @@ class Provenance:
         the first of its sources that has some. They are carried, never merged.
     target_parameters : mapping of str to int
         What PEFT calls so: ends of the names of adapted parameters, and how many modules each was found in.
+    stored_as : tuple of str, default=('LoRA',)
+        The kinds of adapter that its files hold, such as 'LoHa'. All are read as factors A and B, and written as plain
+        LoRA.
     """
 
     format: str = "peft"
@@ -132,6 +135,7 @@ class Provenance:
     made: Made | None = field(default=None, repr=False, compare=False)
     extra_weights: ExtraWeights | None = None
     target_parameters: Mapping[str, int] = field(default_factory=dict)
+    stored_as: tuple[str, ...] = ("LoRA",)
 
     @property
     def origin(self) -> Source | Made | None:

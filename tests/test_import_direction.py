@@ -92,6 +92,7 @@ FLOORS = {
         "_record_v1",
         "record",
         "_pairs",
+        "kinds",
         "peft",
         "diffusers",
         "kohya",

@@ -7,6 +7,7 @@ import warnings
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from lorakit import load_adapter, save_adapter
 from lorakit.adapters import Adapter, ModuleKind
@@ -40,7 +41,17 @@ def samples(folder):
         path = save_adapter(adapter.with_provenance(format=name), folder / place, overwrite=True, **layout)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         found[name] = {file.name: file.read_bytes() for file in files if file.suffix != ".md"}
+    found["kinds"] = {"kinds.safetensors": save_tensors(other_kinds(rng))}
     return _Quiet(found)
+
+
+def other_kinds(rng):
+    """The tensors of modules of other kinds than plain LoRA, as LyCORIS writes them."""
+    loha = {f"hada_w{i}_{side}": shape for i in "12" for side, shape in {"a": (3, 2), "b": (2, 5)}.items()}
+    lokr = {"lokr_w1": (2, 3), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5), "alpha": ()}
+    conv = {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3), "lokr_w2_a": (1, 4), "lokr_w2_b": (1, 5), "lokr_t2": (1, 1, 3, 3)}
+    shapes = {"lora_unet_a": loha | {"alpha": ()}, "lora_unet_b": lokr, "lora_unet_c": conv}
+    return {f"{m}.{part}": torch.randn(s, generator=rng) for m, parts in shapes.items() for part, s in parts.items()}
 
 
 class _Quiet(dict):

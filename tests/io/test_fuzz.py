@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
-FORMATS = ("peft", "mlx", "kohya", "diffusers", "comfyui")
+FORMATS = ("peft", "mlx", "kohya", "diffusers", "comfyui", "kinds")
 # Whatever hangs meets the time limit of every test; a deadline would count what a busy machine does besides.
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NAMES = st.sampled_from(
     ["", ".", "..", "../../x", "/etc/x", "a" * 2000, "\x00", "\n", "\x1b[31m", "\ud800", "\u202e", "é", "q", "h.0.q",
      "lora_A.weight", ".lora_A.weight", "x.lora_B.weight", "unet.x.lora_A.weight", "lora_unet_x.alpha",
-     "lora_unet_x.lora_mid.weight", "x.lora_embedding_A", "x.dora_scale", "x.hada_w1_a", "__metadata__", "0"]
+     "lora_unet_x.lora_mid.weight", "x.lora_embedding_A", "x.dora_scale", "x.hada_w1_a",
+     "lora_unet_a.hada_t1", "lora_unet_b.lokr_w2", "lora_unet_c.lokr_w1", "__metadata__", "0"]
 )  # fmt: skip
 NUMBERS = st.sampled_from(
     [0, 1, 2, 3, 4, -1, 2**31, 2**63 - 1, 2**63, 2**64, 10**400, 0.5, 1e400, -0.0, 1e-320, float("nan"), True]
@@ -90,7 +91,7 @@ def test_headers(files, folder, data, format, changes):
 
 
 @FUZZ
-@given(data=st.data(), format=st.sampled_from(("diffusers", "comfyui", "kohya")))
+@given(data=st.data(), format=st.sampled_from(("diffusers", "comfyui", "kohya", "kinds")))
 def test_metadata(files, folder, data, format):
     """Formats of one file have their config in the header, as text that holds JSON."""
     name = weights_of(files[format])

@@ -335,8 +335,6 @@ POINTWISE = pair(down=(2, 5, 1, 1), up=(3, 2, 1, 1))
 SMALL = {MID: torch.zeros(2, 2, 3, 3)}
 INTS = torch.ones(3, 2, 3, dtype=torch.int8)
 BAD = {
-    "LoHa": ({f"{UNET}.hada_w1_a": torch.zeros(2, 2)}, UNSUPPORTED, "LoHa"),
-    "LoKr": ({f"{UNET}.lokr_w1": torch.zeros(2, 2)}, UNSUPPORTED, "LoKr"),
     "OFT": ({f"{UNET}.oft_blocks": torch.zeros(2, 2)}, UNSUPPORTED, "OFT"),
     "full": ({f"{UNET}.diff": torch.zeros(2, 2)}, UNSUPPORTED, "whole differences"),
     "norm": (pair() | {"lora_unet_norm.w_norm": torch.zeros(2)}, UNSUPPORTED, "normalisation"),

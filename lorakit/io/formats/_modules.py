@@ -39,6 +39,8 @@ class Stored(NamedTuple):
     expert : (int, int) or None
         Which of how many experts it is, if the tensors hold those of all. See
         :func:`~lorakit.files.tensors.read_expert`.
+    kind : str
+        The kind of adapter that the tensors are of.
     """
 
     keys: tuple[str, ...]
@@ -47,6 +49,7 @@ class Stored(NamedTuple):
     form: Form
     arguments: tuple[Any, ...] = ()
     expert: tuple[int, int] | None = None
+    kind: str = "LoRA"
 
 
 def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,6 +157,11 @@ class FileModules:
             expected="weights of a size that training gives",
             remedy="use an earlier checkpoint",
         )
+
+
+def kinds_of(stored: Mapping[str, Stored]) -> tuple[str, ...]:
+    """Return the kinds of adapter that modules are stored as, each once, in the order of the file."""
+    return tuple(dict.fromkeys(place.kind for place in stored.values()))
 
 
 def stored_dtype(header: Mapping[str, TensorInfo], stored: Mapping[str, Stored]) -> torch.dtype:

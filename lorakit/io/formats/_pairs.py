@@ -78,6 +78,8 @@ def read_pairs(
     header: Mapping[str, TensorInfo],
     options: ReadOptions,
     place_of: Callable[[str], Place | None],
+    *,
+    others: bool = False,
 ) -> tuple[dict[str, Pair], tuple[str, ...]]:
     """Join the keys of a file into pairs, and read the alphas.
 
@@ -91,6 +93,8 @@ def read_pairs(
         What the user chose about tensors that are no part of a LoRA.
     place_of : callable
         From a key to what it is; None for a key that is no part of a LoRA.
+    others : bool, default=False
+        Whether the file has modules of other kinds, so that it need not have pairs.
 
     Returns
     -------
@@ -133,7 +137,7 @@ def read_pairs(
             )
         if place.embedding:
             embeddings.add(place.module)
-    if not slots:
+    if not slots and not others:
         raise UnsupportedAdapterError(
             f"holds no LoRA factors: its first keys are {list(header)[:3]}",
             path=path,
@@ -141,7 +145,8 @@ def read_pairs(
         )
     if options.modules_to_save != "drop":
         refuse_extra_weights(path, extra_weights)
-    alphas = _read_alphas(path, opened, header, slots)
+    keys_of_alpha = {module: found["alpha"] for module, found in slots.items() if "alpha" in found}
+    alphas = read_alphas(path, opened, header, keys_of_alpha)
     pairs = {
         module: _pair(f"{path}: module {module!r}", keys, header, alphas.get(module), module in embeddings)
         for module, keys in slots.items()
@@ -188,10 +193,16 @@ def write_pairs(
     write_tensors(file, infos, tensors, metadata)
 
 
-def _read_alphas(
-    path: Path, opened: FileStamp, header: Mapping[str, TensorInfo], slots: Mapping[str, Mapping[str, str]]
+def read_alphas(
+    path: Path, opened: FileStamp, header: Mapping[str, TensorInfo], keys: Mapping[str, str]
 ) -> dict[str, float]:
-    keys = {module: found["alpha"] for module, found in slots.items() if "alpha" in found}
+    """Read the alphas of modules, given the key of each.
+
+    Raises
+    ------
+    CorruptFileError
+        If one is not a single finite number.
+    """
     for module, key in keys.items():
         if math.prod(header[key].shape) != 1:
             raise CorruptFileError(

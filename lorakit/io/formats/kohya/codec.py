@@ -10,7 +10,7 @@ from ....files.safetensors import write_tensors
 from ...names.kohya import base_of, two_spellings, version_name
 from ...names.steps import comfyui_to_kohya, diffusers_to_kohya, kohya_to_comfyui, kohya_to_diffusers
 from .._factors import left_out
-from .._modules import FileModules, stored_dtype
+from .._modules import FileModules, kinds_of, stored_dtype
 from .._padding import written_ranks
 from .._pairs import kept_metadata
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
@@ -31,14 +31,14 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     header, opened = location.header(weights), stamp(weights)
     stored, dropped = read_modules(weights, opened, header.tensors, options)
     notes = [*left_out(weights, dropped)]
-    if split := split_modules(stored, header.metadata):
+    if split := split_modules({m: place for m, place in stored.items() if place.kind == "LoRA"}, header.metadata):
         notes.append(
             f"{weights}: {len(split)} modules such as {split[0]!r} hold Q, K and V side by side, each with ranks of "
             "its own (split_qkv): three or four times the rank of the others. They are read with alpha / all of these "
             "ranks, as sd-scripts and ComfyUI do; what is merged of them cannot be trained on with split_qkv"
         )
     metadata = kept_metadata(header.metadata)
-    provenance = Provenance(format="kohya", base_model=base_of(metadata), metadata=metadata)
+    provenance = Provenance(format="kohya", base_model=base_of(metadata), metadata=metadata, stored_as=kinds_of(stored))
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
     return Opened(modules, provenance, tuple(notes))
 

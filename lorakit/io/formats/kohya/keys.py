@@ -16,8 +16,9 @@ from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.checks import FileStamp
 from ....files.safetensors import FLOAT_DTYPES, TensorInfo
 from .._modules import Stored, plain
-from .._pairs import Pair, Place, read_pairs
+from .._pairs import Place, read_pairs
 from ..codec import ReadOptions
+from ..kinds.single_file import read_kinds
 
 # A prefix that says which model, then the module's path with underscores for dots: lora_unet_, lora_te1_ (sd-scripts,
 # musubi-tuner), lora_transformer_, lora_prior_unet_ (OneTrainer), lycoris_ (LyCORIS)
@@ -64,7 +65,8 @@ def read_modules(path: Path, opened: FileStamp, header: Mapping[str, TensorInfo]
             remedy="leave format out to have it recognised",
         )
     mids = {key.removesuffix(f".{MID}"): key for key in header if key.endswith(f".{MID}")}
-    folded = {key: info for key, info in header.items() if key not in mids.values()}
+    others, rest = read_kinds(path, opened, header, options, _scale)
+    folded = {key: info for key, info in rest.items() if key not in mids.values()}
     for module, key in mids.items():
         folded[f"{module}.{DOWN}"] = _folded_down(path, module, header, key)
 
@@ -76,20 +78,28 @@ def read_modules(path: Path, opened: FileStamp, header: Mapping[str, TensorInfo]
             raise UnsupportedAdapterError(
                 f"{key!r} belongs to a kind of LoRA not known here",
                 path=path,
-                expected="lora_down, lora_up, lora_mid and alpha only",
+                expected="lora_down, lora_up, lora_mid and alpha, or the tensors of LoHa or LoKr, only",
                 remedy="train a plain LoRA instead",
             )
         return None
 
-    pairs, dropped = read_pairs(path, opened, folded, options, place_of)
+    pairs, dropped = read_pairs(path, opened, folded, options, place_of, others=bool(others))
     stored = {}
     for module, pair in pairs.items():
-        scale = _scale(path, module, pair, header[pair.key_a].shape[0], options)
+        if module in others:
+            raise CorruptFileError(
+                f"has {pair.key_a!r} and {others[module].keys[0]!r}",
+                path=path,
+                module=module,
+                expected="one kind",
+                remedy="remove the tensors of the other",
+            )
+        scale = _scale(path, module, pair.alpha, header[pair.key_a].shape[0], options)
         if module in mids:
             stored[module] = Stored((pair.key_a, mids[module], pair.key_b), pair.info, scale, fold)
         else:
             stored[module] = Stored((pair.key_a, pair.key_b), pair.info, scale, plain)
-    return Read(stored, dropped)
+    return Read(stored | others, dropped)
 
 
 def fold(down: Tensor, mid: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
@@ -162,8 +172,7 @@ def _folded_down(path: Path, module: str, header: Mapping[str, TensorInfo], key:
     return TensorInfo(down.dtype, folded)
 
 
-def _scale(path: Path, module: str, pair: Pair, rank: int, options: ReadOptions) -> float:
-    alpha = pair.alpha
+def _scale(path: Path, module: str, alpha: float | None, rank: int, options: ReadOptions) -> float:
     if alpha == 0:
         raise UnsupportedAdapterError(
             "alpha is 0, which sd-scripts takes for the rank and ComfyUI for no update at all",

@@ -1,0 +1,58 @@
+"""Modules of other kinds in single files, whose alphas are tensors beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ....files.checks import FileStamp
+from ....files.safetensors import TensorInfo
+from .._modules import Stored
+from .._pairs import read_alphas
+from ..codec import ReadOptions
+from .reading import open_module, split_kinds
+
+Scale = Callable[[Path, str, float | None, int, ReadOptions], float]
+
+
+def read_kinds(
+    path: Path, opened: FileStamp, header: Mapping[str, TensorInfo], options: ReadOptions, scale: Scale
+) -> tuple[dict[str, Stored], dict[str, TensorInfo]]:
+    """Find and check the modules of other kinds, and read their alphas.
+
+    Parameters
+    ----------
+    path, opened
+        The file, and its stamp when the header was read.
+    header : mapping of str to TensorInfo
+        Its tensors.
+    options : ReadOptions
+        What the user chose.
+    scale : callable
+        From the path, the module, its alpha or None, the rank that divides it, and the options, to the factor on the
+        update. It is not asked where no rank divides alpha, as for a Kronecker product of two whole matrices: LyCORIS
+        ignores alpha there.
+
+    Returns
+    -------
+    stored : dict of str to Stored
+        The modules, in the order of the file.
+    rest : dict of str to TensorInfo
+        The tensors of other modules.
+
+    Raises
+    ------
+    CorruptFileError, UnsupportedAdapterError
+        As :func:`~lorakit.io.formats.kinds.reading.open_module` raises them.
+    """
+    modules, rest = split_kinds(header)
+    found = {module: open_module(path, module, keys, header) for module, keys in modules.items()}
+    keys_of_alpha = {module: f"{module}.alpha" for module in found if f"{module}.alpha" in rest}
+    alphas = read_alphas(path, opened, header, keys_of_alpha)
+    stored = {}
+    for module, one in found.items():
+        divisor = one.factored.divisor
+        stored[module] = one.stored(
+            1.0 if divisor is None else scale(path, module, alphas.get(module), divisor, options)
+        )
+    return stored, {key: info for key, info in rest.items() if key not in keys_of_alpha.values()}

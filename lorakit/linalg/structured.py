@@ -1,0 +1,93 @@
+"""Thin factors of entry-by-entry and Kronecker products of updates, without forming the products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .products import Update
+
+__all__ = ["hadamard_factors", "kronecker_factors", "mode_product"]
+
+
+def hadamard_factors(x: Update, y: Update) -> tuple[Tensor, Tensor]:
+    """Factors of ``(B_x A_x) * (B_y A_y)``, the product entry by entry: Khatri-Rao products of the factors.
+
+    Parameters
+    ----------
+    x, y : (A, B)
+        Two updates of one shape, of ranks r and q.
+
+    Returns
+    -------
+    A : Tensor of shape (R, d_in)
+    B : Tensor of shape (d_out, R)
+        ``R = min(r * q, d_out, d_in)``. Where the widths are what bounds R, one factor is the identity and the other
+        the product, which then has as many numbers as any factor of that rank.
+
+    Examples
+    --------
+    >>> x = torch.ones(2, 5), torch.ones(4, 2)
+    >>> a, b = hadamard_factors(x, x)
+    >>> a.shape, float((b @ a)[0, 0])
+    (torch.Size([4, 5]), 4.0)
+    """
+    (a_x, b_x), (a_y, b_y) = x, y
+    d_out, d_in = b_x.shape[0], a_x.shape[1]
+    if a_x.shape[0] * a_y.shape[0] < min(d_out, d_in):
+        a = (a_x[:, None] * a_y[None]).flatten(0, 1)
+        b = (b_x[:, :, None] * b_y[:, None]).flatten(1)
+        return a, b
+    return _with_identity((b_x @ a_x) * (b_y @ a_y))
+
+
+def kronecker_factors(x: Update | Tensor, y: Update | Tensor) -> tuple[Tensor, Tensor]:
+    """Factors of the Kronecker product of two matrices, each dense or an update.
+
+    Parameters
+    ----------
+    x, y : Tensor of shape (p, q), or (A, B)
+        The matrices.
+
+    Returns
+    -------
+    A : Tensor of shape (R, d_in)
+    B : Tensor of shape (d_out, R)
+        R is the product of the ranks, where that of a matrix is at most its smaller width.
+
+    Examples
+    --------
+    >>> a, b = kronecker_factors(torch.ones(2, 3), (torch.ones(1, 5), torch.ones(4, 1)))
+    >>> a.shape, b.shape
+    (torch.Size([2, 15]), torch.Size([8, 2]))
+    """
+    (a_x, b_x), (a_y, b_y) = _thin(x), _thin(y)
+    return _kronecker(a_x, a_y), _kronecker(b_x, b_y)
+
+
+def mode_product(core: Tensor, factor: Tensor) -> Tensor:
+    """Multiply the second axis of a core, (r, q, kernel...), by a factor, (q, d): (r, d * kernel...).
+
+    It is the down projection of a convolution that is stored as a small kernel between ranks.
+    """
+    return torch.einsum("ij...,jc->ic...", core, factor).flatten(1)
+
+
+def _kronecker(x: Tensor, y: Tensor) -> Tensor:
+    """As torch.kron, which fails (2.13) for some strides of a single column."""
+    return (x[:, None, :, None] * y[:, None]).flatten(2).flatten(0, 1)
+
+
+def _thin(matrix: Update | Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors of a matrix of no more rank than its smaller width."""
+    if isinstance(matrix, Tensor):
+        return _with_identity(matrix)
+    a, b = matrix
+    return (a, b) if a.shape[0] < min(b.shape[0], a.shape[1]) else _with_identity(b @ a)
+
+
+def _with_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix as the product of itself and an identity on its smaller side."""
+    d_out, d_in = matrix.shape
+    eye = torch.eye(min(d_out, d_in), dtype=matrix.dtype, device=matrix.device)
+    return (matrix, eye) if d_out <= d_in else (eye, matrix)
