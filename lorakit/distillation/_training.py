@@ -162,8 +162,15 @@ class Training:
     def _judge(self) -> None:
         """Measure the agreement on the inputs that are held out, and keep the factors if it is the best so far."""
         batches = in_order(self.inputs.lengths, self.inputs.held_out, self.course.batch_size)
+        weights = dict(zip(self.names, self.inputs.weights.unbind(dim=1), strict=True))
         found = nearness(
-            self.model, self.heads, self.inputs.values, self.teachers, batches, temperatures=self._temperatures()
+            self.model,
+            self.heads,
+            self.inputs.values,
+            self.teachers,
+            batches,
+            temperatures=self._temperatures(),
+            weights=weights,
         )
         self.agreements.append(found.agreement)
         self._since_best += 1

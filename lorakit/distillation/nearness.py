@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,10 @@ from .targets import Targets
 
 
 class Nearness(NamedTuple):
-    """How near a student is to its teachers: the share of inputs and heads with one first class, and the mean loss."""
+    """How near a student is to its teachers: the share of inputs and heads with one first class, and the mean loss.
+
+    Both are weighted means if the pairs of an input and a head have weights.
+    """
 
     agreement: float
     loss: float
@@ -54,16 +57,37 @@ def nearness(
     teachers: Teachers,
     batches: Iterable[Rows],
     *,
-    temperatures: dict[str, Tensor] | None = None,
+    temperatures: Mapping[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Nearness:
-    """Compare what a model says, with the student on it, with what the teachers said; all inputs and heads alike."""
-    agreed = pairs = 0
-    loss = 0.0
+    """Compare what a model says, with the student on it, with what the teachers said.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, with the student on it.
+    heads : Heads
+        The heads.
+    inputs : object
+        All inputs.
+    teachers : Teachers
+        What the teachers said.
+    batches : iterable of ndarray
+        Positions of the inputs to compare on.
+    temperatures : mapping of str to Tensor, default=None
+        Divide the student's scores in the loss. None: 1.
+    weights : mapping of str to Tensor of shape (n_inputs,), default=None
+        Weights of the inputs for each head, float64 on the CPU. None: all alike.
+    """
+    agreed = loss = total = 0.0
     for rows in batches:
         for name, scores in heads.scores(model, take(inputs, rows), len(rows)).items():
             teacher = teachers(name, rows, scores)
             temperature = 1.0 if temperatures is None else temperatures[name]
-            agreed += int(agreeing(scores, teacher).sum())
-            loss += float(distillation_loss(scores.to(teacher.dtype), teacher, temperature).sum())
-            pairs += len(rows)
-    return Nearness(agreed / pairs, loss / pairs)
+            alike = agreeing(scores, teacher).cpu().double()
+            divergence = distillation_loss(scores.to(teacher.dtype), teacher, temperature).cpu().double()
+            counted = torch.ones(len(rows)).double() if weights is None else weights[name][torch.from_numpy(rows)]
+            agreed += float(counted @ alike)
+            loss += float(counted @ divergence)
+            total += float(counted.sum())
+    return Nearness(agreed / total, loss / total)

@@ -56,8 +56,8 @@ class DistillMerger(BaseMerger):
     neither labels nor inputs of any task are needed: any texts do, better with some that :func:`pseudo_inputs` makes
     from the adapters. Training starts from another merge, and changes nothing but its factors A and B. As a
     temperature :math:`T_i` of each head is learned along and then thrown away, the merge has to match the order of a
-    teacher's classes and not the length of its scores. Distilling several teachers into a merge on unlabelled data is
-    from SAMerging [1]_; heads that each see every input, here.
+    teacher's classes and not the length of its scores. SAMerging [1]_ distils several teachers into one merge on
+    unlabelled data of their tasks; asking every head about every input, of any task or none, is lorakit's own.
 
     It takes the base model, seconds to minutes, and about the memory of the model and one adapter in training.
 
@@ -133,8 +133,8 @@ class DistillMerger(BaseMerger):
     loss_curve_ : list of float
         Mean loss over the steps of each epoch, in nats.
     agreement_curve_ : list of float
-        Share of pairs of an input that is held out and a head for which the merge and the adapter name the same class:
-        of the start, then after each epoch.
+        Share of pairs of an input that is held out and a head for which the merge and the adapter name the same class,
+        each pair with its weight in the loss: of the start, then after each epoch.
     temperatures_ : dict of str to float
         The temperature of each head when the factors were best.
 

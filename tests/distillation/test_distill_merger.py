@@ -269,6 +269,18 @@ def test_own_inputs_weigh_more(X):
         assert (min(loss, key=loss.get) == name) == (weight > 1)
 
 
+def test_agreement_counts_as_the_loss_does(X):
+    """With inputs whose own heads alone count, it is the agreement of these: the merge does not stay what it was."""
+    owners = ["task0", "task1", "task2"] * 20
+    fitted = merger(epochs=10, owners=owners, own_weight=1e9, inputs=toy_inputs(), holdout=0).fit(X)
+    targets = collect_targets(toy_model(), X, toy_inputs(), toy_forward)
+    with torch.no_grad(), applied(toy_model(), fitted.merged_) as model:
+        scores = toy_forward(model, toy_inputs())
+    own = [scores[name][i].argmax() == targets[name][i].argmax() for i, name in enumerate(owners)]
+    assert np.mean(own) == pytest.approx(max(fitted.agreement_curve_), abs=1e-6)
+    assert max(fitted.agreement_curve_) > fitted.agreement_curve_[0]
+
+
 def test_one_forward_for_each_head_gives_what_one_for_all_gives(X):
     def forward_of(name):
         return lambda model, x: toy_forward(model, x)[name]

@@ -56,8 +56,9 @@ def test_what_is_kept_and_its_error():
 def test_the_recipes_are_those_of_the_tables():
     assert (FREE.generic, FREE.pseudo, FREE.own) == (700, 60, 0)
     assert OWN.own_weight > 1e6
-    assert len(set(distill.LIMITS)) == len(distill.LIMITS)
-    assert {recipe.k for recipe in distill.LIMITS} == {8, 16, 32}
+    assert len({*distill.LIMITS.values(), ALL, OWN}) == len(distill.LIMITS) + 1  # two are of fewer adapters
+    assert {recipe.k for recipe in distill.LIMITS.values()} == {8, 16, 32}
+    assert set(distill.FEW) < set(distill.LIMITS)
     assert len(distill.METHODS) * len(distill.CHOSEN_RANKS) * len(distill.NORMS) >= 40
 
 
