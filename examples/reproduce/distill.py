@@ -255,7 +255,7 @@ def _picture(found: Mapping[str, tuple[Right, float]], bench: Bench, report: Rep
     ax.set_xlabel("seconds of one thread")
     ax.set_ylabel("accuracy kept")
     tidy(ax)
-    ax.legend(frameon=False, fontsize="small", loc="lower right")
+    ax.legend(frameon=False, fontsize="small", loc="upper left")
     path = report.figure("distill.png")
     save(figure, path)
     return path
