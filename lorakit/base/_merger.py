@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from copy import copy
+from dataclasses import replace
 from functools import partial
 from numbers import Real
 from typing import Any, ClassVar, Self
@@ -174,7 +175,7 @@ class BaseMerger(AdapterEstimator):
                     merge.add(module, outcome)
         for merger, merge in zip(mergers, merges, strict=True):
             if self._scaled_last:
-                merge.results = self._rescaled(merge.results, merge.norms, np.abs(weights), counted.dtype)
+                self._rescale(merge, np.abs(weights), counted.dtype)
             merge.fill(X, counted.dtype)
             merger._store(X, positions, merge)
             warn_of_zeros(merger, merge)
@@ -191,7 +192,10 @@ class BaseMerger(AdapterEstimator):
         kinds = {module: info.kind for adapter in X for module, info in adapter.infos.items()}
         for learned_before in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, learned_before)  # other parameters may learn other things
-        provenance = combined([adapter.provenance for adapter in X], Made(self._step(X)))
+        step = self._step(X)
+        if step.recipe is not None:
+            step = replace(step, recipe={**step.recipe, "factor": merge.factor()})
+        provenance = combined([adapter.provenance for adapter in X], Made(step))
         self.merged_ = merge.results.adapter(name=self.method, kinds=kinds, provenance=provenance)
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
@@ -249,13 +253,14 @@ class BaseMerger(AdapterEstimator):
         norm = norm_of_merged(factors, updates, weights)
         norms = np.array([norm, *given] if given else [])
         if self._scaled_last:
-            out = factors.to(device="cpu")
+            scale, out = 1.0, factors.to(device="cpu")
         else:
             scale = self._matching_scale(norms, np.abs(weights)) if given else float(self.scale)
             out = to_output(factors.scaled(scale), dtype, module)
         # what is nothing in the output's dtype is lost as well, unless nothing was asked for
         gone = norm == 0 or (self.scale != 0 and not all(half.any() for half in out))
-        return Outcome(out, learned, norms, gone, gone and not any(frobenius_norm(update) > 0 for update in updates))
+        nothing = gone and not any(frobenius_norm(update) > 0 for update in updates)
+        return Outcome(out, learned, norms, gone, nothing, scale)
 
     @property
     def _scaled_last(self) -> bool:
@@ -266,15 +271,13 @@ class BaseMerger(AdapterEstimator):
         # a merge that came out as zero has no direction to scale
         return self.scale_target * float(weights @ norms[1:]) / norms[0] if norms[0] > 0 else 1.0
 
-    def _rescaled(
-        self, results: Results, norms: Mapping[str, np.ndarray], weights: np.ndarray, dtype: torch.dtype
-    ) -> Results:
-        """Return the results at the one scale that matches the norm of the whole model."""
-        scale = self._matching_scale(np.sqrt(np.sum([n**2 for n in norms.values()], axis=0)), weights)
+    def _rescale(self, merge: Merge, weights: np.ndarray, dtype: torch.dtype) -> None:
+        """Bring the results to the one scale that matches the norm of the whole model."""
+        scale = self._matching_scale(np.sqrt(np.sum([n**2 for n in merge.norms.values()], axis=0)), weights)
         scaled = Results()
-        for module in norms:
-            scaled.put(module, to_output(results.pop(module).scaled(scale), dtype, module))
-        return scaled
+        for module in merge.norms:
+            scaled.put(module, to_output(merge.results.pop(module).scaled(scale), dtype, module))
+        merge.results, merge.scales = scaled, dict.fromkeys(merge.norms, scale)
 
     def transform(self, X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
         """Return the merged adapter, whatever X holds.

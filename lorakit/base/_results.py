@@ -26,6 +26,7 @@ class Outcome(NamedTuple):
     norms: np.ndarray  # (1 + n_adapters,): of the merged update, then of each adapter's; empty unless scale='match'
     zero: bool  # whether the merged update is zero
     untrained: bool  # whether it is zero because the update of every adapter is
+    scale: float  # factor on the method's own result; 1 where that is known only when all modules are merged
 
 
 class Merge:
@@ -34,6 +35,7 @@ class Merge:
     def __init__(self) -> None:
         self.results = Results()
         self.norms: dict[str, np.ndarray] = {}
+        self.scales: dict[str, float] = {}  # factor on the method's own result
         self.learned: dict[str, Learned] = {}
         self.lost: list[str] = []  # modules that came out as zero though an adapter's update is not
         self.untrained: list[str] = []  # modules in which every update is zero
@@ -42,12 +44,19 @@ class Merge:
         """Keep one module's result."""
         self.results.put(module, outcome.factors)
         self.norms[module] = outcome.norms
+        self.scales[module] = outcome.scale
         if outcome.zero:
             (self.untrained if outcome.untrained else self.lost).append(module)
         for key, value in outcome.learned.items():
             # What was made among a module's matrices would lie between them when they are freed, and keep the space
             # from being used for larger ones, more of it with every module.
             self.learned.setdefault(key, {})[module] = value.copy() if isinstance(value, np.ndarray) else value
+
+    def factor(self) -> dict[str, float]:
+        """Return the smallest, the median and the largest factor that ``scale`` came to, to six digits."""
+        scales = np.array(list(self.scales.values()))
+        found = {"min": scales.min(), "median": np.median(scales), "max": scales.max()}
+        return {name: float(f"{value:.6g}") for name, value in found.items()}
 
     def fill(self, X: AdapterSet, dtype: torch.dtype) -> None:
         """Add an update of zero at each module that only adapters of weight 0 have."""

@@ -47,7 +47,7 @@ def show_run(result: Mapping[str, Any]) -> None:
     )
     about = "about " if result["dry_run"] else ""
     scale = result["parameters"].get("scale")
-    how = result["method"] if scale is None else f"{result['method']}, scale {scale}"
+    how = result["method"] if scale is None else f"{result['method']}, scale {scale}{_factor_text(result['factor'])}"
     say(
         f"\n{how} | rank {ranks_text(result['rank_out'])} | {result['modules']} modules | "
         f"{bytes_text(result['bytes_in'])} in, {about}{bytes_text(result['bytes_out'])} out | "
@@ -55,6 +55,20 @@ def show_run(result: Mapping[str, Any]) -> None:
     )
     end = "dry run, nothing written; would write" if result["dry_run"] else "wrote"
     say(f"{end} {result['output']} ({result['dtype']}, {result['layout']})")
+
+
+def _factor_text(factor: Mapping[str, float] | None) -> str:
+    """Say by how much the method's own update was multiplied, where the scale does not say it.
+
+    Examples
+    --------
+    >>> _factor_text({"min": 1.25, "median": 1.5, "max": 2.0})
+    ' (times 1.5; 1.25 to 2 by module)'
+    """
+    if factor is None:
+        return ""
+    low, median, high = (f"{factor[name]:.3g}" for name in ("min", "median", "max"))
+    return f" (times {median})" if low == high else f" (times {median}; {low} to {high} by module)"
 
 
 def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> None:

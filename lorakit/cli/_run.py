@@ -10,17 +10,17 @@ from typing import Any, Literal
 import click
 import torch
 
-from .. import AdapterSet, load_adapters, results_on_disk, save_adapter
+from .. import Adapter, AdapterSet, load_adapters, results_on_disk, save_adapter
 from .._version import __version__
 from ..io.load import distinct_names, spoken_path
 from ..io.save import chosen_layout
 from ..metrics import compare_adapters, compare_to_each
+from ._dry_run import infos_of_dry_run
 from ._errors import parameters_checked
 from ._estimators import make_estimator
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
 from ._progress import progress_bar
-from ._rehearsal import rehearse
 from ._report import show_json, show_run
 from ._values import nearest
 
@@ -82,7 +82,7 @@ def run(
     beside = existing_parent(outputs[0])  # on a disk that has room for what is to be written
     with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked(), results_on_disk(beside):
         results = None if dry_run else estimator.fit_transform(adapters)
-        made = rehearse(estimator, adapters) if results is None else [result.infos for result in results]
+        made = infos_of_dry_run(estimator, adapters) if results is None else [result.infos for result in results]
     dtypes = [adapters.dtype] if one else [adapter.dtype for adapter in adapters]
     if dtype is not None:
         dtypes = [getattr(torch, dtype)] * len(dtypes)
@@ -114,6 +114,7 @@ def run(
         "dry_run": dry_run,
         "method": method,
         "parameters": estimator.shown().get_params(deep=False),
+        "factor": _factor(results[0]) if one and results is not None else None,
         "adapters": rows,
         "output": output,
         "format": "/".join(sorted(set(formats))),
@@ -129,6 +130,12 @@ def run(
         show_json(report)
     elif not quiet:
         show_run(report)
+
+
+def _factor(result: Adapter) -> dict[str, float] | None:
+    """Return what the scale of a merge came to, smallest, median and largest over the modules."""
+    made = result.provenance.made
+    return None if made is None or made.step.recipe is None else made.step.recipe.get("factor")
 
 
 def _check_weights(weights: Any, names: Sequence[str]) -> None:

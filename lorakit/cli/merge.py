@@ -76,7 +76,9 @@ def merge(
     needed; their ranks may differ. OUT is written whole or not at all.
 
     The default method and scale are those that did well on real adapters without anything being tuned. Without -k the
-    default method cuts nothing, and the rank is the sum of the adapters'.
+    default method cuts nothing, and the rank is the sum of the adapters'. In Python the default scale is 1, so a merge
+    there is another unless scale='match' is passed; the closing line and the record name the factor that the scale came
+    to.
 
     The closing table says how near the merged update is to each adapter's: their cosine, and the norm of their
     difference over the norm of the adapter's update.

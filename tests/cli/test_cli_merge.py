@@ -19,7 +19,8 @@ from lorakit import (
     save_adapter,
 )
 from lorakit.discovery import all_estimators
-from lorakit.files.safetensors import FLOAT_DTYPES
+from lorakit.files.safetensors import FLOAT_DTYPES, read_header
+from lorakit.io.formats.record import read_record
 from lorakit.metrics import cosine_similarity, relative_error
 
 
@@ -44,7 +45,8 @@ def test_table(lorakit_, tasks, out):
     lines = result.stdout.splitlines()
     assert lines[0].split() == ["adapter", "rank", "in", "bytes", "in", "cosine", "relative", "error"]
     assert [line.split()[:2] for line in lines[2:5]] == [["task0", "4"], ["task1", "8"], ["task2", "8"]]
-    assert "\ntsv, scale match | rank 6 | 2 modules | " in result.stdout
+    assert "\ntsv, scale match (times " in result.stdout
+    assert " by module) | rank 6 | 2 modules | " in result.stdout
     assert f"wrote {out} (float32, portable)" in result.stdout
     assert result.stderr == ""
 
@@ -243,3 +245,22 @@ def test_bad_ranks(lorakit_, tasks, out, args, message):
     result = lorakit_("merge", *tasks, "-o", out, "--method", "svd", *args, code=2)
     assert message in result.stderr
     assert not out.exists()
+
+
+@pytest.mark.parametrize("scope", ["module", "model"])
+def test_the_factor_of_the_scale_is_named(lorakit_, lorakit_json, tasks, out, scope):
+    """The command line scales by default and Python does not: the same method, and another adapter."""
+    args = ("-m", "svd", "-k", 5, "-p", f"scale_scope={scope}", "--overwrite")
+    report = lorakit_json("merge", *tasks, "-o", out, *args)
+    own = SVDMerger(k=5).fit(load_adapters(tasks)).merged_
+    scaled = load_adapter(out)
+    factors = sorted(float(scaled[module].delta().norm() / own[module].delta().norm()) for module in own)
+    assert report["factor"]["min"] == pytest.approx(factors[0], rel=1e-4)
+    assert report["factor"]["max"] == pytest.approx(factors[-1], rel=1e-4)
+    assert (report["factor"]["min"] == report["factor"]["max"]) is (scope == "model")
+    (operation,) = read_record(read_header(out / "adapter_model.safetensors").metadata)["operations"]
+    assert operation["factor"] == report["factor"]
+    assert f"scale match (times {report['factor']['median']:.3g}" in lorakit_("merge", *tasks, "-o", out, *args).stdout
+    plain = lorakit_json("merge", *tasks, "-o", out, "-m", "svd", "-k", 5, "--scale", 0.5, "--overwrite")
+    assert plain["factor"] == {"min": 0.5, "median": 0.5, "max": 0.5}
+    lorakit_("verify", out, "--sources", *tasks)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 Infos = dict[str, "ModuleInfo"]
 
 
-def rehearse(estimator: Any, adapters: AdapterSet) -> list[Infos]:
+def infos_of_dry_run(estimator: Any, adapters: AdapterSet) -> list[Infos]:
     """Read every module, run the estimator on one of each shape, and say what all of them would become.
 
     Modules that have the same widths and the same ranks in every adapter come out alike, so one of them stands for
