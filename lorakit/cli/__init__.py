@@ -44,7 +44,7 @@ Exit codes:
   0    done; of diff: the same; of verify: yes; of fit: all fit
   1    of diff: different; of verify: no; of fit: one does not
   2    wrong usage, unreadable input or refused output
-  3    of verify: cannot tell
+  3    of diff and verify: cannot tell
   70   a bug in lorakit
   130  interrupted""",
 )

@@ -72,13 +72,13 @@ def merge(
 ) -> None:
     """Merge LoRA adapters into one, of any rank.
 
-    An ADAPTER is a PEFT folder, or the safetensors file in it. All must come from one base model, which itself is not
-    needed; their ranks may differ. OUT is written whole or not at all.
+    An ADAPTER is a folder or a file in any format that lorakit reads. All must come from one base model, which itself
+    is not needed; their ranks may differ. OUT is written whole or not at all.
 
     The default method and scale are those that did well on real adapters without anything being tuned. Without -k the
     default method cuts nothing, and the rank is the sum of the adapters'. In Python the default scale is 1, so a merge
-    there is another unless scale='match' is passed; the closing line and the record name the factor that the scale came
-    to.
+    gives the same adapter only with scale='match'. The closing line, and the record in OUT, name the factor by which
+    the method's own result was multiplied.
 
     The closing table says how near the merged update is to each adapter's: their cosine, and the norm of their
     difference over the norm of the adapter's update.

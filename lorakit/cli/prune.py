@@ -40,9 +40,9 @@ Examples:
 def prune(*, method: str, k: Any, **shared: Any) -> None:
     """Prune LoRA adapters to a lower rank, each by itself.
 
-    An ADAPTER is a PEFT folder, or the safetensors file in it. Of one adapter OUT is the pruned adapter; of several it
-    holds one folder for each, under the adapters' names. Modules whose rank is k or less stay as they are; without -k
-    each keeps half of its rank.
+    An ADAPTER is a folder or a file in any format that lorakit reads. If there is one ADAPTER, OUT is the pruned
+    adapter. If there are several, OUT holds a folder or a file for each, under the adapters' names. Modules of rank k
+    or less stay as they are. Without -k each module keeps half of its rank.
     """
     from ._run import run
 
