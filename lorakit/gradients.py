@@ -14,8 +14,6 @@ from .factors import LoraFactors, all_finite
 
 __all__ = ["Fisher", "collect_fisher"]
 
-Pair = LoraFactors | tuple[Any, Any]
-
 
 class Fisher(Mapping[str, LoraFactors]):
     """Mean squared gradients of one adapter's factors, by module name: immutable, and it pickles.
@@ -41,7 +39,7 @@ class Fisher(Mapping[str, LoraFactors]):
     Fisher(modules=1, rank=2)
     """
 
-    def __init__(self, modules: Mapping[str, Pair]) -> None:
+    def __init__(self, modules: Mapping[str, LoraFactors | tuple[Any, Any]]) -> None:
         self._modules = {}
         for name, pair in modules.items():
             moments = pair if isinstance(pair, LoraFactors) else LoraFactors(*pair)

@@ -17,7 +17,7 @@ from ..factors import LoraFactors
 from ..linalg import dense_randomized_svd, dense_svd, split_svd
 from .checkpoint import Checkpoint
 from .differences import Energy, difference
-from .pairing import Pair
+from .pairing import Compared
 
 Result = TypeVar("Result")
 
@@ -64,7 +64,7 @@ class Found(NamedTuple):
     flat: bool = False
 
 
-def every(work: Callable[[Pair], Result], pairs: Sequence[Pair], *, n_jobs: int | None) -> list[Result]:
+def every(work: Callable[[Compared], Result], pairs: Sequence[Compared], *, n_jobs: int | None) -> list[Result]:
     """Do something for every pair, some at a time in threads: only they share what is read."""
     found: list[Result] = []
     parallel = Parallel(n_jobs=n_jobs, require="sharedmem", return_as="generator")
@@ -74,7 +74,7 @@ def every(work: Callable[[Pair], Result], pairs: Sequence[Pair], *, n_jobs: int 
     return found
 
 
-def _alone(work: Callable[[Pair], Result], pair: Pair) -> Result:
+def _alone(work: Callable[[Compared], Result], pair: Compared) -> Result:
     try:
         with one_thread():
             return work(pair)
@@ -83,12 +83,12 @@ def _alone(work: Callable[[Pair], Result], pair: Pair) -> Result:
         raise
 
 
-def energies(task: Task, pairs: Iterable[Pair]) -> list[Energy]:
+def energies(task: Task, pairs: Iterable[Compared]) -> list[Energy]:
     """Return the energy of each change, nothing decomposed."""
     return [difference(task.tuned, pair.tensor, task.base, pair.base, keep=False)[1] for pair in pairs]
 
 
-def decomposed(task: Task, pair: Pair, ranks: dict[str, int] | None = None) -> Found:
+def decomposed(task: Task, pair: Compared, ranks: dict[str, int] | None = None) -> Found:
     """Return the factors nearest to the difference: of the rank in ``ranks``, or of the task's own."""
     matrix, energy = _update(task, pair)
     if matrix is None:
@@ -103,7 +103,7 @@ def decomposed(task: Task, pair: Pair, ranks: dict[str, int] | None = None) -> F
     return Found(energy, to_output(factors, task.dtype, pair.module), kept, flat)
 
 
-def leading_values(task: Task, pair: Pair, budget: RankBudget) -> Spectrum | None:
+def leading_values(task: Task, pair: Compared, budget: RankBudget) -> Spectrum | None:
     """Return the largest singular values of a module, as many as its rank may be; None if there is nothing to keep."""
     matrix, _ = _update(task, pair)
     if matrix is None:
@@ -113,7 +113,7 @@ def leading_values(task: Task, pair: Pair, budget: RankBudget) -> Spectrum | Non
     return values
 
 
-def _update(task: Task, pair: Pair) -> tuple[Tensor | None, Energy]:
+def _update(task: Task, pair: Compared) -> tuple[Tensor | None, Energy]:
     """Return the difference as an update, (d_out, d_in); None if it is no larger than rounding makes."""
     matrix, energy = difference(task.tuned, pair.tensor, task.base, pair.base, keep=True)
     assert matrix is not None
@@ -125,7 +125,7 @@ def _update(task: Task, pair: Pair) -> tuple[Tensor | None, Energy]:
     return (matrix.mT if pair.turned else matrix), energy
 
 
-def _triples(task: Task, pair: Pair, matrix: Tensor, energy: Energy, k: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _triples(task: Task, pair: Compared, matrix: Tensor, energy: Energy, k: Any) -> tuple[Tensor, Tensor, Tensor]:
     limit = min(matrix.shape)
     if isinstance(k, (int, np.integer)):
         return _cut(_leading(task, pair, matrix, int(k)), int(k))
@@ -143,7 +143,7 @@ def _triples(task: Task, pair: Pair, matrix: Tensor, energy: Energy, k: Any) -> 
         q *= 2
 
 
-def _leading(task: Task, pair: Pair, matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _leading(task: Task, pair: Compared, matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the k largest singular triples, or all of them if that takes no more time."""
     if task.exact or 2 * (k + _OVERSAMPLING) >= min(matrix.shape):
         return _cut(dense_svd(matrix), k) if task.exact else dense_svd(matrix)

@@ -23,7 +23,7 @@ from .checkpoint import Checkpoint, FileCheckpoint
 from .decomposing import Found, Task, decomposed, energies, every, leading_values
 from .differences import Energy, difference
 from .opening import Base, open_checkpoint
-from .pairing import NOT_CHOSEN, Alone, Pair, chooser, pair_up
+from .pairing import NOT_CHOSEN, Alone, Compared, chooser, pair_up
 
 __all__ = ["ExtractedAdapter", "ExtractedModule", "Extraction", "LeftOut", "extract_adapter"]
 
@@ -241,7 +241,7 @@ def _check_k(k: Rank) -> None:
         )
 
 
-def _spread(task: Task, budget: RankBudget, wanted: Sequence[Pair], n_jobs: int | None) -> dict[str, int]:
+def _spread(task: Task, budget: RankBudget, wanted: Sequence[Compared], n_jobs: int | None) -> dict[str, int]:
     """Return the rank of each module that has something to keep; the others need none."""
     values = every(partial(leading_values, task, budget=budget), wanted, n_jobs=n_jobs)
     spectra = {pair.module: s for pair, s in zip(wanted, values, strict=True) if s is not None and pair.module}
@@ -253,7 +253,11 @@ def _spread(task: Task, budget: RankBudget, wanted: Sequence[Pair], n_jobs: int 
 
 
 def _refuse_rest(
-    task: Task, wanted: Sequence[Pair], others: Sequence[Pair], changes: Sequence[Energy], alone: Sequence[Alone]
+    task: Task,
+    wanted: Sequence[Compared],
+    others: Sequence[Compared],
+    changes: Sequence[Energy],
+    alone: Sequence[Alone],
 ) -> None:
     changed = {
         pair: energy.change
@@ -281,7 +285,7 @@ def _refuse_rest(
     )
 
 
-def _require_change(task: Task, wanted: Sequence[Pair], found: Sequence[Found]) -> None:
+def _require_change(task: Task, wanted: Sequence[Compared], found: Sequence[Found]) -> None:
     if all(one.factors is None for one in found):
         how = "no tensor that was chosen is in both" if not wanted else "no module differs by more than rounding makes"
         raise IncompatibleAdaptersError(
@@ -293,9 +297,9 @@ def _require_change(task: Task, wanted: Sequence[Pair], found: Sequence[Found]) 
 
 def _report(
     task: Task,
-    wanted: Sequence[Pair],
+    wanted: Sequence[Compared],
     found: Sequence[Found],
-    others: Sequence[Pair],
+    others: Sequence[Compared],
     changes: Sequence[Energy],
     alone: Sequence[Alone],
 ) -> Extraction:
@@ -351,7 +355,12 @@ def _warn(task: Task, report: Extraction, found: Sequence[Found]) -> None:
 
 
 def _adapter(
-    task: Task, wanted: Sequence[Pair], found: Sequence[Found], report: Extraction, name: str, recipe: Mapping[str, Any]
+    task: Task,
+    wanted: Sequence[Compared],
+    found: Sequence[Found],
+    report: Extraction,
+    name: str,
+    recipe: Mapping[str, Any],
 ) -> ExtractedAdapter:
     modules, kinds = {}, {}
     for pair, one in zip(wanted, found, strict=True):

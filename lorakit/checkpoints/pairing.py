@@ -15,7 +15,7 @@ _EMBEDDINGS = (*EMBEDDINGS, "wpe", "position_embeddings", "token_type_embeddings
 NOT_CHOSEN = "not chosen"
 
 
-class Pair(NamedTuple):
+class Compared(NamedTuple):
     """A tensor that both checkpoints have, and the module that its difference is to become.
 
     Parameters
@@ -55,9 +55,9 @@ class Alone(NamedTuple):
     side: Literal["tuned", "base", "both"]
 
 
-def pair_up(tuned: Checkpoint, base: Checkpoint, wanted: Callable[[str], bool]) -> tuple[list[Pair], list[Alone]]:
+def pair_up(tuned: Checkpoint, base: Checkpoint, wanted: Callable[[str], bool]) -> tuple[list[Compared], list[Alone]]:
     """Pair the tensors of two checkpoints."""
-    pairs: list[Pair] = []
+    pairs: list[Compared] = []
     alone: list[Alone] = []
     for tensor, (dtype, shape) in tuned.infos.items():
         other = tensor if tensor in base or tensor != f"{HEAD}.weight" else (base.tied_embedding or tensor)
@@ -86,23 +86,23 @@ def _refuse_weights(tuned: Checkpoint, tensor: str, dtype: str) -> None:
         raise unsupported_dtype(tuned.name, f"{tensor!r} is stored as {dtype}")
 
 
-def _classified(tensor: str, other: str, tuned: Checkpoint, wanted: Callable[[str], bool]) -> Pair:
+def _classified(tensor: str, other: str, tuned: Checkpoint, wanted: Callable[[str], bool]) -> Compared:
     shape = tuned.infos[tensor].shape
     module = tensor.removesuffix(".weight")
     if len(shape) < 2:
-        return Pair(tensor, other, None, why="a vector (a norm or a bias)")
+        return Compared(tensor, other, None, why="a vector (a norm or a bias)")
     if module == tensor:
-        return Pair(tensor, other, None, why="a parameter that is no layer's weight")
+        return Compared(tensor, other, None, why="a parameter that is no layer's weight")
     if not wanted(module):
-        return Pair(tensor, other, None, why=NOT_CHOSEN)
+        return Compared(tensor, other, None, why=NOT_CHOSEN)
     last = module.rpartition(".")[2]
     if len(shape) == 2:
         if last in _EMBEDDINGS:
-            return Pair(tensor, other, module, True, ModuleKind("embedding"))
-        return Pair(tensor, other, module, last in CONV1D and tuned.stores_in_out)
+            return Compared(tensor, other, module, True, ModuleKind("embedding"))
+        return Compared(tensor, other, module, last in CONV1D and tuned.stores_in_out)
     if shape[1] == 1 and shape[0] > 1:
-        return Pair(tensor, other, None, why="a convolution with groups")
-    return Pair(tensor, other, module, kind=ModuleKind("conv", tuple(shape[2:])))
+        return Compared(tensor, other, None, why="a convolution with groups")
+    return Compared(tensor, other, module, kind=ModuleKind("conv", tuple(shape[2:])))
 
 
 def chooser(patterns: str | Iterable[str] | None) -> Callable[[str], bool]:

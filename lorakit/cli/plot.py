@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from .. import AdapterSet
+    from ..adapters import ModuleInfo
 
 Drawn = Callable[["AdapterSet", "Axes"], Any]
 
@@ -195,7 +196,7 @@ def variance(ks: list[int] | None, seed: int, jobs: int | None, **shared: Any) -
     def draw(adapters: AdapterSet, ax: Axes) -> None:
         from ..plotting import OutputVarianceDisplay
 
-        ranks = ks or _doubling(max(_largest_rank(adapters.infos(module)) for module in adapters.module_names))
+        ranks = ks or _doubling(max(_sum_of_ranks(adapters.infos(module)) for module in adapters.module_names))
         OutputVarianceDisplay.from_adapters(adapters, ks=ranks, random_state=seed, n_jobs=jobs, ax=ax)
 
     _save(draw, size=(6.0, 3.8), **shared)
@@ -237,10 +238,9 @@ def _save(
         say(f"wrote {output}")
 
 
-def _largest_rank(infos: Any) -> int:
-    """Return the largest rank of a merge of one module."""
-    known = [info for info in infos if info is not None]
-    return min(sum(info.rank for info in known), known[0].d_in, known[0].d_out)
+def _sum_of_ranks(infos: Iterable[ModuleInfo | None]) -> int:
+    """Return the largest rank of a LoRA-LEGO merge of one module: that of a concatenation."""
+    return sum(info.rank for info in infos if info is not None)
 
 
 def _doubling(top: int) -> list[int]:

@@ -88,11 +88,9 @@ class RespacedMerger(BaseMerger):
                 "passes them on, so that the merge and what is done to it agree on them"
             )
         shared = {"n_jobs": self.n_jobs, "device": self.device, "verbose": self.verbose}
-        active = np.flatnonzero(weights)
-        shared = {"n_jobs": self.n_jobs, "device": self.device, "verbose": self.verbose}
-        first.set_params(weights=weights[active].tolist(), **{name: value for name, value in shared.items() if value})
+        first.set_params(weights=weights.tolist(), **{name: value for name, value in shared.items() if value})
         # Not rounded to half precision on its way
-        exact = [adapter.astype(promoted_dtype([torch.float32, adapter.dtype])) for adapter in X[active]]
+        exact = [adapter.astype(promoted_dtype([torch.float32, adapter.dtype])) for adapter in X]
         worker = copy(self)
         worker._whole = first.fit(exact).merged_
         limits = {module: info.rank for module, info in worker._whole.infos.items()}
@@ -109,10 +107,8 @@ class RespacedMerger(BaseMerger):
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
-        like = updates[0]
-        # a module that only adapters of weight 0 have is not in the merge
-        whole = next(iter(self._whole.values()), LoraFactors(like.A[:0], like.B[:, :0]))
-        merged = numerical_svd(whole.to(like.dtype, like.A.device))
+        (whole,) = self._whole.values()  # see _for_module
+        merged = numerical_svd(whole.to(updates[0].dtype, updates[0].A.device))
         u, s, vh = self._respaced(merged, whole.rank, updates, weights)
         ranks = [len(s) if k is None else k for k in ks]
         widest = LoraFactors(*split_svd(u, s, vh, max(ranks)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
+from itertools import compress
 from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
@@ -158,14 +159,13 @@ class FisherMerger(BaseMerger):
                 "collect_fisher(model, adapter, batches, loss)} for every adapter, or take a method that needs no "
                 "data, such as AverageMerger"
             )
-        counted = X[np.flatnonzero(weights)]
-        if missing := [name for name in counted.names if name not in self.fisher]:
+        if missing := [name for name in X.names if name not in self.fisher]:
             raise ValueError(f"fisher names no moments for the adapters {missing}; it names {list(self.fisher)}")
-        for adapter in counted:
+        for adapter in X:
             _check_moments(adapter.name, self.fisher[adapter.name], adapter.infos)
         worker = copy(self)
         if self.normalize:
-            worker._norms = {name: self.fisher[name].norm() for name in counted.names}
+            worker._norms = {name: self.fisher[name].norm() for name in X.names}
         return worker
 
     def _for_module(self, module: str) -> Self:
@@ -174,27 +174,18 @@ class FisherMerger(BaseMerger):
         return worker
 
     def _fit_module(self, X: AdapterSet, module: str, **options: Any) -> Any:
-        self._moments = [self._known(name, module) for name in X.names]  # of the copy: see _for_module
+        having = [adapter.name for adapter in X if module in adapter]
+        # of the copy: see _for_module
+        self._moments = [(self.fisher[name][module], self._norms.get(name, 1.0)) for name in having]
         return super()._fit_module(X, module, **options)
-
-    def _known(self, name: str, module: str) -> tuple[LoraFactors, float] | None:
-        moments = self.fisher.get(name, {}).get(module)
-        return None if moments is None else (moments, self._norms.get(name, 1.0))
 
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
-        voting = [
-            (update, known, w)
-            for update, known, w in zip(updates, self._moments, weights.tolist(), strict=True)
-            if w > 0 and update.rank and known is not None
-        ]
-        if not voting:  # only adapters of weight 0 have the module
-            zero = next(update for update in updates if update.rank).scaled(0)
-            return [(factors, {}) for factors in cuts(zero, ks)]
-        updates, known, weights_of = zip(*voting, strict=True)
-        shares = np.array(weights_of) / np.sum(weights_of)
-        a, b = (_entrywise_mean(updates, known, shares, part) for part in (0, 1))
+        having = [update.rank > 0 for update in updates]
+        shares = weights[having] / weights[having].sum()
+        updates = list(compress(updates, having))
+        a, b = (_entrywise_mean(updates, self._moments, shares, part) for part in (0, 1))
         return [(factors, {}) for factors in cuts(LoraFactors(a, b), ks)]
 
 

@@ -133,8 +133,7 @@ class SVCCalibrator(RespacedMerger):
         return False
 
     def _respaced(self, merged: Svd, rank: int, updates: Sequence[LoraFactors], weights: np.ndarray) -> Svd:
-        active = np.flatnonzero(weights)
-        mean_one = weights[active] * len(active)
-        weighted = [updates[int(i)].scaled(w) for i, w in zip(active, mean_one.tolist(), strict=True)]
-        alpha = 1 / len(active) if self.alpha is None else self.alpha
+        mean_one = weights * len(weights)
+        weighted = [update.scaled(w) for update, w in zip(updates, mean_one.tolist(), strict=True)]
+        alpha = 1 / len(weights) if self.alpha is None else self.alpha
         return calibrate(merged, weighted, np.abs(mean_one).tolist(), alpha=alpha)

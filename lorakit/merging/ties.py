@@ -188,8 +188,7 @@ class TiesMerger(ElementwiseMerger):
     ) -> Self:
         if self.trim_scope == "module":
             return self
-        worker, active = copy(self), np.flatnonzero(weights)
-        X, weights = X[active], weights[active]
+        worker = copy(self)
         worker._thresholds = model_thresholds(
             X,
             partial(self._entries, weights=weights),

@@ -57,6 +57,15 @@ def test_names(lorakit_, tasks, tmp_path):
     assert first.read_bytes() != second.read_bytes()
 
 
+def test_ranks_of_the_variance_go_up_to_the_sum_of_the_ranks(lorakit_, tmp_path):
+    adapters = make_adapters(ranks=(8, 8), d_in=10, d_out=12, random_state=0)
+    narrow = [save_adapter(adapter, tmp_path / adapter.name) for adapter in adapters]
+    default, chosen = tmp_path / "default.svg", tmp_path / "chosen.svg"
+    lorakit_("plot", "variance", *narrow, "-o", default)
+    lorakit_("plot", "variance", *narrow, "-o", chosen, "--ks", "1,2,4,8,16")
+    assert default.read_bytes() == chosen.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
