@@ -16,17 +16,17 @@ def damp_shared_outputs(updates: Sequence[Update], bases: Sequence[Tensor], stre
     With :math:`C = [C_1 \dots C_T] = U \Sigma V^T`, :math:`s_j = \sigma_j^2 / \sum_k \sigma_k^2` and
     :math:`c` = ``strength`` * (T - 1), it multiplies every B by
     :math:`U\,\mathrm{diag}(1 / (1 + c\,s_j))\,U^T + (I - U U^T)`. That matrix is the inverse of
-    :math:`I + c\,C C^T / \|C\|^2`, which Woodbury's identity applies with one solve of the size of C's columns: no SVD,
-    no d_out x d_out matrix, and no ambiguity where singular values are equal.
+    :math:`I + c\,C C^T / \|C\|^2`. Woodbury's identity applies it by solving one linear system with as many unknowns
+    as C has columns. This needs no SVD and no d_out x d_out matrix, and equal singular values cause no ambiguity.
 
     Parameters
     ----------
     updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
+        T updates of one module, of any ranks; the ranks sum to R.
     bases : sequence of T Tensors of shape (d_out, m_i)
         C_i: the output side of each update, such as its B.
     strength : float
-        Zero or more; 1 is the paper's.
+        Strength of the damping, zero or more; the paper uses 1.
 
     Returns
     -------

@@ -23,7 +23,7 @@ def entry_moments(update: Update) -> tuple[float, float]:
     a, b = (x.double() for x in update)
     n = len(b) * a.shape[1]
     mean = (b.sum(dim=0) @ a.sum(dim=1)).item() / n
-    # The mean is taken off as one more unit: a difference of squares would lose the digits of a small spread
+    # The mean is subtracted as one more unit: E[x^2] - E[x]^2 would lose the digits of a small variance
     shift = a.new_full((1, a.shape[1]), -mean), b.new_ones(len(b), 1)
     (small_a, small_b), (shift_a, shift_b) = compress([(a, b), shift]).updates
     centred = small_b @ small_a + shift_b @ shift_a

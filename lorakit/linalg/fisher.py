@@ -13,14 +13,14 @@ def entrywise_mean(stack: Tensor, moments: Tensor, weights: Tensor) -> Tensor:
     stack : Tensor of shape (T, p, q)
         The matrices X_i.
     moments : Tensor of shape (T, p, q)
-        Their entries' importance F_i, not negative.
+        Importance F_i of each entry; non-negative.
     weights : Tensor of shape (T,)
-        Positive weights of the matrices, of sum 1.
+        Positive weights of the matrices; they sum to 1.
 
     Returns
     -------
     Tensor of shape (p, q)
-        Where all moments are zero, the entry is the mean weighted by ``weights`` alone.
+        Where the moments of an entry are all zero, the entry is the mean weighted by ``weights`` alone.
     """
     shares = weights[:, None, None] * moments
     total = shares.sum(dim=0)

@@ -16,10 +16,11 @@ from torch import Tensor
 from .products import Update, gram_of
 from .signs import fix_signs
 
-# The Gram matrix squares the condition number, in float64: at most 1e7 leaves 1e-16 * 1e7 = 1e-9 of error, far below
-# the 6e-8 with which float32 factors are known. Beyond, QR.
+# Largest condition number of a Gram matrix, in float64, that is used: its error is then at most 1e-16 * 1e7 = 1e-9, far
+# below the 6e-8 with which float32 factors are known. Above it, QR is used.
 _CONDITION = 1e7
-# Up to here combining the columns in float32 loses less than 1e-5: its 6e-8, times the root of the condition.
+# Up to this condition number, combining the columns in float32 loses less than 1e-5: float32's 6e-8, times the square
+# root of the condition number.
 _CONDITION_SINGLE = 1e4
 
 
@@ -48,15 +49,15 @@ def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
     """Find an orthonormal frame of the columns of T matrices.
 
     The frame comes from the Cholesky factor of the columns' Gram matrix where that is accurate: this is cheaper than
-    QR, and Q is never formed. QR in float64 is taken where the columns nearly depend on one another, where there are
-    more columns than rows, and for columns in float64, of whose digits the Gram matrix would lose half.
+    QR, and Q is never formed. QR in float64 is used where the columns are nearly linearly dependent, where there are
+    more columns than rows, and for columns in float64, because the Gram matrix would lose half of their digits.
 
     Parameters
     ----------
     columns : sequence of T tensors of shape (d, r_i)
-        R columns in all.
+        R columns in total.
     gram : bool, default=True
-        Whether the Gram matrix may be used; False always takes QR.
+        Whether the Gram matrix may be used; False always uses QR.
 
     Returns
     -------
@@ -73,10 +74,10 @@ def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
 
 
 def joined(columns: Sequence[Tensor]) -> Tensor:
-    """Return ``[C_1 ... C_T]``, in memory by rows or by columns as the first of them is."""
+    """Return ``[C_1 ... C_T]``, laid out in memory by rows or by columns, as the first of them is."""
     if len(columns) == 1:
         return columns[0]
-    # Turning long columns over would take as long as all that is done with them
+    # Transposing long columns in memory would take as long as all the work that is done on them
     by_rows = columns[0].stride(1) == 1
     return torch.cat(list(columns), dim=1) if by_rows else torch.cat([c.mT for c in columns]).mT
 
@@ -107,7 +108,7 @@ class Compressed(NamedTuple):
 
 
 def compress(updates: Sequence[Update]) -> Compressed:
-    """Put all updates of a module into frames of at most R dimensions, where rules on them cost the same at any width.
+    """Express all updates of a module in frames of at most R dimensions, so that rules cost the same at any width.
 
     Use it for rules that commute with rotations of the outputs and of the inputs: rules on singular values and vectors,
     and rules in bases that the updates define. Rules on the entries of A, B or B A do not commute with rotations.
@@ -115,7 +116,7 @@ def compress(updates: Sequence[Update]) -> Compressed:
     Parameters
     ----------
     updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
+        T updates of one module, of any ranks; the ranks sum to R.
     """
     pairs = [(a, b) for a, b in updates]
     outputs, inputs = frame_of([b for _, b in pairs]), frame_of([a.mT for a, _ in pairs])

@@ -22,7 +22,7 @@ def pool_msus(updates: Sequence[Update], places: np.ndarray | None = None) -> Te
     Parameters
     ----------
     updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
+        T updates of one module, of any ranks; the ranks sum to R.
     places : ndarray of int of shape (R,), default=None
         The row of the result that each MSU becomes: a permutation. None keeps the order of the updates.
 
@@ -38,7 +38,7 @@ def pool_msus(updates: Sequence[Update], places: np.ndarray | None = None) -> Te
     pool = pairs[0][0].new_empty(len(places), d_in + d_out)
     to_a, to_b = pool[:, :d_in], pool[:, d_in:]
     for (a, b), own in zip(pairs, np.split(places, np.cumsum([len(a) for a, _ in pairs])[:-1]), strict=True):
-        if pool.device.type == "cpu":  # where NumPy takes half of torch's time
+        if pool.device.type == "cpu":  # NumPy takes half of torch's time here
             to_a.numpy()[own], to_b.numpy()[own] = a.numpy(), b.numpy().T
         else:
             rows = torch.from_numpy(own).to(pool.device)
@@ -65,9 +65,9 @@ def split_msus(units: Tensor, d_in: int) -> tuple[Tensor, Tensor]:
 
 
 def _turned(rows: Tensor) -> Tensor:
-    """Return ``rows.T``, one row after the other in memory."""
+    """Return ``rows.T``, contiguous in memory."""
     turned = rows.new_empty(rows.shape[1], rows.shape[0])
-    # Few rows at a time: entries of one column often lie powers of 2 apart, of which a cache holds eight
+    # Few rows at a time: entries of one column often lie a power of 2 apart, and a cache holds only eight such entries
     for few, place in zip(torch.split(rows, 8), torch.split(turned, 8, dim=1), strict=True):
         place.copy_(few.mT)
     return turned
@@ -76,7 +76,7 @@ def _turned(rows: Tensor) -> Tensor:
 def balance_msus(update: Update) -> tuple[Tensor, Tensor]:
     """Rescale every MSU so that its two parts have equal norm, ``||a|| = ||b||``; the update is unchanged.
 
-    A unit of which one part is zero stands for a zero update; both parts become zero.
+    If one part of a unit is zero, its update is zero, and both parts become zero.
     """
     a, b = update
     norm_a, norm_b = a.norm(dim=1), b.norm(dim=0)

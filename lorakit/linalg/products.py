@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 Update = Iterable[Tensor]  # unpacks as A (r, d_in), B (d_out, r); LoraFactors is one
-_CHUNK = 2**17  # numbers of the columns taken at a time: 1 MB in float64, which stays in the cache
+_CHUNK = 2**17  # numbers converted at a time: 1 MB in float64, which stays in the cache
 
 
 def inner_product(x: Update, y: Update) -> Tensor:
@@ -27,7 +27,7 @@ def inner_product(x: Update, y: Update) -> Tensor:
         A 0-d float64 tensor.
     """
     (a_x, b_x), (a_y, b_y) = narrowed(x), narrowed(y)
-    # float64: differences of these products are taken, and float32 would leave only their noise
+    # float64: callers subtract these products from one another, and in float32 only round-off would be left
     return ((b_x.mT.double() @ b_y.double()) * (a_x.double() @ a_y.mT.double())).sum()
 
 
@@ -87,9 +87,9 @@ def gram_of(columns: Sequence[Tensor]) -> Tensor:
     gram = torch.zeros(n, n, dtype=torch.float64, device=columns[0].device)
     if n == 0:
         return gram
-    # NumPy sees that both factors are one and does half the work; torch does all of it, and SciPy holds the GIL
+    # NumPy sees that both operands are one array and does half the work; torch does all of it, and SciPy holds the GIL
     total = gram.numpy() if gram.device.type == "cpu" else None
-    # Each part lies in memory as the columns do: turning it over would take as long as converting it
+    # Each part has the memory layout of the columns: transposing it would take as long as converting it
     by_rows = columns[0].stride(1) == 1
     step = max(1, _CHUNK // n)
     buffer = gram.new_empty(min(step, d) * n)
@@ -116,14 +116,15 @@ def frobenius_norm(x: Update) -> Tensor:
 
 
 def weighted_concat(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """Factors of ``sum_i w_i B_i A_i`` by concatenation: exact, of rank sum of the ranks.
+    """Factors of ``sum_i w_i B_i A_i`` by concatenation: exact; its rank is the sum of the ranks.
 
     Parameters
     ----------
     updates : sequence of (A, B)
         T updates of one module, of any ranks.
     weights : sequence of T floats
-        One weight an update. It is split evenly over A and B, its sign on B, so that both keep a like norm.
+        One weight for each update. Its magnitude is split evenly over A and B, so that the norms of both change alike.
+        Its sign goes to B.
 
     Returns
     -------

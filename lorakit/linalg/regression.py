@@ -24,29 +24,29 @@ def regression_mean(
     r"""Factors of the update whose outputs are nearest to those of each update on its own inputs.
 
     RegMean (Jin et al., arXiv 2212.09849) on factors. Minimises :math:`\sum_i w_i (\|X_i (W - W_i)^T\|^2 / N_i +
-    \lambda \|W - W_i\|^2)`; the answer is :math:`\sum_i w_i W_i (G_i + \lambda I) (\sum_j w_j G_j + \lambda I)^{-1}`,
-    of which only A is new: :math:`A' = [w_i A_i (G_i + \lambda I) (\dots)^{-1}]_i` and :math:`B' = [B_i]_i`.
+    \lambda \|W - W_i\|^2)`. The solution is :math:`\sum_i w_i W_i (G_i + \lambda I) (\sum_j w_j G_j + \lambda I)^{-1}`,
+    in which only A is new: :math:`A' = [w_i A_i (G_i + \lambda I) (\dots)^{-1}]_i` and :math:`B' = [B_i]_i`.
 
     Parameters
     ----------
     updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
+        T updates of one module, of any ranks; the ranks sum to R.
     weights : sequence of T floats
-        Non-negative, of sum 1.
+        Non-negative; they sum to 1.
     moments : sequence of T Tensor or (Tensor, Tensor)
         Second moments ``G_i = X_i^T X_i / N_i`` of each update's inputs, whole or as a diagonal and a thin factor.
-        Where all are thin, nothing of d_in x d_in is formed.
+        If all are thin, no d_in x d_in matrix is formed.
     offdiagonal : float in [0, 1], default=1
         Factor on the entries of G off its diagonal.
     ridge : float, default=0
-        lambda, in means of the diagonal of the summed G. Inputs that none has seen get the weighted mean of the
-        updates.
+        lambda, as a multiple of the mean of the diagonal of the summed G. On input directions that no adapter has
+        seen, the result is the weighted mean of the updates.
 
     Returns
     -------
     A : Tensor of shape (R, d_in)
     B : Tensor of shape (d_out, R)
-        Both float64. Without a single input seen, factors of the weighted mean.
+        Both in float64. If all moments are zero, they are factors of the weighted mean.
 
     Raises
     ------
@@ -67,7 +67,7 @@ def _shrink(moment: Moment, offdiagonal: float) -> Moment:
     if isinstance(moment, Tensor):
         return offdiagonal * moment + (1 - offdiagonal) * torch.diag(moment.diagonal())
     diagonal, factor = moment
-    # the factor's own part of the diagonal stays: what is taken off it goes to the other part
+    # the diagonal of factor^T factor is kept: what the smaller factor takes from it is added to `diagonal`
     return diagonal + (1 - offdiagonal) * (factor * factor).sum(dim=0), offdiagonal**0.5 * factor
 
 
@@ -92,7 +92,7 @@ def _divided(rows: Tensor, moments: Sequence[Moment], weights: Sequence[float], 
     if len(thin) == len(moments):
         diagonal = sum((w * d for w, (d, _) in zip(weights, thin, strict=True)), start=rows.new_zeros(width)) + load
         factor = torch.cat([w**0.5 * f for w, (_, f) in zip(weights, thin, strict=True)])
-        # the thin way loses digits where the diagonal is far below the rest
+        # Woodbury's identity loses digits where some entries of the diagonal are far smaller than others
         if len(factor) == 0 or (len(factor) < width and diagonal.min() > 1e-8 * diagonal.max()):
             return _divided_thin(rows, diagonal, factor)
     total = load * torch.eye(width, dtype=rows.dtype, device=rows.device)
@@ -115,7 +115,7 @@ def _divided_dense(rows: Tensor, total: Tensor) -> Tensor:
     root = total.diagonal().clamp_min(0).sqrt()
     if not (root > 0).all():
         raise _singular()
-    # inputs of very different sizes are brought to one before it is asked whether the matrix is singular
+    # scaled to a diagonal of ones first, so that inputs of very different sizes do not look like a singular matrix
     chol, info = torch.linalg.cholesky_ex(total / root[:, None] / root)
     pivots = chol.diagonal()
     if info or pivots.min() ** 2 < len(total) * torch.finfo(total.dtype).eps:

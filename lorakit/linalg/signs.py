@@ -28,13 +28,13 @@ def tally_votes(stack: Tensor, weights: Tensor, *, vote: Vote = "total") -> Tens
     Tensor of shape (...)
         +1, -1 or 0.
     """
-    # Equal weights become 1: entries that cancel then do so exactly, also where products are fused with sums.
+    # Equal weights become 1, so that entries that cancel do so exactly, even where multiplication and sum are fused.
     weights = weights / weights.max()
     if vote == "total":
         total: Tensor = torch.tensordot(weights, stack, dims=1)
         return total.sign_()
     balance: Tensor = torch.tensordot(weights, torch.sign(stack), dims=1)
-    # Balanced votes are common, and sums of weights such as 1/3 may miss zero by their round-off.
+    # Balanced votes are common, and round-off may keep sums of weights such as 1/3 from being exactly zero.
     round_off = len(weights) * torch.finfo(balance.dtype).eps * float(weights.sum())
     return torch.nn.functional.hardshrink(balance, round_off).sign_()
 
@@ -72,7 +72,7 @@ def disjoint_mean(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
     sign : Tensor of shape (...)
         Elected signs.
     weights : Tensor of shape (T,)
-        Weights, not negative. Listing an update twice is the same as doubling its weight.
+        Non-negative weights. Listing an update twice is the same as doubling its weight.
 
     Returns
     -------
@@ -97,7 +97,8 @@ def disjoint_sum(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
 def disjoint_max(stack: Tensor, sign: Tensor, weights: Tensor) -> Tensor:
     """Entry of largest magnitude among those that have the elected sign.
 
-    Parameters and shapes are those of :func:`disjoint_mean`. The weights, which count in the election, do not here.
+    Parameters and shapes are those of :func:`disjoint_mean`. The weights count in the election
+    only, and are ignored here.
     """
     return _agreeing(stack, sign).amax(dim=0).mul_(sign)
 
@@ -110,7 +111,7 @@ def elected_mean(stack: Tensor, weights: Tensor, *, vote: Vote = "total") -> Ten
     stack : Tensor of shape (T, ...)
         Updates, usually made sparse.
     weights : Tensor of shape (T,)
-        Weights, not negative.
+        Non-negative weights.
     vote : {'total', 'frequency'}, default='total'
         As in :func:`tally_votes`.
 
@@ -131,5 +132,5 @@ def fix_signs(rows: Tensor) -> Tensor:
 
 def _agreeing(stack: Tensor, sign: Tensor) -> Tensor:
     """Magnitudes of the entries that have the elected sign, zero for the others: a new tensor."""
-    # Turned by the elected sign, entries that agree are positive. Few passes: stacks are what takes time and memory.
+    # Times the elected sign, entries that agree are positive. Few passes, because stacks take the most time and memory.
     return (stack * sign).clamp_min_(0)

@@ -14,11 +14,11 @@ from .msu import align_svd
 from .products import Update, gram_of
 from .svd import RANGE
 
-_TINY = 1e-300  # a divisor in place of zero, without a warning or an infinity; the quotients are not used
+_TINY = 1e-300  # replaces a divisor of zero, to avoid warnings and infinities; these quotients are not used
 
 
 def fixed_direction(d: int, device: torch.device) -> Tensor:
-    """Random vector, (d,) in float64 and always the same, with which singular vectors are multiplied to fix signs."""
+    """Return one fixed random vector, (d,) in float64: its products with singular vectors fix their signs."""
     return torch.from_numpy(np.random.RandomState(0).standard_normal(d)).to(device)
 
 
@@ -37,16 +37,17 @@ def core_space(
     Parameters
     ----------
     updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
+        T updates of one module, of any ranks; the ranks sum to R.
     weights : sequence of T floats, default=None
-        Positive weights of the updates in the bases: weight 2 gives the bases of the update listed twice. None weighs
-        all alike.
+        Positive weights of the updates in the bases: a weight of 2 equals listing the update twice. None weighs all
+        alike.
     balanced : bool, default=True
         Take each update's own balanced factors, ``sqrt(S) V^T`` and ``U sqrt(S)``: the bases then depend on the updates
         alone. False takes the factors as they are given, which is the published method.
     along : (Tensor, Tensor), default=None
-        The random vectors of the outputs, (d_out,), and of the inputs, (d_in,), in float64. For updates that are given
-        in a frame, those of the module's own coordinates: else the signs would depend on the frame. None draws them.
+        The random vectors of the outputs, (d_out,), and of the inputs, (d_in,), in float64. If the updates are given
+        in a frame, pass the coordinates in that frame of the module's own vectors; otherwise the signs would depend on
+        the frame. None draws them.
 
     Returns
     -------
@@ -97,10 +98,10 @@ def knots_space(updates: Sequence[Update], weights: Sequence[float] | None = Non
     Parameters
     ----------
     updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
+        T updates of one module, of any ranks; the ranks sum to R.
     weights : sequence of T floats, default=None
-        Positive weights of the updates in the basis: weight 2 gives the basis of the update listed twice. None weighs
-        all alike.
+        Positive weights of the updates in the basis: a weight of 2 equals listing the update twice. None weighs all
+        alike.
 
     Returns
     -------
@@ -148,7 +149,7 @@ def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tens
     accurate enough.
     """
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    # Of a rank above the widths the Gram matrices are singular, and may be far larger than the factors
+    # If the rank is above a width, the Gram matrices are singular, and may be far larger than the factors
     small = [a.dtype != torch.float64 and len(a) <= min(a.shape[1], len(b)) for a, b in pairs]
     ranks = [len(a) if fits else 0 for (a, _), fits in zip(pairs, small, strict=True)]
     for rank in set(ranks) - {0}:
@@ -166,7 +167,7 @@ def _balanced(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tens
 
 
 def _basis(columns: Tensor, dtype: torch.dtype, along: Tensor) -> Tensor:
-    """Left singular vectors of the singular values that are not round-off of ``dtype``; signs fixed."""
+    """Left singular vectors whose singular values are above the round-off of ``dtype``; signs fixed."""
     u = _left(columns, dtype)
     signed: Tensor = u * torch.where(along @ u < 0, -1.0, 1.0)
     return signed

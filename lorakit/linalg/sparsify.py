@@ -14,12 +14,12 @@ Count = Literal["exact", "official"]
 Norm = Literal["l1", "l2", "linf"]
 
 _ORDERS: dict[Norm, float] = {"l1": 1, "l2": 2, "linf": np.inf}
-_MANY = 2**17  # entries from which a threshold is first looked for in a sample
+_MANY = 2**17  # with more entries than this, a threshold is first estimated from a sample
 _CHUNK = 2**16  # entries taken at a time, which stay in the cache
 
 
 def magnitude_threshold(values: Tensor, density: float, *, count: Count = "exact") -> float:
-    """Smallest magnitude that is kept when only a share of the entries, the largest, is.
+    """Smallest magnitude that is kept when only a given share of the entries, the largest ones, is kept.
 
     Parameters
     ----------
@@ -76,7 +76,8 @@ def magnitude_window(values: Tensor, density: float, gamma: float) -> tuple[floa
 def keep_middle(values: Tensor, density: float, gamma: float) -> Tensor:
     """Keep the entries of each row that :func:`magnitude_window` would keep of the row alone; a new tensor.
 
-    Model Breadcrumbs as its authors' code masks, row by row. Of equal magnitudes the later ones rank higher.
+    This is the mask of the Model Breadcrumbs authors' code, which works row by row. Among equal magnitudes, later
+    entries rank higher.
 
     Parameters
     ----------
@@ -93,7 +94,7 @@ def keep_middle(values: Tensor, density: float, gamma: float) -> Tensor:
 
 
 def _window(n: int, density: float, gamma: float) -> tuple[int, int]:
-    """Which of n > 0 entries in rising order a window keeps: from the first number up to the second."""
+    """Start and end of the window that is kept, among n > 0 entries in rising order."""
     top = max(n - int(gamma * n), 1)
     return top - min(kept_entries(n, density), top), top
 
@@ -107,17 +108,17 @@ def _kth_magnitudes(values: Tensor, ks: Sequence[int]) -> list[float]:
     kth = []
     for k, found in zip(ks, near, strict=True):
         array, place = found or (flat.abs().numpy(), k)
-        array.partition(place - 1)  # a copy, so it may be reordered; kthvalue is slower, with four times the memory
+        array.partition(place - 1)  # a copy, so it may be reordered; kthvalue is slower and takes four times the memory
         kth.append(float(array[place - 1]))
     return kth
 
 
 def _near_kth(flat: NDArray[Any], ks: Sequence[int]) -> list[tuple[NDArray[Any], int] | None]:
-    """Narrow each k-th smallest magnitude down to a few: these few, and its place among them.
+    """Narrow each k-th smallest magnitude down to a few candidates; return these, and its place among them.
 
     After Floyd and Rivest (1975): nearly always the k-th smallest lies within three standard deviations of a sample's
-    quantile. Only the entries in that interval are sorted; those below are counted, which is much faster. The result is
-    exact, or None where the interval does not hold the k-th smallest.
+    quantile. Only the entries in that interval are sorted; those below it are counted, which is much faster. The
+    result is exact, or None where the interval does not hold the k-th smallest.
     """
     sample = np.abs(flat[:: _sample_step(len(flat))])
     ends = []
@@ -129,7 +130,7 @@ def _near_kth(flat: NDArray[Any], ks: Sequence[int]) -> list[tuple[NDArray[Any],
     bounds = [(sample[i] if i > 0 else 0.0, sample[j] if j < len(sample) else np.inf) for i, j in ends]
     n_below = [0] * len(ks)
     between: list[list[NDArray[Any]]] = [[] for _ in ks]
-    # Buffers, as fresh memory would take longer than what is done in it
+    # The buffers are reused: allocating memory would take longer than the work in it
     part, below, mid = np.empty(_CHUNK, flat.dtype), np.empty(_CHUNK, bool), np.empty(_CHUNK, bool)
     for start in range(0, len(flat), _CHUNK):
         size = min(_CHUNK, len(flat) - start)
@@ -146,7 +147,7 @@ def _near_kth(flat: NDArray[Any], ks: Sequence[int]) -> list[tuple[NDArray[Any],
 
 def _sample_step(n: int) -> int:
     """Step between the sampled ones of n entries; odd, because the widths of most modules are even."""
-    return round(float(np.cbrt(n))) | 1  # a sample of n^(2/3) takes about as long to sort as what it leaves
+    return round(float(np.cbrt(n))) | 1  # sorting a sample of n^(2/3) takes about as long as sorting the candidates
 
 
 def keep_above(values: Tensor, threshold: float) -> Tensor:
@@ -224,9 +225,10 @@ def weighted_variance(stack: Tensor, weights: Tensor) -> Tensor:
 
 
 def variance_threshold(variance: Tensor, density: float) -> float:
-    """Smallest variance that is kept when the largest ``density`` of those that are not zero is.
+    """Smallest variance that is kept when only a share ``density`` of the non-zero ones, the largest, is kept.
 
-    The select step of SCE (Wan et al., arXiv 2408.07990). It is zero, so that all are kept, where all are zero.
+    The select step of SCE (Wan et al., arXiv 2408.07990). If all variances are zero, the threshold is zero, and all are
+    kept.
     """
     varying = int(torch.count_nonzero(variance))
     return _kth_magnitudes(variance, [variance.numel() - kept_entries(varying, density) + 1])[0] if varying else 0.0
@@ -250,7 +252,7 @@ def norm_ratio(pairs: Iterable[tuple[Tensor, Tensor]], norm: Norm) -> float:
     Returns
     -------
     float
-        1 where nothing is left, or nothing was there.
+        1 if every entry was dropped, or was zero before.
     """
     norms = [(magnitude_norm(before, norm), magnitude_norm(after, norm)) for before, after in pairs]
     before, after = (float(np.linalg.norm(column, _ORDERS[norm])) for column in zip(*norms, strict=True))

@@ -27,8 +27,8 @@ def task_svds(updates: Sequence[Update], weights: Sequence[float]) -> list[Svd]:
 def orthogonalize(columns: Tensor) -> Tensor:
     """Orthonormal columns nearest to the given ones: the polar factor.
 
-    Where the columns depend on one another it is the partial isometry onto what they span, so that two equal columns
-    come back as two equal ones, not with a direction of round-off between them.
+    If the columns are linearly dependent, the result is the partial isometry onto their span: two equal columns stay
+    equal, and no direction of round-off is put between them.
 
     Parameters
     ----------
@@ -68,17 +68,17 @@ def isotropic_sum(svds: Sequence[Svd], *, common_share: float = 1.0) -> Svd:
     Parameters
     ----------
     svds : sequence of (U, S, Vh)
-        SVDs of the updates, R triples in all.
+        SVDs of the updates, R triples in total.
     common_share : float in [0, 1], default=1.0
-        Share of the ``n = min(R, d_out, d_in)`` directions that are the sum's leading ones; the rest are divided
-        equally between the updates, and are the leading ones of what each has outside the sum's. The numbers of
-        directions are rounded as in the authors' code.
+        Share of the ``n = min(R, d_out, d_in)`` directions that come from the sum: its leading ones. The rest are
+        divided equally between the updates; each gives the leading directions of its part outside those of the sum.
+        The numbers of directions are rounded as in the authors' code.
 
     Returns
     -------
     U, S, Vh : Tensor
-        All of S is the mean over the n directions. The order is that of the singular values before they were replaced,
-        so that a cut to rank k keeps the directions that were largest: with equal values any k would do.
+        Every entry of S is the mean over the n directions. The directions are in the order of the singular values that
+        were replaced, so that a cut to rank k keeps those that were largest: equal values alone give no order.
     """
     pooled = _pool(svds)
     present = [svd for svd in svds if len(svd[1])]
@@ -103,7 +103,7 @@ def calibrate_sum(svds: Sequence[Svd], weights: Sequence[float], *, alpha: float
     Parameters
     ----------
     svds : sequence of (U, S, Vh)
-        SVDs of the updates ``w_i W_i`` that are summed, R triples in all.
+        SVDs of the updates ``w_i W_i`` that are summed, R triples in total.
     weights : sequence of float
         Their weights, of mean 1.
     alpha : float
@@ -162,8 +162,8 @@ def tucker2(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Common bases of k inputs and k outputs that keep most of several matrices: Tucker-2 by HOOI.
 
-    Maximises ``sum_i w_i ||U^T M_i V||^2`` over orthonormal U and V: each in turn is the leading singular vectors of
-    the matrices projected on the other, starting from those of the stacked matrices (HOSVD).
+    Maximises ``sum_i w_i ||U^T M_i V||^2`` over orthonormal U and V. It starts from the leading singular vectors of the
+    stacked matrices (HOSVD), and replaces U and V in turn by those of the matrices projected on the other.
 
     Parameters
     ----------
@@ -174,9 +174,9 @@ def tucker2(
     k : int
         Number of directions.
     max_iter : int, default=100
-        Most rounds.
+        Largest number of rounds.
     tol : float, default=1e-6
-        It stops before once a round adds no more than this share to what is kept (or than round-off).
+        Stop earlier once a round adds no more than this share, or round-off, to the energy that is kept.
 
     Returns
     -------
@@ -204,20 +204,20 @@ def least_interference(svds: Sequence[Svd], weights: Sequence[float], *, ridge: 
     Parameters
     ----------
     svds : sequence of (U, S, Vh)
-        SVDs of the updates W_i, R triples in all.
+        SVDs of the updates W_i, R triples in total.
     weights : sequence of float
         Positive weights; a common factor does not matter.
     ridge : float
-        ``rho``, in means of the eigenvalues of ``H = sum_i w_i W_i^T W_i / ||W_i||^2`` that are not zero, so that an
-        update that depends on the others does not change it. 0 takes the pseudo-inverse of H.
+        ``rho``, as a multiple of the mean of the non-zero eigenvalues of ``H = sum_i w_i W_i^T W_i / ||W_i||^2``. An
+        update that is linearly dependent on the others then does not change ``rho``. 0 takes the pseudo-inverse of H.
 
     Returns
     -------
     U, S, Vh : Tensor
         SVD of X, of rank at most R.
     """
-    # W_i^T enters only by its Gram matrix: diag(S_i) V_i^T stands for it. H itself is never formed, as its condition
-    # number is the square of that of the stack.
+    # W_i enters only by its Gram matrix, so diag(S_i) V_i^T can stand for it. H itself is never formed, because its
+    # condition number is the square of that of the stack.
     roots = [w**0.5 / s.norm() if len(s) else 0.0 for (_, s, _), w in zip(svds, weights, strict=True)]
     stack = torch.cat([s[:, None] * vh * root for (_, s, vh), root in zip(svds, roots, strict=True)])  # (R, d_in)
     targets = torch.cat([u * s.square() * root for (u, s, _), root in zip(svds, roots, strict=True)], dim=1)
@@ -265,7 +265,7 @@ def _outside(svd: Svd, common: Tensor, k: int) -> Svd:
 
 def _leading(stack: Tensor, k: int) -> Tensor:
     """Leading k left singular vectors of ``[M_1 ... M_T]``: (T, p, n) to (p, min(k, p))."""
-    # Those of the Gram matrix. It squares the condition, in float64: directions that this loses hold nothing.
+    # From the Gram matrix, in float64. It squares the condition number, but the directions that are lost hold nothing.
     side_by_side = torch.cat(list(stack), dim=1).double()
     _, vectors = torch.linalg.eigh(side_by_side @ side_by_side.mT)  # ascending
     leading: Tensor = vectors.flip(1)[:, :k].to(stack.dtype)

@@ -11,11 +11,12 @@ from .frames import Frame, combine_rows, frame_of, joined
 from .products import Update, gram_of
 from .signs import fix_signs
 
-# Singular values as roots of eigenvalues, of a float64 matrix: one of 1e-4 times the largest is known to 1e-8 of
-# itself, and so are its vectors. Where smaller ones are wanted, the SVD of the core.
+# Singular values are square roots of the eigenvalues of a float64 matrix. One that is 1e-4 times the largest has a
+# relative error of 1e-8, and so have its vectors. Where smaller ones are wanted, the SVD of the core is used.
 RANGE = 1e-4
-# How far inputs cancel, as the length of what is added up over that of the sum: float32's 6e-8 stay below 1e-5 with the
-# first, and what the square of the second makes of float64's 1e-16 in the Gram matrix below 1e-9.
+# Bounds of cancellation in sums of inputs: the length of the terms over the length of their sum. Up to the first, the
+# error of sums in float32 is at most 6e-8 * 1e2 < 1e-5. Up to the second, that of the float64 Gram matrix, in which
+# cancellation is squared, is at most 1e-16 * 1e6 < 1e-9.
 _IN_SINGLE, _CANCELLED = 1e2, 1e3
 
 
@@ -24,17 +25,18 @@ def svd_of_sum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Thin SVD of ``sum_i w_i B_i A_i``, without ever forming it.
 
-    From orthonormal frames of the concatenated B and A^T and the SVD of their small core, or, where that is as accurate
-    for float32, from a frame of B alone and an eigenproblem: O(d R^2) instead of the O(d^3) of a dense SVD, and exact.
+    It takes orthonormal frames of the concatenated B and A^T and the SVD of their small core. For float32 it takes a
+    frame of B alone and an eigenproblem, where this is as accurate. The result is exact, and the cost is O(d R^2)
+    instead of the O(d^3) of a dense SVD.
 
     Parameters
     ----------
     updates : sequence of (A, B)
-        T updates of one module, of any ranks, R in all.
+        T updates of one module, of any ranks; the ranks sum to R.
     weights : sequence of T floats
         Their weights; negative ones subtract.
     k : int, optional
-        How many singular vectors to form; all by default. The singular values are all there.
+        Number of singular vectors to form; all by default. All singular values are returned, whatever k is.
 
     Returns
     -------
@@ -61,9 +63,9 @@ def svd_of_sum(
 def _by_eigenvalues(mixed: Tensor, columns: Tensor, k: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
     """SVD of ``M A``, k triples, from the Gram matrix of A; None where that is not accurate enough.
 
-    Its singular values squared and left vectors are those of ``M (A A^T) M^T``, its right vectors ``S^-1 U^T M A``: a
-    small eigenproblem, where a frame of the inputs and an SVD take twice as long. A, (R, d), is ``columns.T``; M and U
-    are in float64.
+    The eigenvalues of ``M (A A^T) M^T`` are the squared singular values, and its eigenvectors are the left vectors U.
+    The right vectors are ``S^-1 U^T M A``. This small eigenproblem takes half the time of a frame of the inputs and an
+    SVD. A, (R, d), is ``columns.T``; M and U are in float64.
     """
     d, n = columns.shape
     if columns.dtype == torch.float64 or not 0 < n <= d or not len(mixed):
@@ -107,8 +109,8 @@ def dense_svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def dense_randomized_svd(matrix: Tensor, k: int, noise: Tensor, *, n_iter: int = 6) -> tuple[Tensor, Tensor, Tensor]:
     """Leading singular triples of a dense update by randomised subspace iteration.
 
-    Halko, Martinsson and Tropp (2011), with QR between the products. The update that the k triples give is nearly as
-    near to the matrix as the best one of rank k, also where the singular values decay slowly.
+    Halko, Martinsson and Tropp (2011), with QR between the products. The update of the k triples is nearly as close to
+    the matrix as the best one of rank k, even where the singular values decay slowly.
 
     Parameters
     ----------
@@ -117,7 +119,7 @@ def dense_randomized_svd(matrix: Tensor, k: int, noise: Tensor, *, n_iter: int =
     k : int
         How many triples.
     noise : Tensor of shape (d_in, m)
-        Standard normal numbers to start from; ``m > k`` columns, of which the surplus is what makes it accurate.
+        Standard normal numbers to start from; ``m > k`` columns; the surplus makes the result accurate.
     n_iter : int, default=6
         Products with the matrix and its transpose after the first.
 
@@ -160,7 +162,7 @@ def split_svd(u: Tensor, s: Tensor, vh: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def truncate_wide(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Best rank-k approximation of a matrix of few rows, (p, q), such as what was merged in a space.
+    """Best rank-k approximation of a matrix of few rows, (p, q), such as a merge in a small space.
 
     Returns
     -------
