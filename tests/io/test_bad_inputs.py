@@ -209,7 +209,7 @@ CASES = [
     Case(19, "r negative", config(r=-8), Unsupported, (f"task/{CONFIG}", "r is -8", "correct the file")),
     Case(20, "other rank", config(r=4), Corrupt, (FILE, MODULE, "has rank 2, adapter_config.json says 4", "correct r or rank_pattern")),
     Case(21, "no peft_type", config(peft_type=...), Unsupported, (f"task/{CONFIG}", "peft_type is None, expected 'LORA'", "cannot be merged")),
-    Case(21, "LOHA", config(peft_type="LOHA"), Unsupported, (f"task/{CONFIG}", "peft_type is 'LOHA'", "cannot be merged")),
+    Case(21, "OFT", config(peft_type="OFT"), Unsupported, (f"task/{CONFIG}", "peft_type is 'OFT'", "cannot be merged")),
     Case(21, "unknown", config(peft_type="NEXT"), Unsupported, (f"task/{CONFIG}", "peft_type is 'NEXT'", "cannot be merged")),
     Case(22, "DoRA", config(use_dora=True), Unsupported, (f"task/{CONFIG}", "use_dora is set: DoRA", "merge_and_unload")),
     Case(22, "lora_bias", config(lora_bias=True), Unsupported, (f"task/{CONFIG}", "lora_bias is set", "train with lora_bias=False")),

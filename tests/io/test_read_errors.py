@@ -62,7 +62,9 @@ def test_damaged_files(write_peft, case):
 
 FIELDS = [
     ({"peft_type": ...}, UnsupportedAdapterError, "peft_type is None, expected 'LORA'"),
-    ({"peft_type": "LOHA"}, UnsupportedAdapterError, "peft_type is 'LOHA'"),
+    ({"peft_type": "OFT"}, UnsupportedAdapterError, "peft_type is 'OFT'"),
+    ({"peft_type": ["LORA"]}, UnsupportedAdapterError, "peft_type is"),
+    ({"peft_type": "LOHA", "alpha": 4}, CorruptFileError, "holds no tensors of LoHa"),
     ({"lora_alpha": ...}, UnsupportedAdapterError, "no lora_alpha.*add the value.*assume_alpha="),
     ({"lora_alpha": "16"}, CorruptFileError, "lora_alpha is '16', expected a number"),
     ({"lora_alpha": float("nan")}, CorruptFileError, "lora_alpha is nan"),

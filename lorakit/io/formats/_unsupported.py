@@ -12,6 +12,7 @@ __all__ = ["is_marked", "refuse_markers"]
 
 _TRAIN_PLAIN = "train a plain LoRA instead"
 _EXTRACT = "add it to its base model and extract a plain LoRA from the difference, or train one"
+_WHERE_READ = "which is read in kohya's files and in PEFT directories whose config says so"
 _NO_WEIGHTS = "it changes no weight of the base model; train a plain LoRA instead"
 
 
@@ -26,7 +27,7 @@ class _Kind(NamedTuple):
 # named by what makes it special.
 _KINDS = (
     _Kind("dora_scale lora_magnitude_vector", "DoRA, which also rescales the base weights", _TRAIN_PLAIN),
-    _Kind("lora_E ranknum", "AdaLoRA, whose update is B @ diag(E) @ A", _TRAIN_PLAIN),
+    _Kind("lora_E ranknum", "AdaLoRA, which is read in PEFT directories whose config says so", _TRAIN_PLAIN),
     _Kind(
         "",
         "lora_bias, a bias trained beside B",
@@ -34,8 +35,8 @@ _KINDS = (
         ends="lora_A.bias lora_B.bias lora_down.bias lora_up.bias",
     ),
     _Kind("reshape_weight", "a LoRA that also enlarges the base weight", _TRAIN_PLAIN),
-    _Kind("hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2", "LoHa, a product of two low-rank updates"),
-    _Kind("lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t1 lokr_t2", "LoKr, a Kronecker product"),
+    _Kind("hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2", f"LoHa, {_WHERE_READ}"),
+    _Kind("lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t1 lokr_t2", f"LoKr, {_WHERE_READ}"),
     _Kind("boft_R boft_s", "BOFT, which rotates the base weights"),
     _Kind("oft_blocks oft_diag oft_R oft_embedding_R", "OFT or BOFT, which rotates the base weights"),
     _Kind(
@@ -50,7 +51,7 @@ _KINDS = (
     _Kind("bias_indices bias_values bias_size", "sparse biases beside the factors", _TRAIN_PLAIN),
     _Kind(
         "vera_lambda_b vera_lambda_d vera_A vera_B pvera_lambda_b pvera_lambda_d",
-        "VeRA, random matrices that it scales",
+        "VeRA, whose files do not say how wide a module's inputs are",
     ),
     _Kind("randlora_lambda randlora_gamma randlora_A randlora_B", "RandLoRA, random matrices that it scales"),
     _Kind("vblora_logits_A vblora_logits_B vblora_vector_bank", "VB-LoRA, factors made from a bank of vectors"),
@@ -60,7 +61,7 @@ _KINDS = (
     _Kind("hra_u", "HRA, which reflects the base weights"),
     _Kind("road_theta road_alpha", "RoAd, which rotates activations"),
     _Kind("psoft_R", "PSOFT, which rotates the base weights"),
-    _Kind("bone_block miss_block", "Bone or MiSS, whose update repeats a block"),
+    _Kind("bone_block miss_block", "Bone or MiSS, whose files do not say how wide a module's inputs are"),
     _Kind("shira_weight", "SHiRA, whose update is sparse"),
     _Kind("gralora_A gralora_B gralora_A_general gralora_B_general", "GraLoRA, a small LoRA for each block"),
     _Kind("hira_A hira_B hira_embedding_A hira_embedding_B", "HiRA, whose update multiplies the base weights"),

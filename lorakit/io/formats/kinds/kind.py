@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,14 +106,14 @@ class Kind(NamedTuple):
     ----------
     name : str
         As people write it.
-    parts : collection of str
+    parts : frozenset of str
         What the keys of its tensors end in.
     factored : callable
         From the tensors of a module to what they add up to. It raises CorruptFileError if they do not fit.
     """
 
     name: str
-    parts: Collection[str]
+    parts: frozenset[str]
     factored: Callable[[Tensors], Factored]
 
 

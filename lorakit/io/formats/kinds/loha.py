@@ -62,4 +62,4 @@ def with_cores(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, t1: Tenso
     return hadamard_factors((mode_product(t1, w1_b), w1_a.mT), (mode_product(t2, w2_b), w2_a.mT))
 
 
-LOHA = Kind("LoHa", (*_MATRICES, *_CORES), _factored)
+LOHA = Kind("LoHa", frozenset((*_MATRICES, *_CORES)), _factored)

@@ -99,4 +99,4 @@ def _side(tensors: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:
     return b.flatten(1), a
 
 
-LOKR = Kind("LoKr", _PARTS, _factored)
+LOKR = Kind("LoKr", frozenset(_PARTS), _factored)

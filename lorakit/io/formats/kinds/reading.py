@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,7 @@ from .kind import Factored, Kind, Tensors
 from .loha import LOHA
 from .lokr import LOKR
 
-KINDS: tuple[Kind, ...] = (LOHA, LOKR)
-_KINDS = {part: kind for kind in KINDS for part in kind.parts}
+KINDS: tuple[Kind, ...] = (LOHA, LOKR)  # those that single files hold
 
 
 class Found(NamedTuple):
@@ -42,8 +41,10 @@ class Found(NamedTuple):
         )
 
 
-def split_kinds(header: Mapping[str, TensorInfo]) -> tuple[dict[str, dict[str, str]], dict[str, TensorInfo]]:
-    """Part the tensors of modules of another kind from the others.
+def split_kinds(
+    header: Mapping[str, TensorInfo], kinds: Sequence[Kind] = KINDS
+) -> tuple[dict[str, dict[str, str]], dict[str, TensorInfo]]:
+    """Part the tensors of modules of these kinds from the others.
 
     Returns
     -------
@@ -59,18 +60,25 @@ def split_kinds(header: Mapping[str, TensorInfo]) -> tuple[dict[str, dict[str, s
     >>> modules, list(rest)
     ({'x': {'lokr_w1': 'x.lokr_w1'}}, ['x.alpha', 'y.lora_up.weight'])
     """
+    parts = {part for kind in kinds for part in kind.parts}
     modules: dict[str, dict[str, str]] = {}
     rest = {}
     for key, info in header.items():
         module, _, part = key.rpartition(".")
-        if part in _KINDS and module:
+        if part in parts and module:
             modules.setdefault(module, {})[part] = key
         else:
             rest[key] = info
     return modules, rest
 
 
-def open_module(path: Path, module: str, keys: Mapping[str, str], header: Mapping[str, TensorInfo]) -> Found:
+def open_module(
+    path: Path,
+    module: str,
+    keys: Mapping[str, str],
+    header: Mapping[str, TensorInfo],
+    kinds: Sequence[Kind] = KINDS,
+) -> Found:
     """Check the tensors of one module.
 
     Parameters
@@ -83,6 +91,8 @@ def open_module(path: Path, module: str, keys: Mapping[str, str], header: Mappin
         Its parts, as :func:`split_kinds` gives them.
     header : mapping of str to TensorInfo
         The tensors of the file.
+    kinds : sequence of Kind
+        Those that the parts were looked for of.
 
     Raises
     ------
@@ -91,16 +101,15 @@ def open_module(path: Path, module: str, keys: Mapping[str, str], header: Mappin
     UnsupportedAdapterError
         If a tensor is no floating-point numbers, or the factors would be too large.
     """
-    kinds = list(dict.fromkeys(_KINDS[part].name for part in keys))
-    if len(kinds) > 1:
+    kind, *others = [kind for kind in kinds if not kind.parts.isdisjoint(keys)]
+    if others:
         raise CorruptFileError(
-            f"has tensors of {' and '.join(kinds)}",
+            f"has tensors of {' and '.join(kind.name for kind in (kind, *others))}",
             path=path,
             module=module,
             expected="one kind",
             remedy="remove the tensors of the other",
         )
     check_factors(f"{path}: module {module!r}", list(keys.values()), header)
-    kind = _KINDS[next(iter(keys))]
     factored = kind.factored(Tensors(path, module, keys, header))
     return Found(kind, tuple(keys[part] for part in factored.parts), factored)

@@ -7,6 +7,7 @@ from pathlib import Path
 from ....adapters import Adapter, Provenance
 from ....files.safetensors import write_tensors
 from .._factors import left_out
+from .._modules import kinds_of
 from .._padding import written_ranks
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..record import header_metadata, make_record
@@ -45,6 +46,7 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         fan_in_fan_out=config.fan_in_fan_out,
         extra_weights=extra_weights,
         target_parameters=target_parameters,
+        stored_as=kinds_of(modules.stored),
     )
     return Opened(modules, provenance, (*notes, *config.notes))
 

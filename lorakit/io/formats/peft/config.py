@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,15 @@ auto_mapping corda_config ensure_weight_tying eva_config exclude_modules inferen
 layers_to_transform loftq_config lora_dropout lora_ga_config megatron_config megatron_core peft_version
 qalora_group_size revision runtime_config target_modules velora_config
 """
+# The kinds of adapter that are read: the field with alpha, and the fields that only they have
+_ALPHA = {"LORA": "lora_alpha", "ADALORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+_OF_LYCORIS = "alpha init_weights module_dropout rank_dropout use_effective_conv2d"
+_OWN_FIELDS = {
+    "LORA": "",
+    "ADALORA": "beta1 beta2 deltaT init_r orth_reg_weight target_r tfinal tinit total_step",
+    "LOHA": _OF_LYCORIS,
+    "LOKR": f"{_OF_LYCORIS} decompose_both decompose_factor rank_dropout_scale",
+}
 _KNOWN = {*_READ.split(), *_HARMLESS.split(), *(name for name, _, _ in _REFUSED)}
 _NAMED = 10  # unknown fields that a warning names
 
@@ -68,6 +77,10 @@ class PeftConfig:
         Ends of the names of parameters that are adapted without a module of their own, sorted.
     unknown : tuple of str
         Fields that are set and that this version does not know.
+    peft_type : {'LORA', 'ADALORA', 'LOHA', 'LOKR'}, default='LORA'
+        The kind of adapter.
+    init_r : int, default=0
+        The rank that AdaLoRA began with, by which alpha is divided.
     """
 
     path: Path
@@ -82,6 +95,8 @@ class PeftConfig:
     extra_weights: Mapping[str, Any] = field(default_factory=dict)
     target_parameters: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
+    peft_type: str = "LORA"
+    init_r: int = 0
 
     @property
     def kept_extra_weights(self) -> tuple[str, ...]:
@@ -104,6 +119,8 @@ class PeftConfig:
 
     def scale(self, module: str, rank: int) -> float:
         """Return the factor on ``B @ A`` at a module whose tensors have this rank."""
+        if self.peft_type == "ADALORA":
+            return (self.alpha if self.alpha > 0 else rank) / (self.init_r + 1e-5)  # as PEFT has it
         key = self._alpha_keys.first(module)
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
@@ -161,32 +178,44 @@ def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
             ],
         )
     fields = read_json_object(path)
-    return config_of(path, fields, assume_alpha)
+    return config_of(path, fields, assume_alpha, tuple(_ALPHA))
 
 
-def config_of(path: Path, fields: Mapping[str, Any], assume_alpha: float | None) -> PeftConfig:
-    """Check the fields of a config, wherever they were found; as :func:`read_config` in everything else."""
+def config_of(
+    path: Path, fields: Mapping[str, Any], assume_alpha: float | None, types: Sequence[str] = ("LORA",)
+) -> PeftConfig:
+    """Check the fields of a config, wherever they were found; as :func:`read_config` in everything else.
+
+    ``types`` are the kinds of adapter that the caller reads, as ``peft_type`` names them.
+    """
     peft_type = fields.get("peft_type")
-    if peft_type != "LORA":
+    if not isinstance(peft_type, str) or peft_type not in types:
         raise UnsupportedAdapterError(
             f"peft_type is {shown(peft_type)}",
             path=path,
-            expected="'LORA'",
+            expected=" or ".join(map(repr, types)),
             remedy="other kinds of adapters cannot be merged as factors",
         )
     refuse_variants(path, fields)
-    if fields.get("lora_alpha") is None and assume_alpha is None:
+    alpha_field = _ALPHA[peft_type]
+    if fields.get(alpha_field) is None and assume_alpha is None:
         raise UnsupportedAdapterError(
-            "has no lora_alpha (PEFT would silently take 8)",
+            f"has no {alpha_field} (PEFT would silently take 8)",
             path=path,
             remedy=["add the value used in training, or ", Setting("assume_alpha")],
         )
     number = _Fields(path, fields)
-    patterns = {"rank_pattern": number.pattern("rank_pattern"), "alpha_pattern": number.pattern("alpha_pattern")}
+    known = _KNOWN | set(_OWN_FIELDS[peft_type].split())
+    adalora = peft_type == "ADALORA"  # it has ranks of its own, by init_r and which of them training kept
+    if adalora and fields.get("init_r") is None:
+        raise UnsupportedAdapterError(
+            "has no init_r (PEFT would silently take 12)", path=path, remedy="add the value used in training"
+        )
+    patterns = {name: {} if adalora else number.pattern(name) for name in ("rank_pattern", "alpha_pattern")}
     config = PeftConfig(
         path,
-        r=None if fields.get("r") is None else number.rank("r", fields["r"]),
-        alpha=number.real("lora_alpha", fields["lora_alpha"] if fields.get("lora_alpha") is not None else assume_alpha),
+        r=None if adalora or fields.get("r") is None else number.rank("r", fields["r"]),
+        alpha=number.real(alpha_field, fields[alpha_field] if fields.get(alpha_field) is not None else assume_alpha),
         use_rslora=bool(fields.get("use_rslora")),
         rank_pattern={
             key: number.rank(f"rank_pattern[{shown(key)}]", r) for key, r in patterns["rank_pattern"].items()
@@ -199,7 +228,9 @@ def config_of(path: Path, fields: Mapping[str, Any], assume_alpha: float | None)
         fan_in_fan_out=bool(fields.get("fan_in_fan_out")),
         extra_weights={name: number.extra_weights(name) for name in _EXTRA_WEIGHTS if fields.get(name)},
         target_parameters=tuple(sorted(set(number.texts("target_parameters")))),
-        unknown=tuple(sorted(key for key, value in fields.items() if value and key not in _KNOWN)),
+        unknown=tuple(sorted(key for key, value in fields.items() if value and key not in known)),
+        peft_type=peft_type,
+        init_r=number.rank("init_r", fields["init_r"]) if adalora else 0,
     )
     config.check_patterns()
     return config

@@ -50,7 +50,7 @@ def is_of_peft(weights: Path) -> bool:
     return weights.name == WEIGHTS and (weights.parent / CONFIG).exists()
 
 
-def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
+def match_keys(path: Path, header: Mapping[str, TensorInfo], *, others: bool = False) -> Pairs:
     """Join the keys of a file into pairs.
 
     Parameters
@@ -59,6 +59,8 @@ def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
         The file, for messages.
     header : mapping of str to TensorInfo
         Its tensors.
+    others : bool, default=False
+        Whether the file has modules of other kinds, so that it need not have pairs.
 
     Returns
     -------
@@ -75,7 +77,7 @@ def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
     matches = {key: found for key in header if (found := _match(key)) is not None}
     extra_weights = tuple(key for key in header if key not in matches)
     of_lora = [key for key in extra_weights if ".lora_" in key]
-    refuse_markers(path, of_lora if matches else extra_weights)
+    refuse_markers(path, of_lora if matches and not others else extra_weights)
     if of_lora:
         raise UnsupportedAdapterError(
             f"{of_lora[0]!r} belongs to a kind of LoRA not known here",
@@ -83,7 +85,14 @@ def match_keys(path: Path, header: Mapping[str, TensorInfo]) -> Pairs:
             expected="lora_A and lora_B only",
             remedy="train a plain LoRA instead",
         )
-    if not matches:
+    if others and matches:
+        raise CorruptFileError(
+            f"{next(iter(matches))!r} is a factor of plain LoRA",
+            path=path,
+            expected="tensors of the kind that the config names",
+            remedy="correct peft_type, or save the adapter again",
+        )
+    if not matches and not others:
         raise UnsupportedAdapterError(
             f"holds no LoRA factors: its first keys are {list(header)[:3]}",
             path=path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
+from ....exceptions import Setting, UnsupportedAdapterError
 from ....files.checks import stamp
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from ..codec import Location, ReadOptions
@@ -14,6 +14,7 @@ from .config import PeftConfig, read_config
 from .experts import count_targets, find_stacks
 from .extra_weights import FileExtraWeights, carried
 from .keys import Pairs, match_keys
+from .kinds import check_rank, read_kinds
 
 
 class OpenedPeft(NamedTuple):
@@ -40,13 +41,14 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Opened
         stamps += ((config_path, stamp(config_path)),)
     header = location.header(weights).tensors
     config = read_config(config_path, options.assume_alpha)
-    pairs = match_keys(weights, header)
+    others, rest = read_kinds(weights, header, config)
+    pairs = match_keys(weights, rest, others=bool(others))
     found = _extra_weights(weights, config, pairs, options)
     first = bool(found) and options.modules_to_save == "first"
     kept = {key: header[key] for key in pairs.extra_weights}
     extra_weights = carried(weights, stamps[0][1], kept, config.extra_weights) if first else None
     stacks = find_stacks(weights, config, pairs.modules)
-    stored: dict[str, Stored] = {}
+    stored: dict[str, Stored] = {**others}
     for module, pair in pairs.modules.items():
         keys = (pair.key_a, pair.key_b)
         if module in stacks:
@@ -55,9 +57,9 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Opened
             for index in range(stack.experts):
                 stored[f"{module}.{index}"] = Stored(keys, info, stack.scale, plain, expert=(index, stack.experts))
         else:
-            _check_rank(weights, config, module, pair.info.rank)
+            check_rank(weights, config, module, pair.info.rank)
             stored[module] = Stored(keys, pair.info, config.scale(module, pair.info.rank), plain)
-    if len(stored) != sum(stacks[m].experts if m in stacks else 1 for m in pairs.modules):
+    if len(stored) != len(others) + sum(stacks[m].experts if m in stacks else 1 for m in pairs.modules):
         raise UnsupportedAdapterError(
             "an expert and another module have one name",
             path=weights,
@@ -86,14 +88,3 @@ def _extra_weights(path: Path, config: PeftConfig, pairs: Pairs, options: ReadOp
             ],
         )
     return extra_weights
-
-
-def _check_rank(path: Path, config: PeftConfig, module: str, rank: int) -> None:
-    expected = config.rank(module)
-    if expected is not None and expected != rank:
-        raise CorruptFileError(
-            f"module {module!r} has rank {rank}, {config.path.name} says {expected} (by its r and rank_pattern)",
-            path=path,
-            module=module,
-            remedy="PEFT cannot load this either, so correct r or rank_pattern, or copy the matching file",
-        )

@@ -1,0 +1,103 @@
+"""Modules of other kinds than plain LoRA in PEFT's directories: LoHa, LoKr and AdaLoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ....exceptions import CorruptFileError, UnsupportedAdapterError
+from ....files.safetensors import TensorInfo
+from .._modules import Stored
+from ..kinds.adalora import ADALORA
+from ..kinds.loha import LOHA
+from ..kinds.lokr import LOKR
+from ..kinds.reading import open_module, split_kinds
+from .config import PeftConfig
+from .keys import PREFIX
+
+_KINDS = {"LOHA": LOHA, "LOKR": LOKR, "ADALORA": ADALORA}
+
+
+def read_kinds(
+    path: Path, header: Mapping[str, TensorInfo], config: PeftConfig
+) -> tuple[dict[str, Stored], dict[str, TensorInfo]]:
+    """Find and check the modules of the kind that the config names.
+
+    Parameters
+    ----------
+    path : Path
+        The weights.
+    header : mapping of str to TensorInfo
+        Their tensors.
+    config : PeftConfig
+        The config.
+
+    Returns
+    -------
+    stored : dict of str to Stored
+        The modules, in the order of the file; none for plain LoRA.
+    rest : dict of str to TensorInfo
+        The other tensors.
+
+    Raises
+    ------
+    CorruptFileError
+        If tensors are missing or do not fit one another or the config.
+    UnsupportedAdapterError
+        If the rank that divides alpha is not known, or AdaLoRA kept no rank of any module.
+    """
+    if config.peft_type not in _KINDS:
+        return {}, dict(header)
+    kind = _KINDS[config.peft_type]
+    modules, rest = split_kinds(header, (kind,))
+    if not modules:
+        raise CorruptFileError(
+            f"holds no tensors of {kind.name}, which the config names: its first keys are {list(header)[:3]}",
+            path=path,
+            remedy="correct peft_type, or copy the matching file",
+        )
+    if kind is ADALORA:
+        kept = {module: keys for module, keys in modules.items() if not _is_cut_away(keys, header)}
+        if modules and not kept:
+            raise UnsupportedAdapterError(
+                "AdaLoRA kept no rank of any module, so there is no update",
+                path=path,
+                remedy="leave the adapter out, or train it with a larger target_r",
+            )
+        modules = kept
+    stored: dict[str, Stored] = {}
+    for key, keys in modules.items():
+        module = key.removeprefix(PREFIX)
+        if module in stored:
+            raise CorruptFileError(
+                f"has it twice, with and without {PREFIX!r}", path=path, module=module, remedy="remove one of the two"
+            )
+        found = open_module(path, module, keys, header, (kind,))
+        divisor = found.factored.divisor
+        if divisor is None:
+            divisor = config.rank(module)  # PEFT divides alpha by it whether or not a tensor has that rank
+            if divisor is None:
+                raise UnsupportedAdapterError(
+                    "has no r, by which PEFT divides alpha", path=config.path, remedy="add the value used in training"
+                )
+        check_rank(path, config, module, divisor)
+        stored[module] = found.stored(config.scale(module, divisor))
+    return stored, rest
+
+
+def _is_cut_away(keys: Mapping[str, str], header: Mapping[str, TensorInfo]) -> bool:
+    """Whether training kept no rank of a module: its tensors are empty, and its update is zero."""
+    shapes = [header[key].shape for key in keys.values()]
+    return len(shapes) == len(ADALORA.parts) and all(0 in shape for shape in shapes)
+
+
+def check_rank(path: Path, config: PeftConfig, module: str, rank: int) -> None:
+    """Raise CorruptFileError if a module's tensors have another rank than the config gives it."""
+    expected = config.rank(module)
+    if expected is not None and expected != rank:
+        raise CorruptFileError(
+            f"module {module!r} has rank {rank}, {config.path.name} says {expected} (by its r and rank_pattern)",
+            path=path,
+            module=module,
+            remedy="PEFT cannot load this either, so correct r or rank_pattern, or copy the matching file",
+        )
