@@ -10,7 +10,6 @@ from typing import Any
 
 from .._version import __version__
 from ..exceptions import LorakitError
-from ..files.safetensors import read_header
 from ..io.formats.record import file_digest
 from .baked import Baked
 from .checkpoint import Checkpoint, FileCheckpoint
@@ -57,13 +56,29 @@ def baked_record(path: str | Path) -> Mapping[str, Any] | None:
         return None
     assert isinstance(checkpoint, FileCheckpoint)
     for shard in checkpoint.shards:
-        text = read_header(shard.path).metadata.get(KEY)
-        record = None
-        if text is not None:
-            try:
-                record = json.loads(text)
-            except (ValueError, RecursionError):
-                continue
-        if isinstance(record, dict) and record.get("record") == _FORM:
-            return record
+        try:
+            record = json.loads(shard.header.metadata.get(KEY, "null"))
+        except (ValueError, RecursionError):
+            continue
+        if _is_well_formed(record):
+            return dict(record)
     return None
+
+
+def _is_well_formed(record: Any) -> bool:
+    """Whether what a file holds is a record as :func:`make_record` makes them."""
+    if not isinstance(record, dict) or record.get("record") != _FORM:
+        return False
+    params, versions, sources = (record.get(key) for key in ("params", "versions", "sources"))
+    if not isinstance(params, dict) or not isinstance(versions, dict) or not isinstance(sources, list) or not sources:
+        return False
+    strengths = params.get("strengths")
+    return (
+        isinstance(strengths, list)
+        and all(isinstance(strength, int | float) for strength in strengths)
+        and len(strengths) == len(sources) - 1
+        and isinstance(versions.get("lorakit"), str)
+        and all(isinstance(source, dict) for source in sources)
+        and isinstance(sources[0].get("headers_sha256"), str)
+        and all(isinstance(s.get("name"), str) and isinstance(s.get("sha256"), str | None) for s in sources[1:])
+    )

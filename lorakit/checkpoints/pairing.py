@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from ..adapters import ModuleInfo, ModuleKind
+from ..files.expressions import matcher
 from ..files.safetensors import FLOAT_DTYPES
 from .checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
 
@@ -111,13 +111,9 @@ def chooser(patterns: str | Iterable[str] | None) -> Callable[[str], bool]:
     Raises
     ------
     ValueError
-        If one is no regular expression.
+        If one is no regular expression, or one that could take endless time.
     """
     if patterns is None:
         return lambda module: True
-    given = [patterns] if isinstance(patterns, str) else list(patterns)
-    try:
-        compiled = [re.compile(pattern) for pattern in given]
-    except re.error as error:
-        raise ValueError(f"modules={given!r} is no regular expression: {error}") from error
-    return lambda module: any(pattern.fullmatch(module) for pattern in compiled)
+    matchers = [matcher(pattern) for pattern in ([patterns] if isinstance(patterns, str) else patterns)]
+    return lambda module: any(matches(module) for matches in matchers)

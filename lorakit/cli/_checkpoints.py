@@ -9,13 +9,12 @@ import torch
 
 from .. import Adapter, bake, extract_adapter, load_adapter
 from .._ranks import RankBudget
-from .._recipes import RecipeError, from_recipe
+from .._recipes import from_recipe
 from .._version import __version__
 from ..checkpoints.baked_record import headers_digest
 from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.extracting import RECIPE, Rules
 from ..checkpoints.opening import open_checkpoint
-from ..exceptions import LorakitError
 from ..io.formats.record import file_digest
 from ._rebuild import CannotTell
 
@@ -40,7 +39,7 @@ def extracted_again(
     try:
         rules = from_recipe(record["operations"][0], {RECIPE: Rules, "RankBudget": RankBudget})
         return extract_adapter(paths[0], paths[1], **vars(rules), device=device, n_jobs=n_jobs)
-    except (RecipeError, LorakitError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # of the record too: nothing in it is believed
         raise CannotTell(f"it cannot be extracted again from these checkpoints: {error}") from error
 
 
@@ -70,7 +69,7 @@ def baked_again(
     ]
     try:
         again = bake(checkpoint, given, strengths=record["params"]["strengths"])
-    except (LorakitError, ValueError) as error:
+    except ValueError as error:
         raise CannotTell(f"it cannot be made again of these sources: {error}") from error
     result = open_checkpoint(merged)
     different = [name for name in dict.fromkeys([*again, *result]) if not _same(result, again, name)]

@@ -103,6 +103,21 @@ def test_the_record(base, tmp_path):
     assert baked_record(tmp_path / "nothing") is None
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "{",
+        "[]",
+        '{"record": "bake-1"}',
+        '{"record": "bake-1", "params": {"strengths": [1]}, "versions": {"lorakit": "1"}, "sources": [3, 4]}',
+        '{"record": "bake-1", "params": {"strengths": []}, "versions": {}, "sources": [{"headers_sha256": "x"}]}',
+    ],
+)
+def test_a_record_that_is_none(wrong, tmp_path):
+    save_file({"a": torch.zeros(2)}, tmp_path / "x.safetensors", metadata={"lorakit": wrong})
+    assert baked_record(tmp_path / "x.safetensors") is None
+
+
 @pytest.mark.parametrize("where", ["base", "base/inside", "."])
 def test_never_over_the_base(where, base, tmp_path):
     before = contents(tmp_path)
