@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..exceptions import OutputError
-from ..factors import all_finite, dtype_name, promoted_dtype
+from ..factors import dtype_name, promoted_dtype
 
-BLOCK = 2**20  # numbers that are computed at a time: 4 MB in float32, which a processor's cache holds
+BLOCK = 2**17  # numbers that are computed at a time: half a megabyte in float32, which a processor's cache holds
 
 
 class Term(NamedTuple):
@@ -98,27 +99,33 @@ def summed_rows(
         for start in range(done, term.first_row, size):
             yield rows(start, min(start + size, term.first_row))
         end = term.first_row + len(term.left)
+        rounding.update += _squared_norm(term.left, term.right)
         for start in range(term.first_row, end, size):
             stop = min(start + size, end)
             stored = rows(start, stop)
-            part = term.left[start - term.first_row : stop - term.first_row]
-            yield _sum(stored, part, term.right, rounding, where)
+            dtype = compute_dtype(stored.dtype)
+            part = term.left[start - term.first_row : stop - term.first_row].to(stored.device, dtype)
+            yield _sum(stored, part, term.right.to(stored.device, dtype), rounding, where)
         done = end
     for start in range(done, n_rows, size):
         yield rows(start, min(start + size, n_rows))
 
 
 def _sum(stored: Tensor, left: Tensor, right: Tensor, rounding: Rounding, where: str) -> Tensor:
-    dtype = compute_dtype(stored.dtype)
-    wide = stored.to(dtype)
-    update = left.to(dtype=dtype, device=stored.device) @ right.to(dtype=dtype, device=stored.device)
-    new = (wide + update).to(stored.dtype)
-    if not all_finite(new):
-        largest = (wide + update).abs().max().item()
+    total = torch.addmm(stored.to(left.dtype), left, right)
+    new = total.to(stored.dtype)
+    lost = torch.linalg.vector_norm(new.to(left.dtype) - total).item()
+    if not math.isfinite(lost):
+        largest = total.abs().max().item()
         raise OutputError(
             f"{where}: the sum has values that {dtype_name(stored.dtype)} cannot hold (the largest is {largest:.3g})",
             remedy="lower the strength, or take a base in bfloat16 or float32",
         )
-    rounding.update += torch.linalg.vector_norm(update).item() ** 2
-    rounding.lost += torch.linalg.vector_norm(new.to(dtype) - wide - update).item() ** 2
+    rounding.lost += lost**2
     return new
+
+
+def _squared_norm(left: Tensor, right: Tensor) -> float:
+    """Squared Frobenius norm of ``left @ right``, from products of the thin factors."""
+    grams = (left.double().mT @ left.double()) * (right.double() @ right.double().mT)
+    return max(0.0, grams.sum().item())

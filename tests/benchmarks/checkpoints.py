@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from measuring import Table, publish
@@ -135,10 +135,19 @@ def _tiny(folder: Path) -> tuple[Path, Path]:
     return tiny, save_adapter(Adapter({"q": factors}), folder / "tiny-adapter", overwrite=True)
 
 
-def _wall(command: Sequence[str]) -> float:
-    started = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)
-    return time.perf_counter() - started
+class Run(NamedTuple):
+    """One process: what it took."""
+
+    peak: Peak
+    cpu: float  # user and system time, seconds
+
+
+def run(command: Sequence[str]) -> Run:
+    """Run a command and watch it."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peak = peak_of(command)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return Run(peak, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def measure(folder: Path, layers: int, repeat: int) -> list[Table]:
@@ -153,19 +162,22 @@ def measure(folder: Path, layers: int, repeat: int) -> list[Table]:
         "read and write": [sys.executable, "-c", _COPY, str(base), str(copied)],
         "extract, k=16": extract_command(out, base, extracted),
         "read both": [sys.executable, "-c", _READ, str(out), str(base)],
-        "fit": cli("fit", base, *adapters),
+        "fit, 2 adapters": cli("fit", base, *adapters),
     }
-    walls: dict[str, list[float]] = {name: [] for name in jobs}
+    runs: dict[str, list[Run]] = {name: [] for name in jobs}
     for turn in range(repeat):
         for name, command in jobs.items():
             if turn and name.startswith("extract"):
                 continue  # minutes: once
-            walls[name].append(_wall(command))
-            print(f"  {name}: {walls[name][-1]:.1f} s", file=sys.stderr)
-    best = {name: min(seconds) for name, seconds in walls.items()}
+            runs[name].append(run(command))
+            print(f"  {name}: {runs[name][-1]}", file=sys.stderr)
+    wall = {name: min(one.peak.seconds for one in found) for name, found in runs.items()}
+    cpu = {name: min(one.cpu for one in found) for name, found in runs.items()}
     size = sum(file.stat().st_size for file in base.iterdir()) / 1e9
-    peaks = {name: peak_of(jobs[name]) for name in ("bake, 2 adapters", "extract, k=16")}
-    own = dict(zip(peaks, own_peaks(folder), strict=True))
+    peaks = {
+        name: max(one.peak.anonymous for one in runs[name]) for name in jobs if name.startswith(("bake, 2", "extract"))
+    }
+    own = dict(zip(peaks, (peak.anonymous for peak in own_peaks(folder)), strict=True))
     memory = Table(
         "memory",
         ("command", "base, GB", "largest tensor", "own", "peak", "above", "above / largest"),
@@ -174,10 +186,10 @@ def measure(folder: Path, layers: int, repeat: int) -> list[Table]:
                 name,
                 f"{size:.1f}",
                 f"{largest(base):.0f}",
-                f"{own[name].anonymous:.0f}",
-                f"{peak.anonymous:.0f}",
-                f"{peak.anonymous - own[name].anonymous:.0f}",
-                f"{(peak.anonymous - own[name].anonymous) / largest(base):.2f}",
+                f"{own[name]:.0f}",
+                f"{peak:.0f}",
+                f"{peak - own[name]:.0f}",
+                f"{(peak - own[name]) / largest(base):.2f}",
             )
             for name, peak in peaks.items()
         ],
@@ -185,12 +197,20 @@ def measure(folder: Path, layers: int, repeat: int) -> list[Table]:
     floors = {"bake, 1 adapter": "read and write", "bake, 2 adapters": "read and write", "extract, k=16": "read both"}
     times = Table(
         "time",
-        ("command", "floor", "seconds", "floor, seconds", "ratio"),
+        ("command", "seconds", "CPU", "floor", "seconds of it", "CPU of it", "ratio"),
         [
-            (name, floor, f"{best[name]:.1f}", f"{best[floor]:.1f}", f"{best[name] / best[floor]:.2f}")
+            (
+                name,
+                f"{wall[name]:.1f}",
+                f"{cpu[name]:.1f}",
+                floor,
+                f"{wall[floor]:.1f}",
+                f"{cpu[floor]:.1f}",
+                f"{wall[name] / wall[floor]:.2f}",
+            )
             for name, floor in floors.items()
         ]
-        + [("fit, 2 adapters", "\\", f"{best['fit']:.1f}", "\\", "\\")],
+        + [("fit, 2 adapters", f"{wall['fit, 2 adapters']:.1f}", f"{cpu['fit, 2 adapters']:.1f}", *["-"] * 4)],
     )
     return [memory, times]
 
@@ -244,7 +264,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="without it, only the accuracy is measured")
     parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--page", type=Path, help="docs page to write the tables into")
     options = parser.parse_args()
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
