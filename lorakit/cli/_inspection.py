@@ -23,6 +23,7 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "name": adapter.name,
         "path": str(known.sources[0].path),
         "format": known.format,
+        "kinds": list(known.stored_as),
         "base_model": known.base_model,
         "task_type": known.task_type,
         "dtype": str(adapter.dtype).removeprefix("torch."),

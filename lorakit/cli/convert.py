@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import file_options, json_option, reading_options
+from ._options import file_options, jobs_option, json_option, rank_option, reading_options
 from ._streams import say
 
 if TYPE_CHECKING:
+    import torch
+
     from .. import Adapter
 
 
@@ -23,7 +25,8 @@ Examples:
   lorakit convert law/ -o law-for-servers/ --pad-to server
   lorakit convert law/ -o law-half/ --dtype bfloat16
   lorakit convert style.safetensors -o style/ --to peft
-  lorakit convert style/ -o style.safetensors --to kohya"""
+  lorakit convert style/ -o style.safetensors --to kohya
+  lorakit convert loha.safetensors -o lora.safetensors -k 16"""
 )
 @click.argument("path", metavar="IN")
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT", help="Folder or file to make.")
@@ -34,6 +37,8 @@ Examples:
     help="Model of a diffusion pipeline: the one to take, of several; or the one that the modules belong to, where "
     "their names do not say.  [default: all]",
 )
+@rank_option
+@jobs_option
 @file_options
 @reading_options
 @json_option
@@ -44,6 +49,8 @@ def convert(
     output: str,
     target: str | None,
     component: str | None,
+    k: Any,
+    jobs: int | None,
     layout: Any,
     pad_to: Any,
     dtype: str | None,
@@ -53,11 +60,14 @@ def convert(
     quiet: bool,
     **reading: Any,
 ) -> None:
-    """Write a LoRA adapter in another format, layout or dtype.
+    """Write an adapter as a plain LoRA in another format, layout or dtype.
 
     Any format that can be read is taken. What was written is read back and compared with IN, module by module: the
     updates are the same but for rounding to the dtype of the file, and the largest relative error is reported. The
     compact layout leaves out units of zeros, which padding to one rank made.
+
+    LoHa, LoKr and AdaLoRA become plain LoRA, exactly, at whatever rank that takes. With -k each module is cut to its
+    best approximation of that rank, as `lorakit prune` does, and the error of the cut is reported.
     """
     import torch
 
@@ -76,15 +86,16 @@ def convert(
     before = adapter.provenance.format
     target = target or before
     check_outputs([Path(output)], [target], overwrite=overwrite)
-    made = under_names_of(adapter, target, component)
+    stored = adapter.dtype if dtype is None else getattr(torch, dtype)
+    cut = adapter if k is None else _at_rank(adapter, k, stored, jobs)
+    made = under_names_of(cut, target, component)
     compact = chosen_layout(target, layout) == "compact"
     if compact or Path(output).exists():  # what is there may be IN, which is gone when the two are compared
         made = _in_memory(made, without_padding=compact)
-    stored = adapter.dtype if dtype is None else getattr(torch, dtype)
     bytes_in = source_bytes(adapter)
     save_adapter(made, output, format=target, layout=layout, pad_to=pad_to, dtype=stored, overwrite=overwrite)
     written = load_adapter(output, format=target, modules_to_save=reading.get("modules_to_save", "refuse"))
-    found, totals = differences(written, made, dtypes=([stored], [stored, adapter.dtype]))
+    found, totals = differences(written, made, dtypes=([stored], [stored, made.dtype]))
     lost = [d.module for d in found if not (d.same or d.unsure)]
     if lost:
         raise RuntimeError(f"{output}: was written, and holds other updates than {path} in {', '.join(lost[:3])}")
@@ -107,12 +118,40 @@ def convert(
         "relative_error": finite(totals.relative_error or 0.0),
         "worst_module": {"module": worst.module, "relative_error": worst.relative_error},
         "relative_errors": {d.module: d.relative_error for d in found},
+        "cut": None if k is None else _cut_report(cut, adapter),
         "seconds": round(perf_counter() - started, 3),
     }
     if as_json:
         show_json(report)
     elif not quiet:
         _show(report)
+
+
+def _at_rank(adapter: Adapter, k: Any, dtype: torch.dtype, jobs: int | None) -> Adapter:
+    """Return the best approximation of an adapter at a rank, as precise as a file of a dtype holds it."""
+    from .. import SVDPruner
+    from ..factors import promoted_dtype
+
+    if isinstance(k, int) and k >= max(adapter.ranks, default=k):
+        return adapter
+    wide = adapter.astype(promoted_dtype((adapter.dtype, dtype)))
+    (cut,) = SVDPruner(k=k, n_jobs=jobs).fit_transform([wide])
+    return cut
+
+
+def _cut_report(cut: Adapter, adapter: Adapter) -> dict[str, Any]:
+    """Return how far an adapter that was cut to a rank is from itself, over all modules and by module."""
+    from ..metrics import compare_updates
+    from ._measure import finite
+
+    compared = compare_updates(cut, adapter)
+    first, *others = compared.values()
+    worst = max(compared, key=lambda module: compared[module].relative_error)
+    return {
+        "relative_error": finite(sum(others, first).relative_error),
+        "worst_module": {"module": worst, "relative_error": finite(compared[worst].relative_error)},
+        "relative_errors": {module: finite(one.relative_error) for module, one in compared.items()},
+    }
 
 
 def _in_memory(adapter: Adapter, *, without_padding: bool) -> Adapter:
@@ -148,6 +187,12 @@ def _show(report: Mapping[str, Any]) -> None:
         ],
         left=3,
     )
+    if report["cut"] is not None:
+        worst = report["cut"]["worst_module"]
+        click.echo(
+            f"\nCut to rank {ranks_text(report['rank_out'])}: relative error of the update "
+            f"{report['cut']['relative_error']:.2g}; at most {worst['relative_error']:.2g}, in {worst['module']}"
+        )
     if report["identical"]:
         say("\nRead back and compared: the same factors, bit for bit.")
     else:

@@ -99,11 +99,12 @@ def _show(report: Mapping[str, Any]) -> None:
 
     rows = report["adapters"]
     show_table(
-        ("adapter", "format", "base model", "dtype", "modules", "rank", "scaling", "parameters", "bytes"),
+        ("adapter", "format", "kind", "base model", "dtype", "modules", "rank", "scaling", "parameters", "bytes"),
         [
             (
                 row["name"],
                 row["format"],
+                ", ".join(row["kinds"]),
                 row["base_model"] or "-",
                 row["dtype"],
                 str(row["modules"]),
@@ -114,7 +115,7 @@ def _show(report: Mapping[str, Any]) -> None:
             )
             for row in rows
         ],
-        left=4,
+        left=5,
     )
     for row in rows:
         if "servers" in row:

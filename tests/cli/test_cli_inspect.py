@@ -18,6 +18,7 @@ def test_json(lorakit_json, tasks):
     for row, adapter, path in zip(report["adapters"], adapters, tasks, strict=True):
         assert row["name"] == adapter.name
         assert row["format"] == "peft"
+        assert row["kinds"] == ["LoRA"]
         assert row["dtype"] == "float32"
         assert row["modules"] == 2
         assert row["ranks"] == {str(adapter.ranks[0]): 2}

@@ -160,8 +160,8 @@ class FileModules:
 
 
 def kinds_of(stored: Mapping[str, Stored]) -> tuple[str, ...]:
-    """Return the kinds of adapter that modules are stored as, each once, in the order of the file."""
-    return tuple(dict.fromkeys(place.kind for place in stored.values()))
+    """Return the kinds of adapter that modules are stored as, each once, sorted."""
+    return tuple(sorted({place.kind for place in stored.values()}))
 
 
 def stored_dtype(header: Mapping[str, TensorInfo], stored: Mapping[str, Stored]) -> torch.dtype:

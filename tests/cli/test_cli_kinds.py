@@ -1,0 +1,97 @@
+"""Other kinds of adapter than plain LoRA, as the commands show and convert them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lorakit import load_adapter
+from lorakit.adapters import ModuleKind
+
+A, B = "lora_unet_mid_block_attentions_0_proj_in", "lora_unet_down_blocks_0_attentions_1_proj_out"
+
+
+@pytest.fixture
+def loha(tmp_path):
+    """A LoHa of rank 3 beside a LoKr, with alpha, in half precision."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = {
+        A: {"hada_w1_a": (12, 3), "hada_w1_b": (3, 15), "hada_w2_a": (12, 3), "hada_w2_b": (3, 15), "alpha": ()},
+        B: {"lokr_w1": (2, 3), "lokr_w2": (8, 8)},
+    }
+    tensors = {
+        f"{module}.{part}": torch.randn(shape, generator=rng).half()
+        for module, parts in shapes.items()
+        for part, shape in parts.items()
+    }
+    save_file(tensors, tmp_path / "loha.safetensors")
+    return tmp_path / "loha.safetensors"
+
+
+def test_inspect_says_the_kinds(lorakit_json, lorakit_, loha):
+    (row,) = lorakit_json("inspect", loha)["adapters"]
+    assert row["kinds"] == ["LoHa", "LoKr"]
+    assert row["ranks"] == {"9": 1, "16": 1}
+    assert "LoHa, LoKr" in lorakit_("inspect", loha).stdout
+
+
+def test_convert_is_exact_without_a_rank(lorakit_json, loha, out):
+    report = lorakit_json("convert", loha, "-o", f"{out}.safetensors", "--dtype", "float32")
+    assert (report["rank_in"], report["rank_out"], report["cut"]) == ([9, 16], [9, 16], None)
+    plain, source = load_adapter(f"{out}.safetensors"), load_adapter(loha)
+    assert plain.provenance.stored_as == ("LoRA",)
+    for module, factors in source.items():
+        torch.testing.assert_close(plain[module].delta(), factors.delta(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", ["kohya", "diffusers"])
+def test_convert_to_a_rank_reports_the_error_of_the_cut(lorakit_json, loha, tmp_path, target):
+    made = tmp_path / "plain.safetensors"
+    report = lorakit_json("convert", loha, "-o", made, "-k", 4, "--to", target, "--dtype", "float32")
+    assert report["rank_out"] == [4]
+    source = load_adapter(loha)
+    squares = {}
+    for module, factors in source.items():
+        s = torch.linalg.svdvals(factors.delta().double())
+        squares[module] = float(s[4:].square().sum()), float(s.square().sum())
+        lost, whole = squares[module]
+        assert report["cut"]["relative_errors"][module] == pytest.approx((lost / whole) ** 0.5, rel=1e-4)
+    total = (sum(lost for lost, _ in squares.values()) / sum(whole for _, whole in squares.values())) ** 0.5
+    assert report["cut"]["relative_error"] == pytest.approx(total, rel=1e-4)
+    worst = max(squares, key=lambda module: squares[module][0] / squares[module][1])
+    assert report["cut"]["worst_module"]["module"] == worst
+    written = list(load_adapter(made).values())
+    errors = sorted(squares[module][0] ** 0.5 for module in source)
+    left = sorted(
+        float(min((f.delta() - g.delta()).norm() for g in written if g.delta().shape == f.delta().shape))
+        for f in source.values()
+    )
+    assert left == pytest.approx(errors, rel=1e-4)
+
+
+def test_the_table_says_what_was_cut(lorakit_, loha, out):
+    text = lorakit_("convert", loha, "-o", f"{out}.safetensors", "-k", 4).stdout
+    assert "Cut to rank 4: relative error of the update 0." in text
+    assert "Read back and compared" in text
+
+
+def test_a_rank_above_its_own_cuts_nothing(lorakit_json, loha, out):
+    report = lorakit_json("convert", loha, "-o", f"{out}.safetensors", "-k", 64, "--dtype", "float32")
+    assert report["rank_out"] == [9, 16]
+    assert report["cut"]["relative_error"] < 1e-6
+
+
+def test_a_share_of_the_energy(lorakit_json, loha, out):
+    report = lorakit_json("convert", loha, "-o", f"{out}.safetensors", "-k", "0.9", "--dtype", "float32")
+    assert 0 < report["cut"]["relative_error"] <= 0.1**0.5
+
+
+def test_a_convolution_keeps_its_kernel(lorakit_json, tmp_path):
+    rng = torch.Generator().manual_seed(0)
+    shapes = {"lokr_w1": (2, 3), "lokr_w2": (4, 5, 3, 3)}
+    tensors = {f"lora_unet_conv.{part}": torch.randn(s, generator=rng) for part, s in shapes.items()}
+    save_file(tensors, tmp_path / "in.safetensors")
+    lorakit_json("convert", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "-k", 2)
+    (info,) = load_adapter(tmp_path / "out.safetensors").infos.values()
+    assert info == (2, 135, 8, ModuleKind("conv", (3, 3)))
