@@ -131,7 +131,7 @@ class UnsafeFileError(LorakitError):
 
 
 class UnsupportedAdapterError(LorakitError):
-    """A valid file of a kind that lorakit cannot merge exactly: DoRA, LoHa, a changed base, ..."""
+    """A valid file of a kind that lorakit cannot merge exactly: DoRA, OFT, a changed base, ..."""
 
 
 class UnsupportedCheckpointError(LorakitError):

@@ -87,7 +87,7 @@ def load_adapter(
     UnsafeFileError
         If a file is a pickle, or no regular file.
     UnsupportedAdapterError
-        If it is something else than plain LoRA.
+        If its update is no product of thin factors, or not all that it adds to the base model.
 
     Examples
     --------

@@ -16,6 +16,7 @@ from lorakit.factors import LoraFactors
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
+LOHA = {f"hada_w{i}_{side}": shape for i in "12" for side, shape in {"a": (3, 2), "b": (2, 5)}.items()}
 
 
 def samples(folder):
@@ -41,16 +42,19 @@ def samples(folder):
         path = save_adapter(adapter.with_provenance(format=name), folder / place, overwrite=True, **layout)
         files = sorted(path.iterdir()) if path.is_dir() else [path]
         found[name] = {file.name: file.read_bytes() for file in files if file.suffix != ".md"}
+    found["peft kinds"] = {
+        WEIGHTS: save_tensors({f"{PREFIX}h.0.q.{part}": torch.randn(s, generator=rng) for part, s in LOHA.items()}),
+        CONFIG: encoded({"peft_type": "LOHA", "r": 2, "alpha": 3, "rank_pattern": {}, "alpha_pattern": {"h.0.q": 5}}),
+    }
     found["kinds"] = {"kinds.safetensors": save_tensors(other_kinds(rng))}
     return _Quiet(found)
 
 
 def other_kinds(rng):
     """The tensors of modules of other kinds than plain LoRA, as LyCORIS writes them."""
-    loha = {f"hada_w{i}_{side}": shape for i in "12" for side, shape in {"a": (3, 2), "b": (2, 5)}.items()}
     lokr = {"lokr_w1": (2, 3), "lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5), "alpha": ()}
     conv = {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3), "lokr_w2_a": (1, 4), "lokr_w2_b": (1, 5), "lokr_t2": (1, 1, 3, 3)}
-    shapes = {"lora_unet_a": loha | {"alpha": ()}, "lora_unet_b": lokr, "lora_unet_c": conv}
+    shapes = {"lora_unet_a": LOHA | {"alpha": ()}, "lora_unet_b": lokr, "lora_unet_c": conv}
     return {f"{m}.{part}": torch.randn(s, generator=rng) for m, parts in shapes.items() for part, s in parts.items()}
 
 

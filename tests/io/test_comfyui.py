@@ -59,7 +59,7 @@ def test_convolution_whose_up_is_flat(tmp_path):
 
 
 BAD = {
-    "loha": ({f"{BLOCK}.hada_w1_a": torch.ones(2, 2)}, UnsupportedAdapterError, "hada_w1_a' belongs to LoHa"),
+    "oft": ({f"{BLOCK}.oft_blocks": torch.ones(2, 2)}, UnsupportedAdapterError, "oft_blocks' belongs to OFT"),
     "diff": ({"diffusion_model.norm.diff": torch.ones(2)}, UnsupportedAdapterError, "whole differences"),
     "reshape": ({f"{BLOCK}.reshape_weight": torch.ones(2)}, UnsupportedAdapterError, "enlarges"),
     "dora": ({f"{BLOCK}.dora_scale": torch.ones(3, 1)}, UnsupportedAdapterError, "DoRA"),

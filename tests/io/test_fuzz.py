@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
-FORMATS = ("peft", "mlx", "kohya", "diffusers", "comfyui", "kinds")
+FORMATS = ("peft", "mlx", "kohya", "diffusers", "comfyui", "kinds", "peft kinds")
 # Whatever hangs meets the time limit of every test; a deadline would count what a busy machine does besides.
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

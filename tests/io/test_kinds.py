@@ -1,4 +1,4 @@
-"""LoHa and LoKr in single files: what contradicts itself is refused by name, and a small file cannot ask for much."""
+"""LoHa and LoKr in single files of kohya and ComfyUI: what contradicts itself or asks for much is refused by name."""
 
 import pickle
 
@@ -114,6 +114,32 @@ def test_alpha_of_two_whole_matrices_is_ignored(write, alpha):
     whole = lokr(lokr_w2_a=None, lokr_w2_b=None, lokr_w2=(4, 5))
     adapter = load_adapter(write(whole | {"alpha": torch.tensor(alpha)}), assume_alpha=3)
     torch.testing.assert_close(adapter["lora_unet_x"].delta(), torch.kron(whole["lokr_w1"], whole["lokr_w2"]))
+
+
+@pytest.mark.parametrize("make", [loha, loha_conv, lokr, lokr_conv])
+def test_comfyui_files_hold_the_same(write, make):
+    """As ai-toolkit writes them. Without alpha the scale is 1."""
+    expected = load_adapter(write(make()))["lora_unet_x"].delta()
+    module = "diffusion_model.blocks.0.x"
+    adapter = load_adapter(write(make() | {"alpha": torch.tensor(3.0)}, module))
+    assert (adapter.provenance.format, list(adapter), adapter.scale(module)) == ("comfyui", [module], 1.5)
+    assert adapter.provenance.stored_as in (("LoHa",), ("LoKr",))
+    torch.testing.assert_close(adapter[module].delta(), 1.5 * expected)
+    torch.testing.assert_close(load_adapter(write(make(), module))[module].delta(), expected)
+
+
+def test_comfyui_files_that_contradict_themselves(write):
+    module = "diffusion_model.blocks.0.x"
+    with pytest.raises(CorruptFileError, match="lacks hada_w2_a"):
+        load_adapter(write(loha(hada_w2_a=None), module))
+    plain = {"lora_B.weight": torch.ones(6, 1), "lora_A.weight": torch.ones(1, 5)}
+    with pytest.raises(CorruptFileError, match="expected one kind"):
+        load_adapter(write(loha() | plain, module))
+    path = write(loha(), module)
+    tensors = {f"{name}.{part}": t for name in (module, "unet.x") for part, t in loha().items()}
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedAdapterError, match=r"'unet.x.hada_w._.' belongs to LoHa"):
+        load_adapter(path, format="comfyui")
 
 
 def test_kinds_beside_plain_lora(write, tmp_path):

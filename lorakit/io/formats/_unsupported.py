@@ -12,7 +12,7 @@ __all__ = ["is_marked", "refuse_markers"]
 
 _TRAIN_PLAIN = "train a plain LoRA instead"
 _EXTRACT = "add it to its base model and extract a plain LoRA from the difference, or train one"
-_WHERE_READ = "which is read in kohya's files and in PEFT directories whose config says so"
+_WHERE_READ = "which is read in files of kohya and ComfyUI, and in PEFT directories whose config says so"
 _NO_WEIGHTS = "it changes no weight of the base model; train a plain LoRA instead"
 
 

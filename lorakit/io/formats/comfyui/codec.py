@@ -9,13 +9,14 @@ from ....adapters import Adapter, ModuleInfo, Provenance
 from ....exceptions import OutputError
 from ....files.checks import stamp
 from .._factors import left_out
-from .._modules import FileModules, Stored, plain, stored_dtype
+from .._modules import FileModules, Stored, kinds_of, plain, stored_dtype
 from .._padding import written_ranks
 from .._pairs import Place, kept_metadata, place_of_key, read_pairs, write_pairs
 from .._servers import ServerCheck, WrittenFile
 from .._unsupported import is_marked
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..diffusers.servers import DIFFUSERS
+from ..kinds.single_file import read_kinds, refuse_two_kinds
 from ..peft.keys import is_of_peft, peft_keys
 from ..record import header_metadata, make_record
 from .about import ABOUT
@@ -34,19 +35,28 @@ def _recognises(location: Location, weights: Path) -> bool:
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = stamp(weights)
     header = location.header(weights)
-    pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
-    stored = {}
+    named = {key: info for key, info in header.tensors.items() if _PREFIX.match(key)}
+    stored, rest = read_kinds(weights, opened, named, options, _scale)
+    rest |= {key: info for key, info in header.tensors.items() if key not in named}
+    pairs, dropped = read_pairs(weights, opened, rest, options, _place, others=bool(stored))
     for module, pair in pairs.items():
-        alpha = options.assume_alpha if pair.alpha is None else pair.alpha
-        scale = 1.0 if alpha is None else alpha / pair.info.rank
+        if module in stored:
+            refuse_two_kinds(weights, module, pair.key_a, stored[module].keys[0])
+        scale = _scale(weights, module, pair.alpha, pair.info.rank, options)
         stored[module] = Stored((pair.key_a, pair.key_b), pair.info, scale, plain)
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
     provenance = Provenance(
         format="comfyui",
         base_model=header.metadata.get("ss_base_model_version"),
         metadata=kept_metadata(header.metadata),
+        stored_as=kinds_of(stored),
     )
     return Opened(modules, provenance, left_out(weights, dropped))
+
+
+def _scale(path: Path, module: str, alpha: float | None, rank: int, options: ReadOptions) -> float:
+    alpha = options.assume_alpha if alpha is None else alpha
+    return 1.0 if alpha is None else alpha / rank
 
 
 def _place(key: str) -> Place | None:

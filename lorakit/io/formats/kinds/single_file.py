@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
+from ....exceptions import CorruptFileError
 from ....files.checks import FileStamp
 from ....files.safetensors import TensorInfo
 from .._modules import Stored
@@ -56,3 +58,14 @@ def read_kinds(
             1.0 if divisor is None else scale(path, module, alphas.get(module), divisor, options)
         )
     return stored, {key: info for key, info in rest.items() if key not in keys_of_alpha.values()}
+
+
+def refuse_two_kinds(path: Path, module: str, key: str, other: str) -> NoReturn:
+    """Raise CorruptFileError for a module that has tensors of two kinds, of which these are two."""
+    raise CorruptFileError(
+        f"has {key!r} and {other!r}",
+        path=path,
+        module=module,
+        expected="one kind",
+        remedy="remove the tensors of the other",
+    )

@@ -18,7 +18,7 @@ from ....files.safetensors import FLOAT_DTYPES, TensorInfo
 from .._modules import Stored, plain
 from .._pairs import Place, read_pairs
 from ..codec import ReadOptions
-from ..kinds.single_file import read_kinds
+from ..kinds.single_file import read_kinds, refuse_two_kinds
 
 # A prefix that says which model, then the module's path with underscores for dots: lora_unet_, lora_te1_ (sd-scripts,
 # musubi-tuner), lora_transformer_, lora_prior_unet_ (OneTrainer), lycoris_ (LyCORIS)
@@ -87,13 +87,7 @@ def read_modules(path: Path, opened: FileStamp, header: Mapping[str, TensorInfo]
     stored = {}
     for module, pair in pairs.items():
         if module in others:
-            raise CorruptFileError(
-                f"has {pair.key_a!r} and {others[module].keys[0]!r}",
-                path=path,
-                module=module,
-                expected="one kind",
-                remedy="remove the tensors of the other",
-            )
+            refuse_two_kinds(path, module, pair.key_a, others[module].keys[0])
         scale = _scale(path, module, pair.alpha, header[pair.key_a].shape[0], options)
         if module in mids:
             stored[module] = Stored((pair.key_a, mids[module], pair.key_b), pair.info, scale, fold)
