@@ -52,7 +52,10 @@ def check_servers(adapter: Adapter) -> list[ServerCheck]:
     checks = []
     for server in {server.name: server for known in reversed(codecs()) for server in known.servers}.values():
         check = ServerCheck(server.name, server.version)
-        if server.name in own:
+        others = sorted(set(known.stored_as) - set(own[server.name].kinds if server.name in own else ()))
+        if server.name in own and others:
+            check.refuse(f"does not take {' and '.join(others)}: lorakit convert writes plain LoRA")
+        elif server.name in own:
             own[server.name].rules(file, check)
         else:
             wanted = " or ".join(f"--to {name}" for name in server.convert_to)

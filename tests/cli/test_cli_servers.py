@@ -208,3 +208,25 @@ def test_a_config_that_says_little(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "lora_alpha": 8}))
     found = checks(tmp_path)
     assert found["PEFT"].loads == "yes"
+
+
+def test_other_kinds_are_for_those_that_take_them(tmp_path):
+    """A LoHa of kohya's is for none, one in a PEFT directory for PEFT; diffusers takes LoKr of ComfyUI's files."""
+    loha = {f"hada_w{i}_{side}": torch.ones(3, 3) for i in "12" for side in "ab"}
+    lokr = {"lokr_w1": torch.ones(2, 2), "lokr_w2": torch.ones(3, 3)}
+    path = tmp_path / "x.safetensors"
+    save_file({f"lora_unet_x.{part}": tensor for part, tensor in loha.items()}, path)
+    assert set(loads(path).values()) == {"no"}
+    assert checks(path)["diffusers"].reasons == ["does not take LoHa: lorakit convert writes plain LoRA"]
+    save_file({f"diffusion_model.x.{part}": tensor for part, tensor in lokr.items()}, path)
+    assert [name for name, answer in loads(path).items() if answer == "yes"] == ["diffusers"]
+    assert "FLUX.2" in checks(path)["diffusers"].notes[0]
+    pair = {"diffusion_model.y.lora_A.weight": torch.ones(1, 3), "diffusion_model.y.lora_B.weight": torch.ones(3, 1)}
+    save_file({f"diffusion_model.x.{part}": tensor for part, tensor in lokr.items()} | pair, path)
+    assert set(loads(path).values()) == {"no"}
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    tensors = {f"base_model.model.layers.0.q_proj.{part}": tensor for part, tensor in loha.items()}
+    save_file(tensors, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LOHA", "r": 3, "alpha": 3}))
+    assert [name for name, answer in loads(folder).items() if answer == "yes"] == ["PEFT"]

@@ -96,12 +96,15 @@ class Server(NamedTuple):
         Say in a check what the program does with a file.
     convert_to : tuple of str
         Formats to convert to, for an adapter of a format that the program does not read.
+    kinds : tuple of str, default=('LoRA',)
+        The kinds of adapter that it takes.
     """
 
     name: str
     version: str
     rules: Callable[[WrittenFile, ServerCheck], None]
     convert_to: tuple[str, ...]
+    kinds: tuple[str, ...] = ("LoRA",)
 
 
 def no_rules(file: WrittenFile, check: ServerCheck) -> None:

@@ -72,6 +72,10 @@ def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
 
 
 def _loaded(file: WrittenFile, check: ServerCheck) -> None:
+    if "LoKr" in file.adapter.provenance.stored_as:  # its converters refuse all other tensors beside those of LoKr
+        if len(file.adapter.provenance.stored_as) > 1:
+            check.refuse("does not take LoKr beside plain LoRA: lorakit convert writes plain LoRA")
+        check.notes.append("LoKr of FLUX.2 and Z-Image only: lorakit convert writes plain LoRA")
     check.notes.append("only for models that it has a conversion of names for; else lorakit convert --to diffusers")
 
 
@@ -89,4 +93,11 @@ def _base_model(known: Provenance) -> str | None:
     return known.base_model
 
 
-CODEC = Codec(ABOUT, _recognises, _open, _write, base_model=_base_model, servers=(DIFFUSERS._replace(rules=_loaded),))
+CODEC = Codec(
+    ABOUT,
+    _recognises,
+    _open,
+    _write,
+    base_model=_base_model,
+    servers=(DIFFUSERS._replace(rules=_loaded, kinds=("LoRA", "LoKr")),),
+)

@@ -191,5 +191,6 @@ SERVERS = (
     Server("TGI", "45d95bd", _tgi, _PEFT),
     Server("LoRAX", "03679f3", _lorax, _PEFT),
     Server("llama.cpp", "0b03ada", _llama_cpp, _PEFT),
-    Server("PEFT", "0.21.2", no_rules, _PEFT),  # PEFT is the reference: there is nothing to check
+    # PEFT is the reference: there is nothing to check
+    Server("PEFT", "0.21.2", no_rules, _PEFT, ("LoRA", "LoHa", "LoKr", "AdaLoRA")),
 )
