@@ -21,8 +21,8 @@ from .exceptions import OutputError
 from .factors import LoraFactors, all_finite, promoted_dtype
 
 Result = TypeVar("Result")
-Progress = Callable[[int, int], None]  # called with (modules done, modules in all), or steps of a training
-_PART = 16  # modules that each worker of an engine that cannot stream has results of at one time
+Progress = Callable[[int, int], None]  # called with (done, total): numbers of modules, or of steps of a training
+_PART = 16  # modules a worker whose results are held at one time, on engines that cannot stream results
 _BLOCK = 2**25 - 2**16  # bytes; glibc takes its largest threshold, 32 MB, from a block just below
 _progress: ContextVar[Progress | None] = ContextVar("lorakit_progress", default=None)
 
@@ -38,7 +38,7 @@ def report_progress(callback: Progress) -> Iterator[None]:
 
 
 def report_done(done: int, total: int) -> None:
-    """Tell whoever watches by :func:`report_progress` how much of a loop is done."""
+    """Tell the callback of :func:`report_progress`, if there is one, how much of a loop is done."""
     if (callback := _progress.get()) is not None:
         callback(done, total)
 
@@ -57,17 +57,17 @@ def map_modules(task: Task[Result], X: AdapterSet, *, n_jobs: int | None, verbos
 def iter_modules(
     task_of: Callable[[str], Task[Result]], X: AdapterSet, *, n_jobs: int | None, verbose: int
 ) -> Generator[Result, None, None]:
-    """Call ``task_of(module)(X, module)`` for every module, on whatever engine joblib is configured with.
+    """Call ``task_of(module)(X, module)`` for every module, on the engine that joblib is configured with.
 
     Parameters
     ----------
     task_of : callable
         From a module's name to its task, which must pickle. A task receives the set with nothing but the module in it,
-        still lazy: a worker in another process opens the files itself, and is sent nothing that it does not need.
+        still lazy: a worker in another process opens the files itself, and receives nothing that it does not need.
     X : AdapterSet
         The adapters.
     n_jobs, verbose : int
-        As in joblib. Threads are only the preference: ``joblib.parallel_config`` chooses another engine.
+        As in joblib. Threads are preferred; ``joblib.parallel_config`` can choose another engine.
 
     Yields
     ------
@@ -79,7 +79,7 @@ def iter_modules(
     done = 0
     streams, parts = _parts(modules)
     parallel = _Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
-    # As a context it keeps its workers from part to part: those of Ray take seconds to start.
+    # As a context, Parallel keeps its workers between parts: those of Ray take seconds to start.
     with one_thread(), nullcontext() if streams else parallel:
         for part in parts:
             found = parallel(delayed(_run)(task_of(m), X.only(m), m) for m in part)
@@ -92,7 +92,7 @@ def iter_modules(
 
 class _Parallel(Parallel):  # type: ignore[misc]  # scikit-learn has no types
     def _warn_exit_early(self) -> None:
-        """Do not warn: a loop that ends early was ended by an error."""
+        """Do not warn: only an error ends a loop early."""
 
 
 def _parts(modules: Sequence[str]) -> tuple[bool, list[Sequence[str]]]:
@@ -154,7 +154,7 @@ def module_rng(seed: int, module: str) -> np.random.RandomState:
 
 
 def read_module(X: AdapterSet, module: str, device: str | torch.device | None) -> list[LoraFactors]:
-    """Read one module of every adapter, to the device, in one dtype: theirs, but float32 at least.
+    """Read one module of every adapter, to the device, in one dtype: that of the adapters, but at least float32.
 
     Raises
     ------
@@ -172,7 +172,7 @@ def read_module(X: AdapterSet, module: str, device: str | torch.device | None) -
 
 
 def to_compute(factors: Sequence[LoraFactors], device: str | torch.device | None) -> list[LoraFactors]:
-    """Move one module's factors to the device, in one dtype: theirs, but float32 at least."""
+    """Move one module's factors to the device, in one dtype: theirs, but at least float32."""
     dtype = promoted_dtype([torch.float32, *(f.dtype for f in factors if f.rank)])
     return [f.to(dtype=dtype, device=device or "cpu") for f in factors]
 

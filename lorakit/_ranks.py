@@ -19,13 +19,14 @@ Rank: TypeAlias = "int | float | Literal['auto'] | RankBudget | None"
 
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-# Bytes of a file's header: of one module, whose name is seldom longer than 100 letters, and of the record of its making
+# Bytes of a file's header: for one module, whose name is seldom longer than 100 letters, and for the record of how the
+# file was made
 _HEADER, _RECORD = 320, 4096
 
 
 @dataclass(frozen=True, repr=False)
 class RankBudget:
-    """A rank for the whole model, spread over its modules where the singular values are largest.
+    """A budget of ranks for the whole model: modules with the largest singular values get the most.
 
     Pass it as ``k`` of any merger or pruner, or of :func:`~lorakit.extract_adapter`. Every module keeps at least rank
     1. Give either ``mean`` or ``size``.
@@ -38,9 +39,9 @@ class RankBudget:
         Largest rank of a module. A file in the portable layout is padded to the largest rank, and servers have a
         largest rank that they accept.
     size : int or str, optional
-        Bytes of the file, or a text such as ``'50MiB'`` or ``'50MB'``. It holds for files in the compact layout, which
-        are not padded. A rank goes where it adds most for its bytes: to the largest singular value over the root of
-        the module's ``d_in + d_out``.
+        Size of the file in bytes, or a text such as ``'50MiB'`` or ``'50MB'``. It applies to files in the compact
+        layout, which are not padded. Each rank goes to the module where it adds most for its bytes: where the next
+        singular value over the square root of ``d_in + d_out`` is largest.
 
     Examples
     --------
@@ -83,7 +84,7 @@ class RankBudget:
 
 
 def needs_spectra(k: Rank) -> bool:
-    """Whether ``k`` leaves the ranks to the singular values."""
+    """Whether this ``k`` chooses the ranks by the singular values."""
     return k is not None and not isinstance(k, (int, np.integer))
 
 
@@ -121,7 +122,7 @@ def choose_ranks(
 
 def _effective_rank(s: Spectrum) -> int:
     p = s[s > 0] / s.sum() if s.any() else np.ones(1)
-    # rounded first: n equal singular values have an effective rank of n, not of n and some round-off
+    # rounded first: n equal singular values have an effective rank of n, not of n plus round-off
     return math.ceil(round(float(np.exp(-(p * np.log(p)).sum())), 6))
 
 
@@ -133,7 +134,7 @@ def _rank_of_energy(s: Spectrum, share: float) -> int:
 def _spread(
     budget: RankBudget, spectra: Mapping[str, Spectrum], limits: Mapping[str, int], costs: Mapping[str, int]
 ) -> dict[str, int]:
-    """Give every module one rank, then each further rank to the largest singular value for its price that is left."""
+    """Give every module rank 1, then give each further rank to the largest remaining singular value for its price."""
     highest = {
         module: max(1, min(limit, len(spectra[module]), budget.max_rank or limit)) for module, limit in limits.items()
     }
@@ -149,7 +150,7 @@ def _spread(
                 f"{budget} is too small: rank 1 in each of {len(spectra)} modules takes {budget.n_bytes - left} bytes; "
                 "expected that or more, or fewer modules"
             )
-    # (minus the next singular value, module): by name where equal, so that the order of modules does not matter
+    # (minus the next singular value for its price, module): ties go by name, whatever the order of the modules
     queue = [(-s[1] / prices[module] ** 0.5, module) for module, s in spectra.items() if highest[module] > 1]
     heapq.heapify(queue)
     while left > 0 and queue:

@@ -1,4 +1,4 @@
-"""Checks that every estimator makes before it starts: the adapters, their weights, the rank."""
+"""Checks that every estimator runs before it starts: of the adapters, their weights and the rank."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def check_weights(
         raise ValueError(
             f"this method takes no negative weights; got {values.tolist()}. SVDMerger and ConcatMerger subtract updates"
         )
-    # by a power of two first, which is exact: the sum of two weights of 1e308 would overflow
+    # divided by a power of two first, which is exact, because the sum of two weights of 1e308 would overflow
     values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
     return values / np.abs(values).sum()
 
@@ -153,7 +153,7 @@ def check_equal_ranks(X: AdapterSet) -> None:
     Raises
     ------
     IncompatibleAdaptersError
-        Naming the module, the ranks and the methods that take any ranks.
+        If the ranks differ. The message names the module, the ranks and the methods that take any ranks.
     """
     for module in X.module_names:
         # pairs, not a dict: several adapters may share a name
@@ -177,7 +177,7 @@ def check_rank(k: int | None, limits: Mapping[str, int], what: str) -> None:
     Raises
     ------
     ValueError
-        Naming the limit and the module that sets it.
+        If ``k`` is above every limit. The message names the largest limit and its module.
     """
     if k is None:
         return

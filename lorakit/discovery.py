@@ -1,4 +1,4 @@
-"""Find the estimators that lorakit has: the command line and the test suites ask here instead of keeping lists."""
+"""Find the estimators of lorakit, so that neither the command line nor the test suites keep lists of them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class MethodInfo:
     spaces : tuple of str
         Values of its parameter ``space``, if it has one.
     invariances : frozenset of str
-        Changes of factors, of :data:`lorakit.base.GAUGES`, that leave its result as it is.
+        Reparametrizations of the factors, of :data:`lorakit.base.GAUGES`, that leave its result as it is.
     parameters : dict
         Parameters and their defaults.
     """
@@ -97,7 +97,7 @@ def all_methods(kind: Kind) -> list[MethodInfo]:
     --------
     >>> from lorakit.discovery import all_methods
     >>> [info.method for info in all_methods("merger") if "sign" not in info.invariances]
-    ['average', 'lego']
+    ['average', 'fisher', 'lego']
     """
     return [_describe(kind, cls) for cls in all_estimators(kind).values()]
 

@@ -27,8 +27,8 @@ _folder: ContextVar[Path | None] = ContextVar("lorakit_results_folder", default=
 def results_on_disk(folder: str | os.PathLike[str] | None = None) -> Iterator[None]:
     """Keep what estimators make in temporary files instead of in memory.
 
-    Inside the block, every adapter that a merger, a pruner or another transformer makes is written to a file as it
-    comes, module by module, and read back when it is asked for: memory grows with the largest module, not with the
+    Inside the block, every adapter that a merger, a pruner or another transformer makes is written to a file module by
+    module, and each module is read back when it is asked for: memory grows with the largest module, not with the
     model. The results are the same, bit for bit. The adapters outlive the block.
 
     The files have no names: they disappear with the last adapter that needs them, and also when the process is killed.
@@ -163,7 +163,7 @@ class _OnDisk:
 
 
 def _close(file: IO[bytes]) -> None:
-    with suppress(OSError):  # what could not be written is not wanted any more
+    with suppress(OSError):  # an error here is of data that nobody needs any more
         file.close()
 
 

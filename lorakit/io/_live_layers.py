@@ -24,7 +24,7 @@ def peft_modules() -> tuple[Any, Any]:
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """Return the model that the names of modules begin at."""
+    """Return the model that module names are relative to."""
     _, peft = peft_modules()
     base: nn.Module = model.base_model.model if isinstance(model, peft.PeftModel) else model
     return base
@@ -41,7 +41,7 @@ def has_adapter(layer: Any, adapter_name: str) -> bool:
 
 
 def factors_of(layer: Any, adapter_name: str, where: str, lora: Any) -> tuple[Tensor, Tensor, bool]:
-    """Return A and B as PEFT stores them, and whether they are of an embedding; refuse what is more than these."""
+    """Return A and B as PEFT stores them, and whether they are of an embedding; refuse layers with more than these."""
     variant = getattr(layer, "lora_variant", {}).get(adapter_name)  # PEFT has it since 0.16
     if variant is not None or layer.use_dora.get(adapter_name):
         raise UnsupportedAdapterError(
@@ -83,9 +83,9 @@ def others_untouched(model: nn.Module, lora: Any, adapter_name: str) -> Iterator
     active = next(iter(before.values()), None)
     try:
         with warnings.catch_warnings():
-            # what PEFT says of layers that are no Linear where fan_in_fan_out is set; it then does the right thing
+            # PEFT warns of layers other than Linear if fan_in_fan_out is set, and then does the right thing
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
-            # several adapters in one model are what is wanted
+            # several adapters in one model are intended
             warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
             yield
     finally:
@@ -97,7 +97,7 @@ def others_untouched(model: nn.Module, lora: Any, adapter_name: str) -> Iterator
 
 
 def add_adapter(model: Any, peft: Any, config: Any, adapter_name: str) -> None:
-    """Add an adapter the way that the kind of model asks for."""
+    """Add an adapter by the method that this kind of model has."""
     if isinstance(model, peft.PeftModel):
         model.add_adapter(adapter_name, config)
     elif hasattr(model, "add_adapter"):
@@ -107,7 +107,7 @@ def add_adapter(model: Any, peft: Any, config: Any, adapter_name: str) -> None:
 
 
 def remove_adapter(model: Any, lora: Any, adapter_name: str) -> None:
-    """Remove what there is of an adapter."""
+    """Remove an adapter, also one that was added in part only."""
     for _, layer in lora_layers(model, lora):
         if has_adapter(layer, adapter_name):
             layer.delete_adapter(adapter_name)

@@ -24,12 +24,12 @@ def convert_adapter(adapter: Adapter, format: str, *, component: str | None = No
     adapter : Adapter
         The adapter. Its ``provenance.format`` says what its names are.
     format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}
-        What the names are to be. There are ways between kohya and diffusers, diffusers and PEFT, kohya and PEFT, kohya
-        and ComfyUI, MLX and PEFT.
+        The family whose names the result has. Conversions exist between kohya and diffusers, diffusers and PEFT, kohya
+        and PEFT, kohya and ComfyUI, MLX and PEFT.
     component : {'unet', 'transformer', 'text_encoder', 'text_encoder_2', 'text_encoder_3'}, optional
-        A model of a diffusion pipeline: the one to take, where an adapter has modules of several and the result is to
-        have those of one; the one that the modules belong to, where their names do not say. Defaults to all, and for
-        PEFT to what the names show.
+        A model of a diffusion pipeline. If the adapter has modules of several models, the result has only those of this
+        one. If the names do not say which model they belong to, they belong to this one. Defaults to all models, and
+        for PEFT to the one that the names show.
 
     Returns
     -------
@@ -39,8 +39,8 @@ def convert_adapter(adapter: Adapter, format: str, *, component: str | None = No
     Raises
     ------
     UnsupportedAdapterError
-        If there is no way between the two families, a module has no name of its own in the other, or PEFT is to hold
-        several models at once.
+        If there is no conversion between the two families, a module has no name of its own in the target, or a PEFT
+        adapter would hold several models at once.
     ValueError
         If ``format`` or ``component`` is not one of those above, or ``component`` has no meaning for these families.
 

@@ -19,13 +19,13 @@ __all__ = ["Fetched", "HubId", "fetch", "hub_id"]
 _PART = r"[A-Za-z0-9][\w.-]*"
 _PLAIN = re.compile(rf"{_PART}/{_PART}")
 _URL = re.compile(rf"hf://(?P<repo>{_PART}/{_PART})(?:@(?P<revision>[^@/]+))?(?:/(?P<part>[^@]+))?")
-# The disk is full or may not be written to: no fault of the network
+# The disk is full or cannot be written to, so the network is not at fault
 _OF_THIS_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE)
 _FILES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 
 
 class HubId(NamedTuple):
-    """What of the Hub is meant.
+    """What a text names on the Hub.
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ class HubId(NamedTuple):
     revision : str or None
         Branch, tag or commit; None is the main branch.
     part : str
-        A folder or a file in it; empty for the whole.
+        A folder or a file in the repository; empty for all of it.
     certain : bool
-        Whether it says that it is of the Hub; a plain ``org/name`` could also be a path with a typing error.
+        Whether the text says that it is on the Hub; a plain ``org/name`` could also be a path with a typing error.
     """
 
     repo: str
@@ -69,12 +69,12 @@ class Fetched(NamedTuple):
 
 
 def hub_id(given: str | os.PathLike[str]) -> HubId | None:
-    """Return what of the Hub a text means; None for a path.
+    """Return what a text names on the Hub; None for a path.
 
     Raises
     ------
     ValueError
-        If it begins with ``hf://`` and goes on as nothing that the Hub has.
+        If it begins with ``hf://``, and the rest is not a valid name on the Hub.
 
     Examples
     --------
@@ -110,7 +110,7 @@ def fetch(wanted: HubId, *, allow_pickle: bool = False) -> Fetched:
     Returns
     -------
     Fetched
-        Where it is, and which commit it is of.
+        The local path, and the commit that it was fetched from.
 
     Raises
     ------

@@ -47,8 +47,8 @@ def from_peft(
 ) -> Adapter:
     """Read an adapter from a live model.
 
-    Every layer's own scaling is folded in, exactly as :func:`lorakit.load_adapter` does it for a file, and the modules
-    have the same names. What is returned is a copy: training on does not change it.
+    The scaling of each layer is folded in, exactly as :func:`lorakit.load_adapter` does for a file, and the modules
+    have the same names. The adapter is a copy: further training of the model does not change it.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def from_peft(
     ValueError
         If the model has no such adapter.
     UnsupportedAdapterError
-        If it is something else than plain LoRA.
+        If the adapter is not plain LoRA.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def from_peft(
         a, b, embedding = factors_of(layer, adapter_name, f"{where}: module {path!r}", lora)
         dtypes += (a.dtype, b.dtype)
         widened = promoted_dtype((torch.float32, a.dtype, b.dtype))
-        a, b = (half.detach().to("cpu", widened) for half in (a, b))
+        a, b = (factor.detach().to("cpu", widened) for factor in (a, b))
         scale = float(layer.scaling[adapter_name])
         if wrapper and isinstance(layer, wrapper):
             experts: int = layer.num_experts
@@ -138,9 +138,9 @@ def from_peft(
 def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") -> None:
     """Add an adapter to a live model, beside those that it has.
 
-    The update of each module is kept exactly, as far as the dtype that PEFT gives the layers holds it. Which adapter is
-    active, and what is trainable, stays as it was, and the new one is frozen: choose it with
-    ``model.set_adapter(adapter_name)``. Only in a model without adapters the new one is active at once.
+    The update of each module is kept exactly, as far as the dtype that PEFT gives the layers holds it. The active
+    adapter and the trainable parameters stay as they were, and the new adapter is frozen: activate it with
+    ``model.set_adapter(adapter_name)``. Only in a model without adapters is the new one active at once.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
     >>> import peft, torch
     >>> from lorakit import SVDMerger, from_peft, to_peft
     >>> model = torch.nn.Sequential(torch.nn.Linear(8, 4))
-    >>> config = peft.LoraConfig(r=2, target_modules=["0"])
+    >>> config = peft.LoraConfig(r=2, target_modules=["0"], init_lora_weights=False)
     >>> model = peft.get_peft_model(model, config, adapter_name="law")
     >>> model.add_adapter("medicine", config)
     >>> merged = SVDMerger(k=2).fit([from_peft(model, "law"), from_peft(model, "medicine")]).merged_
@@ -193,7 +193,7 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
     fields = config_fields(adapter, plan)
     fields["fan_in_fan_out"] = any(_is_conv1d(base_of(model).get_submodule(module)) for module in plan.ranks)
     _agree_on_parameters(fields, known)
-    _check_beside(model, adapter, peft)
+    _check_extra_weights(model, adapter, peft)
     with others_untouched(model, lora, adapter_name):
         try:
             add_adapter(model, peft, peft.LoraConfig(**fields), adapter_name)
@@ -285,7 +285,7 @@ def _agree_on_parameters(fields: dict[str, Any], known: Mapping[str, Any]) -> No
             return
 
 
-def _check_beside(model: nn.Module, adapter: Adapter, peft: Any) -> None:
+def _check_extra_weights(model: nn.Module, adapter: Adapter, peft: Any) -> None:
     extra_weights = adapter.provenance.extra_weights
     if extra_weights is None:
         return

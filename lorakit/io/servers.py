@@ -1,8 +1,8 @@
 """Which programs can load an adapter's files as they are, and whether they then hold the same updates.
 
-A checklist of what those programs do with a file, read from their source; none of them is run. Each format has the
-rules of the programs that load it, with the place where they were read. What depends on the base model, which lorakit
-never sees, is a note.
+The rules are a checklist of what those programs do with a file. They were read from the programs' source; none of the
+programs is run. Each format has the rules of the programs that load it, with the place where they were read. If a rule
+depends on the base model, which lorakit never sees, the result has a note.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["ServerCheck", "check_servers"]
 
 
 def check_servers(adapter: Adapter) -> list[ServerCheck]:
-    """Say which programs can load the files that an adapter was read from.
+    """Check which programs can load the files that an adapter was read from.
 
     Parameters
     ----------

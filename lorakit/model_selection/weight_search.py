@@ -37,19 +37,19 @@ class WeightSearch(MetaEstimatorMixin, TransformerMixin, BaseEstimator, auto_wra
         of the model with the merged adapter (see :func:`lorakit.applied`). Scorers for scikit-learn's searches serve
         as they are.
     n_iter : int, default=40
-        Most merges to try; the first is that of the merger's own weights (equal ones, if it has none).
+        Largest number of merges to try. The first has the merger's own weights (equal ones, if it has none).
     method : {'nelder-mead', 'random'}, default='nelder-mead'
         How weights are proposed. 'nelder-mead' is SciPy's simplex method, started with steps of half the bounds, so
         that it also moves where accuracy on few examples is flat. 'random' draws evenly from the bounds.
     bounds : tuple of two floats, default=(0.0, 1.0)
-        Least and largest weight that is proposed. Only some mergers take negative ones, :class:`~lorakit.SVDMerger`,
-        :class:`~lorakit.ConcatMerger` and :class:`~lorakit.AverageMerger` among them.
+        Smallest and largest weight that is proposed. Only some mergers take negative weights,
+        :class:`~lorakit.SVDMerger`, :class:`~lorakit.ConcatMerger` and :class:`~lorakit.AverageMerger` among them.
     normalize : bool, default=True
         Mergers normalise weights, so only their ratios count. False multiplies the merger's ``scale`` by the sum of
         their absolute values: linear methods then give :math:`\sum_i w_i W_i`, and the search finds the scale too.
         For :class:`~lorakit.AverageMerger`, whose weights act on A and on B, it is the square of that sum.
     regularization : float, default=0.0
-        Taken off the score for each unit of the mean absolute weight; needs ``normalize=False``.
+        Penalty: this times the mean absolute weight is subtracted from the score. It needs ``normalize=False``.
     random_state : int, RandomState or None, default=None
         Seeds the proposals of 'random'. Mergers have a ``random_state`` of their own.
     refit : bool, default=True
@@ -58,18 +58,18 @@ class WeightSearch(MetaEstimatorMixin, TransformerMixin, BaseEstimator, auto_wra
     Attributes
     ----------
     best_weights_ : dict of str to float
-        By adapter name, as any merger takes them; of sum 1 under ``normalize``.
+        Weights of the best merge by adapter name, as any merger takes them; they sum to 1 under ``normalize``.
     best_score_ : float
-        Its score, regularization not counted.
+        Score of the best merge, without the penalty of ``regularization``.
     best_index_ : int
-        Its row in ``results_``.
+        Row of the best merge in ``results_``.
     best_estimator_ : estimator
         The fitted merger, if ``refit``.
     merged_ : Adapter
         Its result, if ``refit``.
     results_ : dict of str to ndarray
-        One row a trial, in order: ``weights`` (n, n_adapters), ``score`` and ``objective`` (score less
-        regularization). A column of weights is an adapter, in their order.
+        One row for each trial, in order: ``weights`` (n, n_adapters), ``score`` and ``objective`` (the score minus the
+        penalty). Each column of ``weights`` belongs to one adapter, in the order of X.
     n_adapters_in_ : int
         Number of adapters merged.
 
@@ -180,7 +180,7 @@ class WeightSearch(MetaEstimatorMixin, TransformerMixin, BaseEstimator, auto_wra
             raise ValueError(f"bounds must be two finite numbers, the lower one first; got {self.bounds}")
         if self.normalize and self.regularization:
             raise ValueError(
-                "regularization is on the size of the weights, of which normalize=True leaves nothing; "
+                "regularization penalises the size of the weights, of which normalize=True leaves nothing; "
                 "pass normalize=False with it"
             )
         return float(self.bounds[0]), float(self.bounds[1])

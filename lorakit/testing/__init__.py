@@ -1,4 +1,4 @@
-"""For people who test against lorakit: made-up adapters, hypothesis strategies, the contract of estimators."""
+"""For tests of code that uses lorakit: random adapters, hypothesis strategies, the contract of estimators."""
 
 from ._sklearn_checks import SKIPPED_SKLEARN_CHECKS
 from .adapters import make_adapters

@@ -1,4 +1,4 @@
-"""What every estimator on adapters promises, and what the checks of all kinds use."""
+"""What every estimator on adapters promises, and helpers that the checks of all kinds share."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def check_bad_input(estimator: BaseMerger | BasePruner) -> None:
 
 
 def check_deterministic(estimator: BaseMerger | BasePruner) -> None:
-    """Equal seeds give equal bits, whatever ``n_jobs`` and whatever other modules are there."""
+    """Equal seeds give equal bits, for any ``n_jobs`` and whatever other modules the adapters have."""
     seeded(estimator)
     X = adapters_for(estimator)
     (first, *_) = clone(estimator).fit(X).transform(X)
@@ -116,7 +116,7 @@ def check_html(estimator: BaseMerger | BasePruner) -> None:
 
 
 def check_set_output(estimator: BaseMerger | BasePruner) -> None:
-    """Tables are refused when this estimator is asked for them; what is configured for all does not reach it."""
+    """``set_output`` refuses tables; scikit-learn's global setting does not change the output."""
     X = adapters_for(estimator)
     with raises(ValueError, "AdapterSet"):
         estimator.set_output(transform="pandas")

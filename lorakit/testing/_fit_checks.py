@@ -1,4 +1,4 @@
-"""What fitting promises: what it leaves behind, and what it does not depend on."""
+"""What fitting promises: which state it leaves, and what its result does not depend on."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def check_origin(estimator: Any) -> None:
 
 @cache
 def _saved(ranks: tuple[int, ...]) -> tuple[Path, ...]:
-    """Files of what ``adapters_for`` makes: written once a process, as each write waits for the disk."""
+    """Files of the adapters that ``adapters_for`` makes, written once a process, as each write waits for the disk."""
     folder = Path(mkdtemp(prefix="lorakit-contract-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     X = make_adapters(ranks=(*ranks, 5, 5), random_state=0)
@@ -131,7 +131,7 @@ def _strided(adapter: Adapter) -> Adapter:
 
 
 def check_gauges(estimator: Any) -> None:
-    """Changes of factors that ``invariances`` names leave the resulting updates as they are."""
+    """Reparametrizations of the factors that ``invariances`` names leave the resulting updates as they are."""
     X = adapters_for(estimator, dtype=torch.float64)
     _with_rank(seeded(estimator), RANK)
     plain = clone(estimator).fit_transform(X)

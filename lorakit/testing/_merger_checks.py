@@ -60,7 +60,7 @@ def check_adapter_order(merger: BaseMerger) -> None:
 
 
 def check_weights(merger: BaseMerger) -> None:
-    """A weight of zero is absence, only ratios count, names work as positions do, nonsense is refused."""
+    """A weight of zero is absence, only ratios count, names work as positions do, invalid weights are refused."""
     seeded(merger).set_params(k=RANK)
     X = adapters_for(merger, dtype=torch.float64)
 
@@ -143,7 +143,7 @@ def check_missing_module(merger: BaseMerger) -> None:
 
 
 def check_rank_path(merger: BaseMerger) -> None:
-    """Fitted at several ranks at once, it gives what it gives at each alone, and learns the same."""
+    """A fit at several ranks at once gives and learns the same as a fit at each rank alone."""
     X = adapters_for(merger, dtype=torch.float64)
     for k, swept in rank_path(seeded(merger), X, [RANK, 2, None]).items():
         alone = clone(merger).set_params(k=k).fit(X)
@@ -165,9 +165,9 @@ def _alike(x: object, y: object) -> bool:
 
 
 def check_in_pipeline(merger: BaseMerger) -> None:
-    """Behind a pruner in a pipeline it does what it does alone; scores are routed as scikit-learn likes."""
+    """After a pruner in a pipeline it gives the same as alone; scores work with and without metadata routing."""
     X = adapters_for(merger)
-    pruner = SVDPruner(k=3)  # of one rank: mergers that need that are content
+    pruner = SVDPruner(k=3)  # all of one rank, for mergers that need equal ranks
     seeded(merger).set_params(k=3)
     alone = clone(merger).fit(pruner.fit_transform(X))
     for routing in (False, True):

@@ -1,4 +1,4 @@
-"""scikit-learn's own checks: those that need no data are run, the others are answered for."""
+"""scikit-learn's own checks: those that need no data are run; for each of the others, what replaces it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _RUN = (
     "check_set_params",
 )
 
-_ARRAYS = "adapters are no arrays: LoraFactors refuses other numbers than floating point when an adapter is made"
-_SPARSE = "adapters are no arrays, and never sparse; the tags say that no array is taken"
+_ARRAYS = "adapters are not arrays; LoraFactors refuses all but floating-point numbers when an adapter is made"
+_SPARSE = "adapters are not arrays, and never sparse; the tags say that arrays are not accepted"
 _COLUMNS = "an AdapterSet has no columns, so no n_features_in_; check_fit_returns_self asks for n_adapters_in_"
 SKIPPED_SKLEARN_CHECKS: dict[str, str] = {
     "check_array_api_input": "adapters are no arrays; tests/scikit_learn has array_api_dispatch=True",
@@ -71,7 +71,8 @@ def yielded_by_sklearn(estimator: BaseEstimator) -> set[str]:
     Parameters
     ----------
     estimator : estimator
-        For one that takes no arrays, scikit-learn itself yields next to nothing; the tag is turned for the question.
+        An unfitted instance. scikit-learn yields almost no checks for estimators that take no arrays; so a subclass is
+        asked that has the tag of one that takes them.
     """
     cls = type(estimator)
 

@@ -39,7 +39,7 @@ def check_pruner_stateless(pruner: BasePruner) -> None:
 
 
 def check_pruner_idempotent(pruner: BasePruner) -> None:
-    """Pruning what is pruned already changes nothing."""
+    """Pruning a second time changes nothing."""
     once = seeded(pruner).set_params(k=RANK).fit_transform(adapters_for(pruner))
     for a, b in zip(once, clone(pruner).fit_transform(once), strict=True):
         same_update(a, b)
@@ -57,7 +57,7 @@ def check_transformer_bad_input(transformer: BaseTransformer) -> None:
 
 
 def check_transformer_deterministic(transformer: BaseTransformer) -> None:
-    """Equal bits in every call, fitted or not, whatever ``n_jobs``."""
+    """Every call gives equal bits, fitted or not, for any ``n_jobs``."""
     X = adapters_for(transformer)
     seeded(transformer)
     again = clone(transformer)
@@ -86,7 +86,7 @@ def check_transformer_keeps(transformer: BaseTransformer) -> None:
 
 
 def check_transformer_in_pipelines(transformer: BaseTransformer) -> None:
-    """In front of mergers in a pipeline it does what it does alone."""
+    """Before a merger in a pipeline it gives the same as alone."""
     X = adapters_for(transformer)
     seeded(transformer)
     for merger in (LegoMerger(k=RANK, n_init=2, random_state=0), SVDMerger(k=RANK)):

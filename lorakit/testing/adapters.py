@@ -1,4 +1,4 @@
-"""Made-up adapters."""
+"""Random adapters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_adapters(
     Parameters
     ----------
     n_adapters : int, default=None
-        How many. None: as many as ``ranks`` has.
+        Number of adapters. None makes as many as ``ranks`` has entries.
     ranks : int or sequence of int, default=(4, 8, 8)
         Rank of each adapter, repeated as needed.
     d_in, d_out : int, default=24 and 16

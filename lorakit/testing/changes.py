@@ -1,4 +1,4 @@
-"""Changes of factors that leave every update as it is."""
+"""Reparametrizations of the factors: changes that leave every update as it is."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ Change = Callable[[LoraFactors, torch.Generator], tuple[Tensor, Tensor]]  # the 
 
 @dataclass(frozen=True)
 class Gauge:
-    """A change of an adapter's factors that leaves its updates as they are.
+    """A reparametrization of an adapter's factors: a change that leaves its updates as they are.
 
     The same update ``B @ A`` has many factors: its MSUs can be reordered, negated and rescaled, or mixed by any
-    invertible matrix. Apply a method to what a gauge makes of its inputs to see whether it depends on the update alone.
+    invertible matrix. To see whether a method depends on the update alone, compare its results on adapters and on the
+    same adapters after such a change.
 
     Parameters
     ----------
     kind : {'permutation', 'sign', 'rescaling', 'GL(r)'}
         Which change. 'rescaling' multiplies each row of A by a number from 0.3 to 3.3 and divides the column of B by
-        it; 'GL(r)' mixes all MSUs by an orthogonal matrix and such numbers.
+        it; 'GL(r)' mixes all MSUs by an invertible matrix, made of an orthogonal one and such numbers.
     seed : int, default=0
         Seeds the order, the signs and the numbers; each module of each adapter has its own.
 
     Raises
     ------
     ValueError
-        For another kind.
+        If ``kind`` is none of these.
 
     Examples
     --------

@@ -122,7 +122,7 @@ def _checks_of(estimator: Any) -> tuple[Check, ...]:
 
 
 def estimator_checks(estimator: BaseMerger | BaseTransformer) -> Iterator[tuple[Any, Check]]:
-    """Yield the checks of the contract that an estimator's kind has to keep; no pytest is needed.
+    """Yield the checks of the contract for an estimator's kind; pytest is not needed.
 
     The checks make adapters named ``task0``, ``task1``, ... (and ``lacking``), of modules ``layer.0`` and ``layer.1``
     with d_in = 24 and d_out = 16, and of ranks 3 and 5, or of rank 5 alone if ``needs_equal_ranks``.

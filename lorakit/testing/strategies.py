@@ -1,4 +1,4 @@
-"""Hypothesis strategies: adapters, factors, changes of factors, weights."""
+"""Hypothesis strategies: adapters, factors, reparametrizations of the factors, weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def lora_factors(
     dtype : torch.dtype or sequence of those, default=torch.float64
         Dtype of the factors, or those to choose from.
     content : str or sequence of str, default='random'
-        As for :func:`adapter_sets`; 'identical_adapters' is as 'random' here.
+        As for :func:`adapter_sets`; 'identical_adapters' is the same as 'random' here.
 
     Returns
     -------
@@ -101,15 +101,15 @@ def adapter_sets(
     missing_modules : bool, default=True
         Whether an adapter, the first excepted, may lack one module; only with two modules or more.
     dtype : torch.dtype or sequence of those, default=torch.float64
-        Dtype of the factors; of several, each adapter draws its own.
+        Dtype of the factors. If several are given, each adapter draws its own.
     kind : {'linear', 'conv', 'embedding'} or sequence of those, default='linear'
-        What the modules are; of several, each module draws its own. A convolution has a kernel of 3 x 3, so that its
-        d_in is a multiple of 9.
+        Kind of the modules. If several are given, each module draws its own. A convolution has a kernel of 3 x 3, so
+        that its d_in is a multiple of 9.
     content : str or sequence of str, default='random'
-        What the factors hold; of several, one is drawn for the set.
+        What the factors hold. If several are given, one is drawn for the set.
 
         - 'random': independent normal numbers;
-        - 'zero': those, but the first adapter's B is zero, as in training that has not begun;
+        - 'zero': as 'random', but the first adapter's B is zero, as before training;
         - 'duplicate_msus': each MSU of an adapter is a copy of its first, some of them negated;
         - 'identical_adapters': all adapters hold the same numbers, as far as their ranks go;
         - 'rank_deficient': half of the MSUs (rounded up, but not all) depend linearly on the others;
@@ -183,7 +183,7 @@ def adapter_sets(
 
 
 def gauges(kind: Any = GAUGES) -> Any:
-    """Hypothesis strategy for changes of factors that leave the updates as they are.
+    """Hypothesis strategy for reparametrizations of the factors: changes that leave the updates as they are.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What every format shares when it is written: the rank of each module, padding, the cast, and its check."""
+"""What the writers of all formats share: the rank of each module, padding, the cast, and its check."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def padded_factors(adapter: Adapter, module: str, rank: int, dtype: torch.dtype)
     return a, _checked(adapter.name, module, pad(factors.B, (0, extra)), dtype)
 
 
-def _checked(name: str, module: str, half: Tensor, dtype: torch.dtype) -> Tensor:
-    cast = half.to(dtype)
+def _checked(name: str, module: str, factor: Tensor, dtype: torch.dtype) -> Tensor:
+    cast = factor.to(dtype)
     if not all_finite(cast):
-        if not all_finite(half):
+        if not all_finite(factor):
             raise OutputError(
                 f"module {module!r} holds NaN or infinite values",
                 adapters=[name],
@@ -89,7 +89,7 @@ def _checked(name: str, module: str, half: Tensor, dtype: torch.dtype) -> Tensor
                 remedy="find out which step made them",
             )
         raise OutputError(
-            f"module {module!r} has values up to {half.abs().max().item():.3g}, {dtype_name(dtype)} "
+            f"module {module!r} has values up to {factor.abs().max().item():.3g}, {dtype_name(dtype)} "
             f"holds at most {torch.finfo(dtype).max:.3g}",
             adapters=[name],
             module=module,

@@ -1,4 +1,4 @@
-"""What a format says of the programs that load it: which rules each has, and what they are applied to."""
+"""Programs that load a format: the rules of each, and the file that they are applied to."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class ServerCheck:
     server, version : str
         The program, and the version whose source was read.
     loads : {'yes', 'no', 'wrong'}
-        'wrong': it loads the files without a word, and holds other updates than they do.
+        'wrong': it loads the files without a warning, and its updates are not those of the files.
     setting : str or None
-        What it has to be started with to take an adapter of this rank.
+        The option that the program has to be started with to take an adapter of this rank.
     reasons : list of str
         Why not.
     notes : list of str
-        What else there is to know.
+        Anything else to know.
     """
 
     server: str
@@ -71,7 +71,7 @@ class WrittenFile:
         return [module for module, info in self.adapter.infos.items() if info.kind.name == kind]
 
     def of_scale(self, rule: Callable[[str], float]) -> list[str]:
-        """Modules whose scale a rule gets wrong."""
+        """Modules to which a rule gives a wrong scale."""
         return [
             module
             for module in self.adapter
@@ -80,7 +80,7 @@ class WrittenFile:
 
     @property
     def extra_weights(self) -> list[str]:
-        """Modules that were trained in whole."""
+        """Modules that were trained as a whole."""
         kept = self.config.get("modules_to_save")
         return [str(name) for name in kept] if isinstance(kept, list) else []
 

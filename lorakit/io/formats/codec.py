@@ -1,4 +1,4 @@
-"""What a file format gives to the loader and to the writer."""
+"""The interface of a file format: what it provides to the loader and to the writer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ReadOptions:
     format : str or None
         Name of the codec to use; None finds it by content.
     modules_to_save : {'refuse', 'drop', 'first'}
-        What to do with weights that are stored beside the LoRA factors.
+        What to do with extra weights, which are stored beside the LoRA factors.
     assume_alpha : float or None
         ``lora_alpha`` for files that do not give it.
     allow_pickle : bool
@@ -125,7 +125,8 @@ class Codec(NamedTuple):
     write : callable or None
         Make a file, or fill an empty directory, at a path. None for a format that is only read.
     aliases : callable or None
-        From module names to two of them that mean one module, or None; None where a module has one name only.
+        From module names to two of them that mean one module, or None if there are none. None for a format in which a
+        module has one name only.
     ways : mapping of (str, str) to callable
         From the names of one format to those of another: steps that begin or end at this format.
     detours : mapping of (str, str) to str

@@ -1,1 +1,1 @@
-"""What a module is called in the files of each family."""
+"""Names of modules in the files of each family."""

@@ -27,7 +27,7 @@ class ModuleName(NamedTuple):
 
     @property
     def full(self) -> str:
-        """The one name of a module that versions of transformers put at ``text_model.`` or not."""
+        """The name with ``text_model.`` where only some versions of transformers have that part."""
         if self.component.startswith("text_encoder") and _CLIP_LAYER.match(self.local):
             return f"{self.component}.text_model.{self.local}"
         return str(self)

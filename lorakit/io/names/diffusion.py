@@ -151,8 +151,8 @@ WAN = under(
 def sgm_to_diffusers(n_blocks: int = 3) -> dict[str, str]:
     """Return the UNet of Stable Diffusion under the names of its first implementation (sgm), and of diffusers.
 
-    sgm counts residual blocks, attentions and resamplers in one row, two layers a block. The refiner of SDXL, whose
-    blocks are others, is not described.
+    sgm numbers residual blocks, attentions and resamplers in one sequence, two layers a block. The refiner of SDXL has
+    other blocks, and is not covered.
 
     Parameters
     ----------
@@ -181,7 +181,7 @@ def sgm_to_diffusers(n_blocks: int = 3) -> dict[str, str]:
     resamplers = {}
     for block in range(n_blocks - 1):
         resamplers[f"input_blocks.{3 * block + 3}.0.op"] = f"down_blocks.{block}.downsamplers.0.conv"
-        # the first block on the way up has no attention in Stable Diffusion 1 and 2, so that the next place is its
+        # the first block on the way up has no attention in Stable Diffusion 1 and 2: the upsampler takes that place
         place = 1 if n_blocks == 4 and block == 0 else 2
         resamplers[f"output_blocks.{3 * block + 2}.{place}.conv"] = f"up_blocks.{block}.upsamplers.0.conv"
     insides = {"resnet": resnet, "attention": attention}

@@ -71,14 +71,14 @@ def dialects() -> _Dialects:
 
 
 def model_of(metadata: Mapping[str, str]) -> str:
-    """Return what training metadata call the kind of base model, in small letters; nothing if they do not."""
+    """Return what training metadata call the kind of base model, in lower case; '' if they do not name it."""
     return (metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture") or "").lower()
 
 
 def base_of(metadata: Mapping[str, str]) -> str | None:
     """Return the base model that training metadata name.
 
-    The version comes first, such as ``sdxl_base_v1-0``: ``ss_sd_model_name`` is the name of a file on the trainer's
+    The version, such as ``sdxl_base_v1-0``, is preferred: ``ss_sd_model_name`` is the name of a file on the trainer's
     disk, and differs between adapters of one base.
     """
     return metadata.get("ss_base_model_version") or metadata.get("ss_sd_model_name") or None
@@ -119,9 +119,9 @@ def two_spellings(modules: Iterable[str]) -> tuple[str, str] | None:
 def kohya_names(modules: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str | None]:
     """Translate diffusers' names; None where there is no translation.
 
-    One model may have several names in kohya files. Which are taken follows from what the other modules and
-    ``ss_base_model_version`` say of the model, so that names come back as they were: sgm's for SDXL's UNet, lora_te1_
-    where there are several text encoders, those of the first implementation for FLUX.1 and SD3 if all modules have one.
+    One module may have several names in kohya files. The other modules and ``ss_base_model_version`` tell which one to
+    take, so that a conversion there and back restores the names: sgm's for SDXL's UNet, lora_te1_ where there are
+    several text encoders, and for FLUX.1 and SD3 those of the first implementation, if all modules have one.
     """
     known, model = dialects(), model_of(metadata)
     parts: dict[str, list[str]] = {}

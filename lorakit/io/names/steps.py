@@ -26,7 +26,7 @@ COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_enc
 
 
 class Request(NamedTuple):
-    """What the steps of one conversion are to know."""
+    """What the steps of one conversion need to know."""
 
     name: str  # of the adapter, for messages
     format: str  # that its modules are named by
@@ -72,7 +72,7 @@ def diffusers_to_peft(request: Request, modules: Sequence[str]) -> dict[str, str
 
 
 def peft_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
-    """Put the component that the names, or the request, show before a model's own names."""
+    """Prefix a model's own names with its component, which the request or the names show."""
     component = request.component
     if component is None:
         known = {"unet": UNET, "transformer": TRANSFORMER}
@@ -101,7 +101,7 @@ def comfyui_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]
 
 
 def mlx_and_peft(other: str) -> Step:
-    """Return the step between MLX's names and PEFT's, which are equal where both have one; to the format named."""
+    """Return the step from MLX's names or PEFT's to the other format. Modules known to both have one name in both."""
 
     def step(request: Request, modules: Sequence[str]) -> dict[str, str]:
         known = _identity(MLX_AND_PEFT)
@@ -111,7 +111,7 @@ def mlx_and_peft(other: str) -> Step:
 
 
 def _one_component(request: Request, named: dict[str, str]) -> dict[str, str]:
-    """Return the modules of the component that is asked for; where names have none, it is put before them."""
+    """Return the modules of the requested component. Names without a component are prefixed with it."""
     if request.component is None:
         return named
     split = {module: split_component(name) for module, name in named.items()}
