@@ -245,7 +245,7 @@ CASES = [
     Case(35, "weights: a name missing", fit(SVDMerger(weights={"task0": 1}), *TASKS), ValueError, (r"no weight for the adapters \['task1', 'task2'\]",)),
     Case(36, "k 0", fit(LegoMerger(k=0), *TASKS), ValueError, ("'k' parameter of LegoMerger must be", "Got 0")),
     Case(36, "k above all MSUs", fit(LegoMerger(k=7), *TASKS), ValueError, ("k=7 is above 6", "module 'layer.0'", "choose a smaller k")),
-    Case(36, "k above the width", fit(SVDMerger(k=4), named("a", q=factors(rank=4)), named("b", q=factors(rank=4))), ValueError, ("k=4 is above 3", "module 'q'", "choose a smaller k")),
+    Case(36, "k above the limit", fit(SVDMerger(k=9), named("a", q=factors(rank=4)), named("b", q=factors(rank=4))), ValueError, ("k=9 is above 8", "module 'q'", "choose a smaller k")),
     Case(37, "overflow", save(HUGE, dtype=torch.float16), OutputError, ("huge: module 'm'", r"1e\+05", r"6.55e\+04", "torch.bfloat16")),
     Case(38, "full disk", full_disk, OutputError, ("out: cannot be written: File too large", "nothing was changed", "free some space")),
     Case(39, "exists", save(TASKS[0], make=Path.mkdir), OutputError, ("out: exists", "overwrite=True")),
