@@ -76,7 +76,7 @@ def test_halves_share_no_text(monkeypatch):
     minilm, script = (importlib.import_module(name) for name in ("minilm", "plot_grid_search_k"))
     base = minilm.load_base()
     tasks = [minilm.load_task(name, base) for name in ("icd10", "wn_pos")]
-    choosing, reporting = script.factors(tasks)
+    choosing, reporting = script.halves(tasks)
     for whole, first, second in zip(tasks, choosing, reporting, strict=True):
         assert first.texts + second.texts == whole.texts
         assert [*first.y, *second.y] == [*whole.y]

@@ -317,6 +317,8 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 def _fetched(given: str | os.PathLike[str], allow_pickle: bool) -> tuple[Path, str | None]:
     """Return the local path, and the origin on the Hub if it was taken from there."""
+    if isinstance(given, Path):  # only a text can name an adapter of the Hub
+        return given, None
     local, wanted = Path(given), hub_id(given)
     here = local.exists() or local.is_symlink() or half_replaced(local) is not None
     if wanted is None or (here and not wanted.certain):
@@ -335,7 +337,7 @@ def _fetched(given: str | os.PathLike[str], allow_pickle: bool) -> tuple[Path, s
 
 def spoken_path(given: str | os.PathLike[str]) -> Path:
     """Return the path that an adapter is named by: that of its files may be one of the Hub's cache."""
-    wanted = hub_id(given)
+    wanted = None if isinstance(given, Path) else hub_id(given)
     return Path(given) if wanted is None else wanted.named
 
 

@@ -95,7 +95,8 @@ def save_adapter(
             expected="at least one",
         )
     _check_holds(output, known.about, adapter)
-    adapter = convert_adapter(adapter, known.about.name)
+    if adapter.provenance.format != known.about.name:
+        adapter = convert_adapter(adapter, known.about.name)
     target = Path(os.path.realpath(output))
     if known.about.directory:
         replaced = _atomic.replaced_directory(target, overwrite=overwrite, own_files=frozenset(known.about.files))

@@ -169,7 +169,7 @@ class ElementwiseMerger(BaseMerger):
         """Merge adapters that are there and count, and cut the result to each rank of ``ks``."""
         # in 'delta' the noise of the randomised SVD comes after these draws
         rngs = streams(updates, weights, rng) if self._draws or self.space == "delta" else [rng] * len(updates)
-        w = torch.from_numpy(weights).to(updates[0].A)
+        w = torch.tensor(weights).to(updates[0].A)  # a copy: engines may send read-only weights
         if self.space == "factors":
             a, b = (self._rule(matrices, w, rngs) for matrices in self._seen(updates, weights))
             return cuts(LoraFactors(a, b), ks)

@@ -119,6 +119,6 @@ class AverageMerger(BaseMerger):
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
         a, b = stack_factors(updates)
-        w = torch.from_numpy(weights).to(a)
+        w = torch.tensor(weights).to(a)
         mean = LoraFactors(torch.tensordot(w, a, dims=1), torch.tensordot(w, b, dims=1))
         return [(factors, {}) for factors in cuts(mean, ks)]

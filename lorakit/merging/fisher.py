@@ -195,7 +195,7 @@ def _entrywise_mean(
     """Merge the A of all adapters (part 0), or the B (part 1), in float64."""
     stack = torch.stack([tuple(update)[part].double() for update in updates])
     moments = torch.stack([tuple(pair)[part].to(stack) / (norm or 1.0) for pair, norm in known])
-    merged = entrywise_mean(stack, moments, torch.from_numpy(weights).to(stack))
+    merged = entrywise_mean(stack, moments, torch.tensor(weights).to(stack))
     return merged.to(updates[0].dtype)
 
 

@@ -217,7 +217,7 @@ class TiesMerger(ElementwiseMerger):
     def _elected(self, X: AdapterSet, module: str, *, weights: np.ndarray) -> float:
         """Count the entries of one module that elect plus, less those that elect minus."""
         updates = read_module(X, module, self.device)
-        w = torch.from_numpy(weights).to(updates[0].A)
+        w = torch.tensor(weights).to(updates[0].A)
         total, streams = 0.0, [np.random.RandomState(0)] * len(updates)  # nothing draws from them
         for matrices in self._seen(updates, weights) if any(update.rank for update in updates) else ():
             blocks = self._sparse(matrices, streams, matrices.empty())

@@ -121,13 +121,15 @@ class PeftConfig:
         """Return the factor on ``B @ A`` at a module whose tensors have this rank."""
         if self.peft_type == "ADALORA":
             return (self.alpha if self.alpha > 0 else rank) / (self.init_r + 1e-5)  # as PEFT has it
-        key = self._alpha_keys.first(module)
+        key = self._alpha_keys.first(module) if self.alpha_pattern else None
         alpha = self.alpha if key is None else self.alpha_pattern[key]
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def rank(self, module: str) -> int | None:
         """Return the rank that the config gives a module, if it gives one."""
-        key = self._rank_keys.first(module)  # PEFT's rule: the first key in file order wins
+        key = (
+            self._rank_keys.first(module) if self.rank_pattern else None
+        )  # PEFT's rule: the first key in file order wins
         return self.r if key is None else self.rank_pattern[key]
 
     @cached_property
@@ -140,7 +142,10 @@ class PeftConfig:
 
     def check_patterns(self) -> None:
         """Raise what :class:`~lorakit.files.patterns.Patterns` raises for keys that cannot be matched."""
-        _ = self._alpha_keys, self._rank_keys
+        if self.alpha_pattern:
+            _ = self._alpha_keys
+        if self.rank_pattern:
+            _ = self._rank_keys
 
 
 def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:

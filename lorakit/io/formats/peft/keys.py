@@ -77,7 +77,8 @@ def match_keys(path: Path, header: Mapping[str, TensorInfo], *, others: bool = F
     matches = {key: found for key in header if (found := _match(key)) is not None}
     extra_weights = tuple(key for key in header if key not in matches)
     of_lora = [key for key in extra_weights if ".lora_" in key]
-    refuse_markers(path, of_lora if matches and not others else extra_weights)
+    if doubtful := of_lora if matches and not others else extra_weights:
+        refuse_markers(path, doubtful)
     if of_lora:
         raise UnsupportedAdapterError(
             f"{of_lora[0]!r} belongs to a kind of LoRA not known here",

@@ -41,7 +41,7 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Opened
         stamps += ((config_path, stamp(config_path)),)
     header = location.header(weights).tensors
     config = read_config(config_path, options.assume_alpha)
-    others, rest = read_kinds(weights, header, config)
+    others, rest = ({}, header) if config.peft_type == "LORA" else read_kinds(weights, header, config)
     pairs = match_keys(weights, rest, others=bool(others))
     found = _extra_weights(weights, config, pairs, options)
     first = bool(found) and options.modules_to_save == "first"
