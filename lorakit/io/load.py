@@ -394,9 +394,4 @@ def _raise_unrecognised(location: Location) -> NoReturn:
     inside = [entry for entry in location.entries if any((path / entry / name).is_file() for name in weights)]
     seen = ", ".join(location.entries[:5]) or "nothing"
     hint = f"adapters are in {', '.join(inside[:5])}" if inside else f"it has {seen}"
-    raise UnsupportedAdapterError(
-        "holds no adapter",
-        path=path,
-        expected=expected,
-        remedy=hint,
-    )
+    raise UnsupportedAdapterError("holds no adapter", path=path, expected=expected, remedy=hint)
