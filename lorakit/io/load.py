@@ -63,10 +63,10 @@ def load_adapter(
     format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}, optional
         The format of the files. Defaults to what their content shows.
     modules_to_save : {'refuse', 'drop', 'first'}, default='refuse'
-        What to do with weights that were trained beside the LoRA factors: whole modules such as a classification head,
-        single tokens, a resized embedding. 'drop' leaves them out: the adapter alone then does not do what was
-        trained. 'first' carries them along, and they are written with what is made of the adapter: a merge takes those
-        of the first of its adapters that has some, and does not merge them. Both warn.
+        What to do with extra weights, which were trained beside the LoRA factors: whole modules such as a
+        classification head, single tokens, a resized embedding. 'drop' leaves them out: the adapter alone then does not
+        do what was trained. 'first' carries them along, and they are written with what is made of the adapter: a merge
+        takes those of the first of its adapters that has some, and does not merge them. Both warn.
     assume_alpha : float, optional
         ``lora_alpha`` where the files do not give it. Ignored where they do.
     allow_pickle : bool, default=False

@@ -31,32 +31,33 @@ def save_adapter(
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write an adapter, whole or not at all.
+    """Write an adapter, completely or not at all.
 
-    The same adapter always gives the same bytes. One module is in memory at a time.
+    The same adapter always gives the same bytes. Only one module is in memory at a time.
 
     Parameters
     ----------
     adapter : Adapter
         Read from files, merged or made in memory.
     path : str or PathLike
-        What to make: a directory for PEFT, a ``.safetensors`` file for formats of one file. Missing parents are made
-        too.
+        Where to write: a directory for PEFT and MLX, a ``.safetensors`` file for the other formats. Missing parent
+        directories are created.
     format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}, optional
-        Defaults to the adapter's own, ``adapter.provenance.format``: 'peft' for one that was made in memory. For
-        another one its modules are renamed as :func:`~lorakit.convert_adapter` does.
+        Format of the output. Defaults to the adapter's own, ``adapter.provenance.format``, which is 'peft' for an
+        adapter made in memory. For another format, modules are renamed as :func:`~lorakit.convert_adapter` does.
     layout : {'portable', 'compact'}, optional
-        'portable': all modules padded with zeros to one rank, ``lora_alpha = r``; every reader gets it right.
-        'compact': each module with its own rank, in PEFT by ``rank_pattern`` and ``alpha_pattern``; smaller when ranks
-        differ, exact in PEFT, silently wrong in servers that ignore patterns. Defaults to the format's first:
-        'portable' for PEFT, 'compact' for kohya, whose readers take each module's rank from its tensors.
+        'portable': all modules are padded with zeros to one rank, with ``lora_alpha = r``; every reader handles this
+        correctly. 'compact': each module keeps its own rank, in PEFT by ``rank_pattern`` and ``alpha_pattern``. The
+        file is smaller when ranks differ, and exact in PEFT; servers that ignore these patterns compute a wrong update
+        without an error. Defaults to 'compact' for kohya, whose readers take each module's rank from its tensors, and
+        to 'portable' for the other formats.
     pad_to : int or 'server', optional
-        In the portable layout, the rank to pad to: a number, or the next one that vLLM takes as its largest rank (1,
-        8, 16, 32, 64, 128, 256, 320, 512). The update stays the same. Defaults to the largest rank of a module.
+        Rank to pad to in the portable layout: a number, or 'server' for the next rank that vLLM accepts as its largest
+        (1, 8, 16, 32, 64, 128, 256, 320, 512). The update does not change. Defaults to the largest rank of a module.
     dtype : torch.dtype, optional
-        Of the file: float64, float32, bfloat16 or float16. Defaults to ``adapter.dtype``.
+        Dtype of the file: float64, float32, bfloat16 or float16. Defaults to ``adapter.dtype``.
     overwrite : bool, default=False
-        Replace an adapter that is there. A directory that contains other files is never replaced.
+        Replace an existing adapter. A directory that contains other files is never replaced.
 
     Returns
     -------
@@ -116,16 +117,16 @@ def check_output(path: str | os.PathLike[str], *, format: str = "peft", overwrit
     Parameters
     ----------
     path : str or PathLike
-        What is to be made.
+        Where the adapter is to be written.
     format : str, default='peft'
         As in :func:`save_adapter`.
     overwrite : bool, default=False
-        Whether an adapter that is there may be replaced.
+        Whether an existing adapter may be replaced.
 
     Raises
     ------
     OutputError
-        If the output may not be replaced, or cannot be made there.
+        If the output may not be replaced, or cannot be written there.
 
     Examples
     --------

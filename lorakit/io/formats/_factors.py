@@ -1,4 +1,4 @@
-"""What every reader asks of the tensors of a module, once it knows which is A and which is B."""
+"""Checks that every reader makes on the tensors of a module, once it knows which of them is A and which is B."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_MODULES = 500_000
 
 
 def check_factors(where: str, keys: Sequence[str], header: Mapping[str, TensorInfo]) -> None:
-    """Refuse factors that are no floating-point numbers, or that are empty; name ``where``."""
+    """Refuse factors that are not floating-point numbers or are empty; the message names ``where``."""
     for key in keys:
         dtype, shape = header[key]
         if dtype not in FLOAT_DTYPES:
@@ -34,7 +34,7 @@ def check_factors(where: str, keys: Sequence[str], header: Mapping[str, TensorIn
 
 
 def refuse_extra_weights(path: Path, extra_weights: Sequence[str]) -> None:
-    """Refuse a file for the tensors in it that are no part of a LoRA, if there are any."""
+    """Refuse a file that holds tensors which are not part of a LoRA."""
     if extra_weights:
         more = f", and {len(extra_weights) - 1} more" if extra_weights[1:] else ""
         raise UnsupportedAdapterError(
@@ -46,7 +46,7 @@ def refuse_extra_weights(path: Path, extra_weights: Sequence[str]) -> None:
 
 
 def left_out(path: Path, dropped: Sequence[str]) -> tuple[str, ...]:
-    """Return the warning that these were left out because the options say so; nothing if there are none."""
+    """Return the warning about tensors that the options leave out; nothing if there are none."""
     return (f"{path}: left out, because of modules_to_save='drop': {', '.join(dropped)}",) if dropped else ()
 
 

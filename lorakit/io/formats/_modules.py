@@ -1,4 +1,4 @@
-"""The lazy side of every format: where each module lies in its file, and how its tensors become A and B."""
+"""Lazy reading, shared by all formats: where each module lies in its file, and how its tensors become A and B."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FileModules:
-    """Some modules of a file that was opened and checked.
+    """Some modules of a file whose header and config have been checked.
 
     It pickles as what it knows of them: a worker that is sent one module parses neither header nor config again, and a
     file that has changed is reported when it is read, by module.
@@ -88,7 +88,7 @@ class FileModules:
 
     @property
     def config(self) -> Path | None:
-        """The file beside it that was read too, if there is one."""
+        """The config that was read with the weights, if there is one."""
         return self.stamps[1][0] if len(self.stamps) > 1 else None
 
     @property
@@ -121,7 +121,9 @@ class FileModules:
         # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
         dtype = promoted_dtype((least, *(tensor.dtype for tensor in tensors)))
         a, b = place.form(*(t.to(dtype) for t in tensors), *place.arguments)
-        if any(t.dtype == dtype for t in tensors):  # not widened: they may be the file's own, mapped into memory
+        if any(
+            t.dtype == dtype for t in tensors
+        ):  # not widened: the tensors may be the file itself, mapped into memory
             factors = LoraFactors(a, b).scaled(place.scale)
         else:  # in place, as a copy costs more than the product
             root = abs(place.scale) ** 0.5

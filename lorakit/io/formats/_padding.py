@@ -1,4 +1,4 @@
-"""What the writers of all formats share: the rank of each module, padding, the cast, and its check."""
+"""Ranks, padding, the cast to the dtype of the file and its check, shared by the writers of all formats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...exceptions import OutputError, Setting
 from ...factors import all_finite, dtype_name
 from ...files.safetensors import FLOAT_NAMES, TensorInfo
 
-# The values of max_lora_rank that vLLM takes: a server started with one of them has room for exactly this rank.
+# The values that vLLM accepts for max_lora_rank. A server that is started with one of them accepts ranks up to it.
 SERVER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 

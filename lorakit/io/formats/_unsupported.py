@@ -1,4 +1,4 @@
-"""Adapters of other kinds, told by the names of their tensors and refused by name, whatever format holds them."""
+"""Kinds of adapter that are refused: they are recognised by the names of their tensors, in every format."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class _Kind(NamedTuple):
     ends: str = ""  # for names that mean other things elsewhere: only at the end of a key
 
 
-# Names as PEFT, LyCORIS, diffusers and ComfyUI write them. What stands beside plain factors comes first: a file is
-# named by what makes it special.
+# Names as PEFT, LyCORIS, diffusers and ComfyUI write them. Kinds whose tensors stand beside plain factors come first:
+# the error names what makes the file special.
 _KINDS = (
     _Kind("dora_scale lora_magnitude_vector", "DoRA, which also rescales the base weights", _TRAIN_PLAIN),
     _Kind("lora_E ranknum", "AdaLoRA, which is read in PEFT directories whose config says so", _TRAIN_PLAIN),
@@ -81,7 +81,7 @@ _ENDS = {name: i for i, kind in enumerate(_KINDS) for name in kind.ends.split()}
 
 
 def refuse_markers(path: Path, keys: Iterable[str]) -> None:
-    """Raise if a key shows that a file holds, or also holds, an adapter of another kind than plain LoRA.
+    """Raise if a key shows that a file holds, alone or beside plain LoRA, an adapter of a kind that is refused.
 
     Parameters
     ----------
