@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ._frozen import FrozenMapping
 from .adapters import Adapter
 from .applying import applied
 
@@ -85,7 +86,7 @@ class Gram:
         return (first, rest[0]) if rest else first
 
 
-class Grams(Mapping[str, Gram]):
+class Grams(FrozenMapping[Gram]):
     """The second moments of the inputs of one adapter's modules, by module name: immutable, and it pickles.
 
     Parameters
@@ -102,24 +103,9 @@ class Grams(Mapping[str, Gram]):
     """
 
     def __init__(self, modules: Mapping[str, Gram | NDArray[Any]]) -> None:
-        self._modules = {
-            name: gram if isinstance(gram, Gram) else Gram(1, np.asarray(gram)) for name, gram in modules.items()
-        }
-
-    def __getitem__(self, module: str) -> Gram:
-        return self._modules[module]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def __deepcopy__(self, memo: object) -> Grams:
-        return self  # immutable: clones of an estimator share it, as it can take gigabytes
+        super().__init__(
+            {name: gram if isinstance(gram, Gram) else Gram(1, np.asarray(gram)) for name, gram in modules.items()}
+        )
 
     @property
     def nbytes(self) -> int:

@@ -30,6 +30,7 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedAdapterError",
     "UnsupportedCheckpointError",
+    "ZeroMergeWarning",
 ]
 
 

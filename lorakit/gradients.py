@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ._frozen import FrozenMapping
 from .adapters import Adapter
 from .applying import applied
 from .factors import LoraFactors, all_finite
@@ -15,7 +16,7 @@ from .factors import LoraFactors, all_finite
 __all__ = ["Fisher", "collect_fisher"]
 
 
-class Fisher(Mapping[str, LoraFactors]):
+class Fisher(FrozenMapping[LoraFactors]):
     """Mean squared gradients of one adapter's factors, by module name: immutable, and it pickles.
 
     They are the diagonal of the empirical Fisher information matrix: for each entry of A and of B a number that says
@@ -40,7 +41,7 @@ class Fisher(Mapping[str, LoraFactors]):
     """
 
     def __init__(self, modules: Mapping[str, LoraFactors | tuple[Any, Any]]) -> None:
-        self._modules = {}
+        checked = {}
         for name, pair in modules.items():
             moments = pair if isinstance(pair, LoraFactors) else LoraFactors(*pair)
             if not all(all_finite(x) and bool((x >= 0).all()) for x in moments):
@@ -48,22 +49,8 @@ class Fisher(Mapping[str, LoraFactors]):
                     f"module {name!r}: second moments are squares of gradients; expected finite numbers, none of them "
                     "negative"
                 )
-            self._modules[name] = moments
-
-    def __getitem__(self, module: str) -> LoraFactors:
-        return self._modules[module]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._modules)
-
-    def __len__(self) -> int:
-        return len(self._modules)
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def __deepcopy__(self, memo: object) -> Fisher:
-        return self  # immutable: clones of an estimator share it
+            checked[name] = moments
+        super().__init__(checked)
 
     def norm(self) -> float:
         """Euclidean norm of all moments as one vector."""

@@ -13,6 +13,7 @@ ORDER = [
     "_recipes",
     "exceptions",
     "files",
+    "_frozen",
     "linalg",
     "factors",
     "provenance",

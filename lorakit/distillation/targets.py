@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from torch import nn
 
+from .._frozen import FrozenMapping
 from .._models import BaseModel, adapted, as_array
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
@@ -22,7 +23,7 @@ from .heads import Forwards, Heads
 Dtype = Literal["float16", "float32", "float64"]
 
 
-class Targets(Mapping[str, NDArray[Any]]):
+class Targets(FrozenMapping[Any]):
     """Class scores of some inputs by adapter name, each of shape (n_inputs, n_classes): immutable, and it pickles.
 
     Parameters
@@ -41,29 +42,17 @@ class Targets(Mapping[str, NDArray[Any]]):
     """
 
     def __init__(self, scores: Mapping[str, ArrayLike | os.PathLike[str]], *, key: str | None = None) -> None:
-        self._scores = {
-            name: value if isinstance(value, os.PathLike) else np.asarray(value) for name, value in scores.items()
-        }
+        super().__init__(
+            {name: value if isinstance(value, os.PathLike) else np.asarray(value) for name, value in scores.items()}
+        )
         self.key = key
         shapes = {name: value.shape for name, value in self.items()}
         if not shapes or any(len(s) != 2 for s in shapes.values()) or len({s[0] for s in shapes.values()}) != 1:
             raise ValueError(f"targets must be arrays of shape (n_inputs, n_classes), of equal lengths; got {shapes}")
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        value = self._scores[name]
+        value = self._entries[name]
         return np.load(value, mmap_mode="r") if isinstance(value, os.PathLike) else value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._scores)
-
-    def __len__(self) -> int:
-        return len(self._scores)
-
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
-
-    def __deepcopy__(self, memo: object) -> Targets:
-        return self  # immutable: clones of an estimator share it
 
     @property
     def n_inputs(self) -> int:
