@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 
@@ -25,6 +25,8 @@ __all__ = [
     "Step",
     "made_from",
 ]
+
+SVD: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,23 @@ class Adapter(Mapping[str, LoraFactors]):
         """Read one module in ``dtype`` or a better one, in which the scale of its file is folded into the factors."""
         return _read_in(self._reader, module, dtype)
 
+    def svd(self, module: str, k: int | None = None) -> SVD | None:
+        """Return the SVD of a module's update where its file has a form that gives it without A and B, as LoKr's does.
+
+        Parameters
+        ----------
+        module : str
+            The module.
+        k : int, optional
+            Number of singular vectors to form; all by default.
+
+        Returns
+        -------
+        (U, S, Vh) or None
+            Of shapes (d_out, k), (q,) with all singular values, and (k, d_in), in float64. None for other forms.
+        """
+        return _svd(self._reader, module, k)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.infos)
 
@@ -312,6 +331,11 @@ def _read_in(reader: ModuleReader, module: str, dtype: torch.dtype) -> LoraFacto
     return factors.to(promoted_dtype((dtype, factors.dtype)))
 
 
+def _svd(reader: ModuleReader, module: str, k: int | None) -> SVD | None:
+    asked: Callable[[str, int | None], SVD | None] | None = getattr(reader, "svd", None)
+    return None if asked is None else asked(module, k)
+
+
 class MemoryReader:
     """The modules of an adapter that is held in memory."""
 
@@ -356,6 +380,9 @@ class _ViewReader:
     def read(self, module: str) -> LoraFactors:
         factors = self.reader.read(self.old_names[module])
         return factors if self._cast is None else factors.to(self._cast)
+
+    def svd(self, module: str, k: int | None = None) -> SVD | None:
+        return _svd(self.reader, self.old_names[module], k)
 
     def scale(self, module: str) -> float | None:
         asked: Callable[[str], float | None] | None = getattr(self.reader, "scale", None)

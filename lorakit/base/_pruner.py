@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .._execution import map_modules, module_rng
+from .._execution import map_modules, module_rng, to_output
 from .._ranks import bytes_of_rank, choose_ranks, needs_spectra
 from .._validation import check_rank
 from ..adapter_set import AdapterSet
@@ -46,6 +46,10 @@ class BasePruner(BaseTransformer):
             The pruned update.
         """
 
+    def _prune_stored(self, adapter: Adapter, module: str, k: int) -> LoraFactors | None:
+        """Prune a module from the form that its file has, without its factors; None where that has no advantage."""
+        return None
+
     def _check(self, X: AdapterSet) -> None:
         if not needs_spectra(self.k):
             limits = {module: max(i.rank for i in X.infos(module) if i) for module in X.module_names}
@@ -64,6 +68,23 @@ class BasePruner(BaseTransformer):
         size = adapter.dtype.itemsize
         costs = {module: bytes_of_rank(info.d_in, info.d_out, size) for module, info in adapter.infos.items()}
         return choose_ranks(self.k, dict(zip(adapter, spectra, strict=True)), own, costs)
+
+    def _transform_module(self, X: AdapterSet, module: str, *, prepared: Any, seed: int) -> list[LoraFactors]:
+        found: dict[int, LoraFactors] = {}
+        for i, (adapter, ranks) in enumerate(zip(X, prepared, strict=True)):
+            if module in adapter and adapter.infos[module].rank > ranks[module]:
+                pruned = self._prune_stored(adapter, module, ranks[module])
+                if pruned is not None:
+                    found[i] = to_output(pruned, adapter.dtype, module)
+        if not found:
+            return super()._transform_module(X, module, prepared=prepared, seed=seed)
+        others = [i for i in range(len(X)) if i not in found and module in X[i]]
+        if others:
+            some = [prepared[i] for i in others]
+            rest = super()._transform_module(X[others], module, prepared=some, seed=seed)
+            found |= dict(zip(others, rest, strict=True))
+        # what stands for an adapter that lacks the module is dropped
+        return [found.get(i, next(iter(found.values()))) for i in range(len(X))]
 
     def _change_module(self, updates: list[LoraFactors], module: str, prepared: Any, seed: int) -> list[LoraFactors]:
         pruned = []

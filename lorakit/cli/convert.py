@@ -141,10 +141,18 @@ def _at_rank(adapter: Adapter, k: Any, dtype: torch.dtype, jobs: int | None) -> 
 
 def _cut_report(cut: Adapter, adapter: Adapter) -> dict[str, Any]:
     """Return how far an adapter that was cut to a rank is from itself, over all modules and by module."""
-    from ..metrics import compare_updates
+    from ..metrics import Comparison, compare_updates
     from ._measure import finite
 
-    compared = compare_updates(cut, adapter)
+    spectra = {}
+    for module, info in cut.infos.items():
+        found = adapter.svd(module, 0) if info.rank < adapter.infos[module].rank else None
+        if found is not None:  # the best cut is orthogonal to what it leaves out
+            energy = found[1].square()
+            kept = float(energy[: info.rank].sum())
+            spectra[module] = Comparison(kept, kept, float(energy.sum()))
+    rest = [module for module in cut if module not in spectra]
+    compared = spectra | (compare_updates(cut.select(rest), adapter.select(rest)) if rest else {})
     first, *others = compared.values()
     worst = max(compared, key=lambda module: compared[module].relative_error)
     return {

@@ -1,4 +1,4 @@
-"""Thin factors of entry-by-entry and Kronecker products of updates, without forming the products."""
+"""Thin factors and SVDs of entry-by-entry and Kronecker products of updates, without forming the products."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from .products import Update
+from .svd import dense_svd, svd_of_sum
 
-__all__ = ["hadamard_factors", "kronecker_factors", "mode_product"]
+__all__ = ["hadamard_factors", "kronecker_factors", "kronecker_svd", "mode_product"]
 
 
 def hadamard_factors(x: Update, y: Update) -> tuple[Tensor, Tensor]:
@@ -65,6 +66,43 @@ def kronecker_factors(x: Update | Tensor, y: Update | Tensor) -> tuple[Tensor, T
     return _kronecker(a_x, a_y), _kronecker(b_x, b_y)
 
 
+def kronecker_svd(x: Update | Tensor, y: Update | Tensor, k: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Thin SVD of the Kronecker product of two matrices, each dense or an update, from the SVDs of the two.
+
+    The singular values are the products of theirs, and the singular vectors are the Kronecker products of theirs [1]_.
+
+    Parameters
+    ----------
+    x, y : Tensor of shape (p, q), or (A, B)
+        The matrices.
+    k : int, optional
+        Number of singular vectors to form; all by default. All singular values are returned, whatever k is.
+
+    Returns
+    -------
+    U, S, Vh : Tensor
+        As :func:`~lorakit.linalg.svd_of_sum` gives them, in float64.
+
+    References
+    ----------
+    .. [1] C. F. Van Loan, "The ubiquitous Kronecker product", Journal of Computational and Applied Mathematics 123
+       (2000).
+
+    Examples
+    --------
+    >>> x, y = torch.diag(torch.tensor([5.0, 1.0])), torch.diag(torch.tensor([3.0, 2.0]))
+    >>> u, s, vh = kronecker_svd(x, y, k=1)
+    >>> s.tolist(), u.shape, vh.shape
+    ([15.0, 10.0, 3.0, 2.0], torch.Size([4, 1]), torch.Size([1, 4]))
+    """
+    (u_x, s_x, vh_x), (u_y, s_y, vh_y) = _svd(x), _svd(y)
+    s, order = torch.outer(s_x, s_y).flatten().sort(descending=True, stable=True)
+    i, j = order[:k] // len(s_y), order[:k] % len(s_y)
+    u = (u_x[:, i][:, None] * u_y[:, j][None]).flatten(0, 1)
+    vh = (vh_x[i][:, :, None] * vh_y[j][:, None]).flatten(1)
+    return u, s, vh
+
+
 def mode_product(core: Tensor, factor: Tensor) -> Tensor:
     """Multiply the second axis of a core, (r, q, kernel...), by a factor, (q, d): (r, d * kernel...).
 
@@ -76,6 +114,13 @@ def mode_product(core: Tensor, factor: Tensor) -> Tensor:
 def _kronecker(x: Tensor, y: Tensor) -> Tensor:
     """As torch.kron, which fails (2.13) for some strides of a single column."""
     return (x[:, None, :, None] * y[:, None]).flatten(2).flatten(0, 1)
+
+
+def _svd(matrix: Update | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if isinstance(matrix, Tensor):
+        return dense_svd(matrix.double())
+    a, b = matrix
+    return svd_of_sum([(a.double(), b.double())], [1.0])
 
 
 def _thin(matrix: Update | Tensor) -> tuple[Tensor, Tensor]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from .._ranks import Rank
+from ..adapters import Adapter
 from ..base import BasePruner
 from ..factors import LoraFactors
-from ..linalg import truncate
+from ..linalg import split_svd, truncate
 
 
 class SVDPruner(BasePruner):
@@ -63,3 +64,7 @@ class SVDPruner(BasePruner):
 
     def _prune_module(self, update: LoraFactors, k: int, rng: np.random.RandomState) -> LoraFactors:
         return LoraFactors(*truncate(update, k))
+
+    def _prune_stored(self, adapter: Adapter, module: str, k: int) -> LoraFactors | None:
+        found = adapter.svd(module, k)
+        return None if found is None else LoraFactors(*split_svd(*found, k))

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lorakit import ConcatMerger, SVDPruner, load_adapter, load_adapters, save_adapter
+from lorakit import ConcatMerger, RankBudget, SVDPruner, load_adapter, load_adapters, save_adapter
 from lorakit.adapters import ModuleKind
+from lorakit.io.formats._modules import FileModules
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -126,3 +127,38 @@ def test_the_cut_has_the_error_of_the_dense_svd(tmp_path, kind, layer):
     dense = update.double().flatten(1)
     error = (cut["lora_unet_x"].delta() - dense).norm()
     assert float(error) == pytest.approx(float(torch.linalg.svdvals(dense)[2:].norm()), rel=1e-6)
+
+
+@pytest.mark.parametrize("options", LOKR.values(), ids=LOKR)
+@pytest.mark.parametrize("layer", ["linear", "wide", "conv", "conv of a line"])
+@pytest.mark.parametrize("k", [1, 3, 0.6, RankBudget(mean=2)], ids=str)
+def test_a_lokr_is_cut_by_the_svds_of_its_two_sides(tmp_path, monkeypatch, options, layer, k):
+    """The error is that of the dense SVD, for every form, and A and B of the whole product are never made."""
+    tensors, _ = trained(LokrModule, layer, 2, dtype=torch.float64, alpha=-3.0, **options)
+    adapter = load_adapter(write(tmp_path / "x.safetensors", lora_unet_x=tensors))
+    dense = adapter["lora_unet_x"].delta()  # the update itself is compared above
+    expected = torch.linalg.svdvals(dense)
+    monkeypatch.setattr(FileModules, "read", lambda *_: pytest.fail("the factors were made"))
+    (cut,) = SVDPruner(k=k).fit_transform([adapter])
+    rank = cut.infos["lora_unet_x"].rank
+    error = float((cut["lora_unet_x"].delta() - dense).norm())
+    assert rank < adapter.infos["lora_unet_x"].rank
+    assert error == pytest.approx(float(expected[rank:].norm()), rel=1e-9)
+
+
+def test_a_lokr_beside_other_kinds_is_cut(tmp_path):
+    """Each by its own way, also where one of them lacks a module."""
+    loha, of_loha = trained(LohaModule, "linear", 2, seed=1)
+    lokr, of_lokr = trained(LokrModule, "linear", 2, seed=2, factor=2)
+    paths = [
+        write(tmp_path / "loha.safetensors", lora_unet_x=loha),
+        write(
+            tmp_path / "lokr.safetensors", lora_unet_x=lokr, lora_unet_y={part: t.clone() for part, t in lokr.items()}
+        ),
+    ]
+    first, second = SVDPruner(k=1).fit_transform(load_adapters(paths))
+    assert (list(first), list(second)) == (["lora_unet_x"], ["lora_unet_x", "lora_unet_y"])
+    for cut, dense in ((first["lora_unet_x"], of_loha), (second["lora_unet_x"], of_lokr)):
+        error = float((cut.delta() - dense).norm())
+        assert error == pytest.approx(float(torch.linalg.svdvals(dense)[1:].norm()), rel=1e-4)
+    torch.testing.assert_close(second["lora_unet_x"].delta(), second["lora_unet_y"].delta())

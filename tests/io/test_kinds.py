@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorakit import load_adapter
+from lorakit import SVDPruner, load_adapter
 from lorakit.exceptions import CorruptFileError, LorakitError, UnsupportedAdapterError
 
 CORRUPT, UNSUPPORTED = CorruptFileError, UnsupportedAdapterError
@@ -156,3 +156,9 @@ def test_kinds_beside_plain_lora(write, tmp_path):
     save_file(tensors | {"bundle": torch.ones(1)}, path)
     with pytest.raises(UnsupportedAdapterError, match="'bundle' is no part of a LoRA"):
         load_adapter(path)
+
+
+def test_a_lokr_with_nan_is_not_cut(write):
+    path = write(lokr() | {"lokr_w2_a": torch.full((4, 2), torch.nan)})
+    with pytest.raises(CorruptFileError, match=r"lokr_w2_a' has 8 NaN"):
+        SVDPruner(k=1).fit_transform([load_adapter(path)])

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit.linalg.structured import hadamard_factors, kronecker_factors, mode_product
+from lorakit.linalg.structured import hadamard_factors, kronecker_factors, kronecker_svd, mode_product
 
 widths, ranks, seeds = st.integers(1, 7), st.integers(1, 4), st.integers(0, 2**16)
 
@@ -53,3 +53,22 @@ def test_a_kernel_between_ranks():
 def test_low_ranks_stay_thin():
     a, b = hadamard_factors((torch.ones(2, 4000), torch.ones(3000, 2)), (torch.ones(2, 4000), torch.ones(3000, 2)))
     assert (a.untyped_storage().nbytes(), b.untyped_storage().nbytes()) == (4 * 4 * 4000, 4 * 4 * 3000)
+
+
+@given(widths, widths, widths, widths, ranks, ranks, st.booleans(), st.booleans(), seeds)
+def test_the_svd_of_a_kronecker_product(p, q, m, n, r, s, left_whole, right_whole, seed):
+    rng = torch.Generator().manual_seed(seed)
+    x, y = update(rng, p, q, r), update(rng, m, n, s)
+    dense = x[1] @ x[0], y[1] @ y[0]
+    product = torch.kron(*dense)
+    left, right = dense[0] if left_whole else x, dense[1] if right_whole else y
+    expected = torch.linalg.svdvals(product)
+    for k in (None, 1, 2):
+        u, values, vh = kronecker_svd(left, right, k)
+        close(values, expected[: len(values)])
+        assert not (expected[len(values) :] > 1e-10).any()
+        eye = torch.eye(u.shape[1], dtype=u.dtype)
+        close(u.mT @ u, eye)
+        close(vh @ vh.mT, eye)
+        error = (u * values[: u.shape[1]] @ vh - product).norm()
+        close(error, expected[u.shape[1] :].norm())

@@ -18,6 +18,7 @@ from ...files.tensors import read_expert, read_whole
 
 Stamps = tuple[tuple[Path, FileStamp], ...]  # of every file that the adapter was made of, the weights first
 Form = Callable[..., tuple[Tensor, Tensor]]
+Decomposition = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
 class Stored(NamedTuple):
@@ -41,6 +42,9 @@ class Stored(NamedTuple):
         :func:`~lorakit.files.tensors.read_expert`.
     kind : str
         The kind of adapter that the tensors are of.
+    svd : callable or None
+        From what ``form`` takes, and then ``k``, to the SVD of the update, where the form of the tensors gives it at
+        less cost than A and B do.
     """
 
     keys: tuple[str, ...]
@@ -50,6 +54,7 @@ class Stored(NamedTuple):
     arguments: tuple[Any, ...] = ()
     expert: tuple[int, int] | None = None
     kind: str = "LoRA"
+    svd: Decomposition | None = None
 
 
 def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,14 +115,7 @@ class FileModules:
 
     def read_in(self, module: str, least: torch.dtype) -> LoraFactors:
         """Read one module as :meth:`read` does, its scale folded in this dtype or a better one."""
-        for path, expected in self.stamps:
-            require_unchanged(path, expected)
-        place = self.stored[module]
-        opened = self.stamps[0][1]
-        if place.expert is None:
-            tensors = read_whole(self.weights, place.keys, opened)
-        else:
-            tensors = read_expert(self.weights, place.keys, *place.expert, opened)
+        place, tensors = self._tensors(module)
         # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
         dtype = promoted_dtype((least, *(tensor.dtype for tensor in tensors)))
         a, b = place.form(*(t.to(dtype) for t in tensors), *place.arguments)
@@ -131,6 +129,26 @@ class FileModules:
         if not all(all_finite(factor) for factor in factors):
             self._refuse(module, tensors)
         return factors
+
+    def svd(self, module: str, k: int | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return the SVD of a module's update, its scale in S; None where A and B are the way to it."""
+        if self.stored[module].svd is None:
+            return None
+        place, tensors = self._tensors(module)
+        if not all(map(all_finite, tensors)):
+            self._refuse(module, tensors)
+        assert place.svd is not None
+        u, s, vh = place.svd(*(t.double() for t in tensors), *place.arguments, k=k)
+        return u if place.scale >= 0 else -u, s * abs(place.scale), vh
+
+    def _tensors(self, module: str) -> tuple[Stored, list[Tensor]]:
+        """Read the tensors of a module, as they are stored."""
+        for path, expected in self.stamps:
+            require_unchanged(path, expected)
+        place, opened = self.stored[module], self.stamps[0][1]
+        if place.expert is None:
+            return place, read_whole(self.weights, place.keys, opened)
+        return place, read_expert(self.weights, place.keys, *place.expert, opened)
 
     def only(self, modules: Sequence[str]) -> FileModules:
         """Return a reader of these modules alone."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ....adapters import ModuleInfo, ModuleKind
 from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.safetensors import TensorInfo
-from .._modules import Form
+from .._modules import Decomposition, Form
 
 _MOST_NUMBERS = 1 << 28  # of both factors: a Kronecker product of full rank of the widest layers of 70B models
 
@@ -90,6 +90,8 @@ class Factored(NamedTuple):
         The rank that alpha is divided by; None where the tensors have none.
     arguments : tuple
         Plain values for ``form``.
+    svd : callable or None
+        As in :class:`~lorakit.io.formats._modules.Stored`.
     """
 
     parts: tuple[str, ...]
@@ -97,6 +99,7 @@ class Factored(NamedTuple):
     form: Form
     divisor: int | None
     arguments: tuple[Any, ...] = ()
+    svd: Decomposition | None = None
 
 
 class Kind(NamedTuple):

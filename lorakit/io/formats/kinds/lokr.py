@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ....adapters import ModuleInfo
-from ....linalg.structured import kronecker_factors, mode_product
+from ....linalg.structured import kronecker_factors, kronecker_svd, mode_product
 from .kind import Factored, Kind, Tensors, kind_of_kernel
 
 _PARTS = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
@@ -45,9 +45,9 @@ def _factored(tensors: Tensors) -> Factored:
     rank = left.numerical_rank * right.numerical_rank
     tensors.require_size(max(rank * (d_in + d_out), left.numbers, right.numbers))
     info = ModuleInfo(rank, d_in, d_out, kind_of_kernel(right.kernel))
-    return Factored(
-        (*left.parts, *right.parts), info, kronecker, next(iter(ranks), None), ((len(left.parts), len(right.parts)),)
-    )
+    divisor = next(iter(ranks), None)
+    arguments = ((len(left.parts), len(right.parts)),)
+    return Factored((*left.parts, *right.parts), info, kronecker, divisor, arguments, decomposed)
 
 
 def _left(tensors: Tensors) -> _Side:
@@ -86,6 +86,12 @@ def kronecker(*given: Any) -> tuple[Tensor, Tensor]:
     """A and B of the product, from the tensors of the left side, those of the right side, and how many each has."""
     *tensors, (left, _) = given
     return kronecker_factors(_side(tensors[:left]), _side(tensors[left:]))
+
+
+def decomposed(*given: Any, k: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """SVD of the product, from what :func:`kronecker` takes."""
+    *tensors, (left, _) = given
+    return kronecker_svd(_side(tensors[:left]), _side(tensors[left:]), k)
 
 
 def _side(tensors: list[Tensor]) -> Tensor | tuple[Tensor, Tensor]:

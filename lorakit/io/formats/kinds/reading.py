@@ -36,9 +36,8 @@ class Found(NamedTuple):
 
     def stored(self, scale: float) -> Stored:
         """Return where the module lies, with the factor on its update."""
-        return Stored(
-            self.keys, self.factored.info, scale, self.factored.form, self.factored.arguments, kind=self.kind.name
-        )
+        made = self.factored
+        return Stored(self.keys, made.info, scale, made.form, made.arguments, kind=self.kind.name, svd=made.svd)
 
 
 def split_kinds(
