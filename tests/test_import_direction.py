@@ -61,12 +61,11 @@ FLOORS = {
         "expressions",
         "patterns",
         "atomic",
+        "checkpoint",
+        "open_checkpoint",
     ],
     "checkpoints": [
-        "checkpoint",
-        "opening",
         "sums",
-        "spelling",
         "experts",
         "renaming",
         "fitting",
@@ -80,7 +79,7 @@ FLOORS = {
         "baking",
     ],
     "io": ["names", "formats", "hub", "convert", "load", "save", "_live_layers", "live", "servers"],
-    "io/names": ["table", "component", "diffusion", "kohya", "language", "steps"],
+    "io/names": ["table", "component", "diffusion", "kohya", "language", "steps", "in_checkpoints"],
     "io/formats": [
         "about",
         "_unsupported",

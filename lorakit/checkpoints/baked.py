@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .._execution import report_done
 from ..adapters import Adapter
+from ..files.checkpoint import Checkpoint
 from ..files.safetensors import FLOAT_DTYPES
-from .checkpoint import Checkpoint
 from .fitting import Fit, Target
 from .sums import Rounding, Term, compute_dtype, summed_rows
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from .._version import __version__
 from ..exceptions import LorakitError
+from ..files.checkpoint import Checkpoint, FileCheckpoint
+from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
 from .baked import Baked
-from .checkpoint import Checkpoint, FileCheckpoint
-from .opening import open_checkpoint
 
 KEY = "lorakit"
 _FORM = "bake-1"

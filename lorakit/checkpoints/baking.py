@@ -11,10 +11,10 @@ from pathlib import Path
 from .._execution import one_thread
 from ..adapters import Adapter
 from ..exceptions import Setting, UnsupportedAdapterError
+from ..files.checkpoint import MemoryCheckpoint
+from ..files.open_checkpoint import Base, open_checkpoint
 from .baked import Baked
-from .checkpoint import MemoryCheckpoint
 from .fitting import check_fit
-from .opening import Base, open_checkpoint
 from .writing import write_baked
 
 __all__ = ["bake"]

@@ -14,8 +14,8 @@ from torch import Tensor
 from .._execution import module_rng, one_thread, report_done, to_output
 from .._ranks import Rank, RankBudget, Spectrum, choose_ranks
 from ..factors import LoraFactors
+from ..files.checkpoint import Checkpoint
 from ..linalg import dense_randomized_svd, dense_svd, split_svd
-from .checkpoint import Checkpoint
 from .differences import Energy, difference
 from .pairing import Compared
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..factors import promoted_dtype
+from ..files.checkpoint import Checkpoint
 from ..files.safetensors import FLOAT_DTYPES
-from .checkpoint import Checkpoint
 from .sums import BLOCK
 
 # Mean of the squared rounding error over the squared number, in squares of the spacing of the dtype at 1: a number has

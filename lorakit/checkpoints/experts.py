@@ -7,8 +7,8 @@ from itertools import permutations
 from typing import NamedTuple
 
 from ..adapters import Adapter, ModuleInfo
-from .checkpoint import Checkpoint
-from .spelling import layer_of
+from ..files.checkpoint import Checkpoint
+from ..io.names.in_checkpoints import layer_of
 
 Place = tuple[str, bool, int, tuple[int, int] | None]  # the fields of a Target
 

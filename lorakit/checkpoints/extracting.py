@@ -18,11 +18,11 @@ from .._recipes import recipe_of, recipe_text
 from ..adapters import Adapter, Made, MemoryReader, Provenance, Source, Step
 from ..exceptions import IncompatibleAdaptersError, Setting
 from ..factors import promoted_dtype
+from ..files.checkpoint import Checkpoint, FileCheckpoint
+from ..files.open_checkpoint import Base, open_checkpoint
 from ..files.safetensors import FLOAT_DTYPES
-from .checkpoint import Checkpoint, FileCheckpoint
 from .decomposing import Found, Task, decomposed, energies, every, leading_values
 from .differences import Energy, difference
-from .opening import Base, open_checkpoint
 from .pairing import NOT_CHOSEN, Alone, Compared, chooser, pair_up
 
 __all__ = ["ExtractedAdapter", "ExtractedModule", "Extraction", "LeftOut", "extract_adapter"]

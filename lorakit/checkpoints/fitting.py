@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -10,12 +9,12 @@ from typing import NamedTuple
 
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError, UnsupportedCheckpointError
+from ..files.checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
+from ..files.open_checkpoint import Base, open_checkpoint
 from ..files.safetensors import FLOAT_DTYPES
-from .checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
+from ..io.names.in_checkpoints import is_head, names_in
 from .experts import find_experts
-from .opening import Base, open_checkpoint
 from .renaming import find_renaming
-from .spelling import layer_of, prefix_changes, spellings
 
 __all__ = ["Fit", "Target", "check_fit"]
 
@@ -176,7 +175,7 @@ def check_fit(base: Base, adapter: Adapter) -> Fit:
                 missing[module] = ()
             continue
         tensor = f"{named[module]}.weight"
-        if tensor not in checkpoint and _is_head(named[module]) and checkpoint.tied_embedding is not None:
+        if tensor not in checkpoint and is_head(named[module]) and checkpoint.tied_embedding is not None:
             unties = tensor
         elif tensor not in checkpoint:
             _refuse_quantized(checkpoint, named[module])
@@ -205,43 +204,9 @@ def check_fit(base: Base, adapter: Adapter) -> Fit:
 
 
 def _named_as_in(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, str]:
-    """Return the checkpoint's name for every module: in the spelling, behind the beginning, that most are found by."""
-    by_end: dict[str, list[str]] = defaultdict(list)
-    for module in checkpoint.modules:
-        by_end[module.rpartition(".")[2]].append(module)
-
-    def ends(name: str) -> list[str]:
-        return [m for m in by_end[name.rpartition(".")[2]] if m.endswith(f".{name}")]
-
-    best: tuple[int, dict[str, str]] = (-1, {})
-    for spelling in spellings(adapter, checkpoint):
-        layers = {m: layer_of(name, adapter.infos[m].kind.name) for m, name in spelling.items()}
-        wanted = {layer for layer in layers.values() if not _is_head(layer) or layer in checkpoint.modules}
-        votes: Counter[tuple[str, str]] = Counter()
-        for layer in wanted:
-            votes.update(prefix_changes(layer, checkpoint, ends))
-        top = max(votes.values(), default=0)
-        winners = sorted(change for change, count in votes.items() if count == top)
-        if len(winners) > 1 and ("", "") not in winners:
-            example = min(wanted)
-            raise IncompatibleAdaptersError(
-                f"{example!r} of {adapter.name!r} could be "
-                + " or ".join(repr(new + example.removeprefix(old)) for old, new in winners[:3]),
-                path=checkpoint.name,
-                adapters=[adapter.name],
-                expected="names that mean one module each",
-                remedy="rename them with Adapter.rename_modules",
-            )
-        old, new = ("", "") if ("", "") in winners or not winners else winners[0]
-        if top > best[0]:
-            best = (top, {m: new + name.removeprefix(old) for m, name in spelling.items()})
-        if top == len(wanted):
-            break
-    return best[1]
-
-
-def _is_head(layer: str) -> bool:
-    return layer.rpartition(".")[2] == HEAD
+    known = adapter.provenance
+    kinds = {module: info.kind.name for module, info in adapter.infos.items()}
+    return names_in(checkpoint, kinds, adapter=adapter.name, format=known.format, metadata=known.metadata)
 
 
 def _orientation(info: ModuleInfo, shape: tuple[int, ...], layer: str, turning: _Turning) -> bool | None:

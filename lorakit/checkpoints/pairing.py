@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from ..adapters import ModuleInfo, ModuleKind
+from ..files.checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
 from ..files.expressions import matcher
 from ..files.safetensors import FLOAT_DTYPES
-from .checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
 
 _EMBEDDINGS = (*EMBEDDINGS, "wpe", "position_embeddings", "token_type_embeddings", "position_embedding")
 

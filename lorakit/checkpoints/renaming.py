@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 
 from ..adapters import Adapter
-from .checkpoint import Checkpoint
+from ..files.checkpoint import Checkpoint
 
 
 def find_renaming(missing: Collection[str], adapter: Adapter, checkpoint: Checkpoint) -> Mapping[str, str]:

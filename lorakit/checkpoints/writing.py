@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..exceptions import OutputError
 from ..files import atomic
+from ..files.checkpoint import FileCheckpoint, Shard, read_rows, read_span
 from ..files.checks import require_unchanged
 from ..files.json_text import read_json_object
+from ..files.open_checkpoint import carried_files
 from ..files.safetensors import FLOAT_DTYPES, bytes_of, write_parts
 from .baked import Baked
 from .baked_record import KEY, make_record
-from .checkpoint import FileCheckpoint, Shard, read_rows, read_span
-from .opening import carried_files
 
 try:
     import fcntl

@@ -12,9 +12,9 @@ from .._ranks import RankBudget
 from .._recipes import from_recipe
 from .._version import __version__
 from ..checkpoints.baked_record import headers_digest
-from ..checkpoints.checkpoint import Checkpoint
 from ..checkpoints.extracting import RECIPE, Rules
-from ..checkpoints.opening import open_checkpoint
+from ..files.checkpoint import Checkpoint
+from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
 from ._rebuild import CannotTell
 

@@ -59,7 +59,7 @@ def fit(
     are shown.
     """
     from .. import check_fit, load_adapters, save_adapter
-    from ..checkpoints.opening import open_checkpoint
+    from ..files.open_checkpoint import open_checkpoint
     from ..io.load import distinct_names, spoken_path
     from ._report import show_json
 

@@ -227,7 +227,7 @@ def accuracy() -> Table:
     from minilm import ADAPTERS, TASKS
 
     from lorakit import bake, extract_adapter, load_adapter
-    from lorakit.checkpoints.opening import open_checkpoint
+    from lorakit.files.open_checkpoint import open_checkpoint
 
     encoder = open_checkpoint(MODEL_DIR)
     baked = bake(MODEL_DIR, [load_adapter(ADAPTERS / task) for task in TASKS])

@@ -172,7 +172,7 @@ def test_the_result_does_not_depend_on_where_it_is_computed(tmp_path):
     live = bake(base, adapter())
     lazy = bake(folder, adapter())
     written = bake(folder, adapter(), tmp_path / "out")
-    from lorakit.checkpoints.opening import open_checkpoint
+    from lorakit.files.open_checkpoint import open_checkpoint
 
     stored = open_checkpoint(tmp_path / "out")
     for name in base:

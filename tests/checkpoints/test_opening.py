@@ -8,8 +8,8 @@ import torch
 from models import tensors, write_shards
 from safetensors.torch import save_file
 
-from lorakit.checkpoints.opening import open_checkpoint
 from lorakit.exceptions import CorruptFileError, UnsafeFileError, UnsupportedCheckpointError
+from lorakit.files.open_checkpoint import open_checkpoint
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from ..exceptions import CorruptFileError, UnsafeFileError, UnsupportedCheckpointError
-from ..files.checks import require_path, stamp
-from ..files.json_text import read_json_object, shown
-from ..files.safetensors import read_header
 from .checkpoint import Checkpoint, FileCheckpoint, MemoryCheckpoint, Shard
+from .checks import require_path, stamp
+from .json_text import read_json_object, shown
+from .safetensors import read_header
 
 Base: TypeAlias = "str | os.PathLike[str] | Mapping[str, Tensor]"
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ..exceptions import CorruptFileError, UnsupportedCheckpointError
-from ..files.checks import FileStamp, require_unchanged
-from ..files.safetensors import DTYPE_NAMES, Header, TensorInfo
+from .checks import FileStamp, require_unchanged
+from .safetensors import DTYPE_NAMES, Header, TensorInfo
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
