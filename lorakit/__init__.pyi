@@ -32,6 +32,7 @@ from .merging.isotropizer import Isotropizer as Isotropizer
 from .merging.lego import LegoMerger as LegoMerger
 from .merging.magnitude import MagnitudeMerger as MagnitudeMerger
 from .merging.regmean import RegMeanMerger as RegMeanMerger
+from .merging.regmean_plus import RegMeanPlusMerger as RegMeanPlusMerger
 from .merging.sce import SCEMerger as SCEMerger
 from .merging.svc import SVCMerger as SVCMerger
 from .merging.svc_calibrator import SVCCalibrator as SVCCalibrator

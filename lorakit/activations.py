@@ -195,7 +195,7 @@ def collect_grams(
     """
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, or None for whole matrices; got {rank}")
-    run = _run if forward is None else forward
+    run = run_model if forward is None else forward
     context: AbstractContextManager[nn.Module] = applied(model, adapter, prefix=prefix)
     if not apply:
         with context:  # checks that the adapter fits the model
@@ -221,7 +221,8 @@ def collect_grams(
     return Grams({name: watcher.gram() for name, watcher in watchers.items()})
 
 
-def _run(model: nn.Module, batch: Any) -> Any:
+def run_model(model: nn.Module, batch: Any) -> Any:
+    """Call a model with a batch, as its kind asks: with keywords, with several arguments, or with one."""
     if isinstance(batch, Mapping):
         return model(**batch)
     return model(*batch) if isinstance(batch, (tuple, list)) else model(batch)

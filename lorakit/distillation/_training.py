@@ -18,7 +18,6 @@ from ..linalg import truncate
 from ._inputs import Rows, in_order, shuffled, take
 from ._split import Inputs
 from .heads import Heads
-from .loss import distillation_loss
 from .nearness import Teachers, nearness
 
 BETAS = (0.9, 0.99)
@@ -147,8 +146,7 @@ class Training:
                         f"the forward of {name!r} returned scores without gradients; it must return what the model "
                         "made as a tensor, not under torch.no_grad, and the model must use the adapters' modules"
                     )
-                teacher = self.teachers(name, rows, scores)
-                divergence = distillation_loss(scores.to(teacher.dtype), teacher, temperatures[name])
+                divergence = self.teachers.loss(name, rows, scores, temperatures[name])
                 column = weights[:, self.names.index(name)].to(divergence)
                 loss = loss + (column * divergence).mean() / len(self.names)
             assert isinstance(loss, Tensor)

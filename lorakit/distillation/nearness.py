@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ._inputs import Rows, take
@@ -48,6 +49,63 @@ class Teachers:
             )
         return scores.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
+    def loss(self, name: str, rows: Rows, student: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        """How far a student is from one teacher, for each of some inputs, (n,): the divergence of its classes."""
+        teacher = self(name, rows, student)
+        return distillation_loss(student.to(teacher.dtype), teacher, temperature)
+
+    def agreeing(self, name: str, rows: Rows, student: Tensor) -> Tensor:
+        """Whether the student agrees with the teacher, for each of some inputs, (n,)."""
+        return agreeing(student, self(name, rows, student))
+
+
+class Changes(Teachers):
+    r"""What adapters change in a model's outputs, for teachers without classes.
+
+    The outputs are what heads look at, such as embeddings. Of a teacher that changes an output by d, an error e counts
+
+    .. math:: \frac{e^T C e}{\mathrm{mean}\, d^T C d}, \quad C = \mathrm{mean}\, d d^T
+
+    so that errors count in the directions that this teacher changes, and the others' directions stay free. The base
+    model has a mean of 1, the teacher 0. A student agrees where it is nearer than half of the change.
+
+    Parameters
+    ----------
+    targets : Targets
+        The outputs of the teachers.
+    names : sequence of str
+        The teachers that are wanted.
+    untouched : mapping of str to array of shape (n_inputs, width)
+        The outputs of the base model, by the name of the teacher.
+    """
+
+    def __init__(self, targets: Targets, names: Sequence[str], untouched: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(targets, names)
+        self._untouched = untouched
+        self._roots = {name: self._root(name) for name in names}
+
+    def _root(self, name: str) -> Tensor:
+        """R with ``R R^T`` the metric: ``|e R|^2`` is what an error counts."""
+        change = np.asarray(self._scores[name], dtype=np.float64) - np.asarray(self._untouched[name], dtype=np.float64)
+        values, vectors = np.linalg.eigh(change.T @ change / len(change))
+        kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+        size = np.linalg.norm(values[kept])
+        return torch.from_numpy(vectors[:, kept] * np.sqrt(values[kept]) / (size if size > 0 else 1.0))
+
+    def _counted(self, name: str, error: Tensor) -> Tensor:
+        return (error @ self._roots[name].to(error)).square().sum(dim=1)
+
+    def loss(self, name: str, rows: Rows, student: Tensor, temperature: Tensor | float = 1.0) -> Tensor:
+        """How far a student is from one teacher, for each of some inputs, (n,); there is no temperature."""
+        teacher = self(name, rows, student)
+        return self._counted(name, student.to(teacher.dtype) - teacher)
+
+    def agreeing(self, name: str, rows: Rows, student: Tensor) -> Tensor:
+        """Whether the student is nearer to the teacher than half of the teacher's change, for each input, (n,)."""
+        teacher = self(name, rows, student)
+        untouched = torch.from_numpy(np.array(self._untouched[name][rows])).to(teacher)
+        return self._counted(name, student.to(teacher.dtype) - teacher) <= self._counted(name, teacher - untouched) / 4
+
 
 @torch.no_grad()
 def nearness(
@@ -82,10 +140,9 @@ def nearness(
     agreed = loss = total = 0.0
     for rows in batches:
         for name, scores in heads.scores(model, take(inputs, rows), len(rows)).items():
-            teacher = teachers(name, rows, scores)
             temperature = 1.0 if temperatures is None else temperatures[name]
-            alike = agreeing(scores, teacher).cpu().double()
-            divergence = distillation_loss(scores.to(teacher.dtype), teacher, temperature).cpu().double()
+            alike = teachers.agreeing(name, rows, scores).cpu().double()
+            divergence = teachers.loss(name, rows, scores, temperature).cpu().double()
             counted = torch.ones(len(rows)).double() if weights is None else weights[name][torch.from_numpy(rows)]
             agreed += float(counted @ alike)
             loss += float(counted @ divergence)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -160,6 +160,21 @@ def collect_targets(
         store = None if folder is None else _Store(Path(folder), adapter, key, prefix, dtype)
         found[adapter.name] = _asked(model, adapter, inputs, heads, batches, n, prefix, dtype, store)
     return Targets(found, key=key)
+
+
+def untouched_outputs(
+    model: BaseModel, names: Sequence[str], inputs: Any, forwards: Forwards, *, batch_size: int = 32
+) -> dict[str, NDArray[Any]]:
+    """Return the outputs without any adapter, by the names of adapters, each of shape (n_inputs, width)."""
+    n = count(inputs)
+    heads = Heads(forwards, names)
+    found: dict[str, NDArray[Any]] = {}
+    with adapted(model, None) as ready:
+        for rows in in_order(lengths_of(inputs), np.arange(n), batch_size):
+            for name, outputs in heads.scores(ready, take(inputs, rows), len(rows)).items():
+                batch = as_array(outputs)
+                found.setdefault(name, np.empty((n, batch.shape[1]), batch.dtype))[rows] = batch
+    return found
 
 
 def distinctly_named(adapters: AdapterSet | Iterable[Adapter]) -> AdapterSet:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import copy
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,33 +17,25 @@ from torch import nn
 from .._execution import report_done
 from .._models import BaseModel, held
 from .._ranks import Rank
-from .._sklearn import Interval
+from .._sklearn import Interval, StrOptions
 from .._validation import check_adapters, check_weights
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..base import BaseMerger, Learned
 from ..distillation._checkpoint import Checkpoint
 from ..distillation._inputs import key_of
+from ..distillation._named import Named
 from ..distillation._progress import step_bar
 from ..distillation._split import split_inputs
 from ..distillation._training import Course, Training, balanced
 from ..distillation.generic import generic_inputs
 from ..distillation.heads import Forwards, Heads
-from ..distillation.nearness import Teachers
-from ..distillation.targets import Targets, collect_targets, distinctly_named
+from ..distillation.nearness import Changes, Teachers
+from ..distillation.targets import Targets, collect_targets, distinctly_named, untouched_outputs
 from ..factors import LoraFactors, promoted_dtype
 from .tsv import TSVMerger
 
 _SHARED = ("model", "inputs", "forwards", "targets", "owners")  # by all clones: they can take gigabytes
-
-
-class _Run(NamedTuple):
-    """What one training came to."""
-
-    factors: Mapping[str, LoraFactors]
-    loss_curve: list[float]
-    agreement_curve: list[float]
-    temperatures: dict[str, float]
 
 
 class DistillMerger(BaseMerger):
@@ -76,6 +68,13 @@ class DistillMerger(BaseMerger):
     forwards : callable, or mapping of str to callable
         The heads, as in :func:`lorakit.collect_targets`: ``forward(model, inputs)`` gives class scores of shape
         (n, n_classes) through which gradients flow, or a mapping of adapter names to these.
+    match : {'classes', 'changes'}, default='classes'
+        What the merge is trained to match. 'changes' is for adapters without classes: ``forward`` then gives what a
+        head would look at, such as embeddings or the hidden states of last tokens, (n, width). An error in these
+        counts in the directions in which that adapter changes them, by the metric
+        :math:`C_i / \mathrm{mean}\, d^T C_i d`, with :math:`C_i` the second moments of its changes d, so that the
+        base model has a loss of 1. There is no temperature. The merge agrees where it is nearer to the adapter than
+        half of the change.
     targets : Targets, default=None
         What :func:`lorakit.collect_targets` returned for these inputs. It may have more adapters than are merged. None
         collects them in ``fit``; a search over parameters does that once for each candidate.
@@ -174,6 +173,7 @@ class DistillMerger(BaseMerger):
         "model": [nn.Module, callable, None],
         "inputs": "no_validation",  # type: ignore[dict-item]  # whatever forwards takes
         "forwards": [callable, dict, Mapping, None],
+        "match": [StrOptions({"classes", "changes"})],
         "targets": [Targets, None],
         "owners": ["array-like", None],
         "own_weight": [Interval(Real, 0, None, closed="neither")],
@@ -195,6 +195,7 @@ class DistillMerger(BaseMerger):
         model: BaseModel | None = None,
         inputs: Any = None,
         forwards: Forwards | None = None,
+        match: str = "classes",
         targets: Targets | None = None,
         owners: Sequence[str | None] | None = None,
         own_weight: float = 10.0,
@@ -220,6 +221,7 @@ class DistillMerger(BaseMerger):
         self.model = model
         self.inputs = inputs
         self.forwards = forwards
+        self.match = match
         self.targets = targets
         self.owners = owners
         self.own_weight = own_weight
@@ -262,13 +264,13 @@ class DistillMerger(BaseMerger):
         """Train at each rank by itself; then the modules are scaled and stored as those of any merger."""
         X = check_adapters(X)
         for merger in mergers:
-            run = merger._trained(X)
+            training = merger._trained(X)
             worker = copy(merger)
-            worker._factors = run.factors
+            worker._factors = training.result()
             super(DistillMerger, worker)._fit_ranks(X, [merger])
-            merger.loss_curve_ = run.loss_curve
-            merger.agreement_curve_ = run.agreement_curve
-            merger.temperatures_ = run.temperatures
+            merger.loss_curve_ = training.losses
+            merger.agreement_curve_ = training.agreements
+            merger.temperatures_ = training.best_temperatures()
 
     def _for_module(self, module: str) -> Self:
         worker = self._without_data()
@@ -282,7 +284,7 @@ class DistillMerger(BaseMerger):
     ) -> list[tuple[LoraFactors, Learned]]:
         return [(self._factors[self._module], {}) for _ in ks]
 
-    def _trained(self, X: AdapterSet) -> _Run:
+    def _trained(self, X: AdapterSet) -> Training:
         """Merge with the start, and train."""
         if self.model is None or self.forwards is None:
             raise ValueError(
@@ -300,6 +302,7 @@ class DistillMerger(BaseMerger):
                 self.model, taught, inputs, self.forwards, batch_size=self.batch_size, prefix=self.prefix
             )
         targets = targets.checked(taught.names, inputs)
+        teachers = self._teachers(targets, taught.names, inputs)
         with held(self.model) as model:
             device = self.device or next((p.device for p in model.parameters()), torch.device("cpu"))
             training = Training(
@@ -307,7 +310,7 @@ class DistillMerger(BaseMerger):
                 balanced(start, promoted_dtype([torch.float32, taught.dtype]), device),
                 Heads(self.forwards, taught.names),
                 list(taught.names),
-                Teachers(targets, taught.names),
+                teachers,
                 split_inputs(
                     inputs,
                     self.owners,
@@ -320,14 +323,21 @@ class DistillMerger(BaseMerger):
                 self._course(seed),
             )
             self._train(training, start, targets, taught.names, key_of(inputs))
-        return _Run(training.result(), training.losses, training.agreements, training.best_temperatures())
+        return training
+
+    def _teachers(self, targets: Targets, names: Sequence[str], inputs: Any) -> Teachers:
+        if self.match == "classes":
+            return Teachers(targets, names)
+        model: Any = self.model  # checked before, as the forwards are
+        forwards: Any = self.forwards
+        return Changes(targets, names, untouched_outputs(model, names, inputs, forwards, batch_size=self.batch_size))
 
     def _course(self, seed: int) -> Course:
         return Course(
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
-            temperature=self.temperature,
+            temperature=self.temperature if self.match == "classes" else 1.0,
             patience=self.patience,
             seed=seed,
             prefix=self.prefix,
@@ -340,7 +350,8 @@ class DistillMerger(BaseMerger):
         if self.checkpoint is not None:
             taught = {name: np.asarray(targets[name]) for name in names}
             weights = training.inputs.weights.numpy()
-            key = (training.course, dict(start), taught, weights, training.inputs.held_out, inputs_key)
+            about = (training.course, self.match, training.inputs.held_out, inputs_key)
+            key = (*about, dict(start), taught, weights)
             checkpoint = Checkpoint(self.checkpoint, str(content_hash(key)))
             if (state := checkpoint.read()) is not None:
                 training.restore(state)
@@ -369,20 +380,8 @@ class DistillMerger(BaseMerger):
         shown.checkpoint = None  # the result does not depend on it
         for name in _SHARED:
             if (value := getattr(self, name)) is not None:
-                setattr(shown, name, _Named(value))
+                setattr(shown, name, Named(value))
         return shown
-
-
-class _Named:
-    """Stands in a record for what cannot be written into one: a model, functions, inputs and their scores."""
-
-    def __init__(self, value: Any) -> None:
-        kind = getattr(value, "__qualname__", type(value).__qualname__)
-        sized = hasattr(value, "__len__") and not isinstance(value, nn.Module)
-        self._text = f"<{kind} of {len(value)}>" if sized else f"<{kind}>"
-
-    def __repr__(self) -> str:
-        return self._text
 
 
 def _like_this(start: BaseMerger, merger: DistillMerger, seed: int) -> BaseMerger:
