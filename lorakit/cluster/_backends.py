@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
+from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,9 +14,10 @@ from sklearn import config_context
 from sklearn.cluster import KMeans
 
 from .._execution import gpu, one_thread
+from ._lloyd_blocks import lloyd as lloyd_blocks
 from ._lloyd_numpy import lloyd as lloyd_numpy
 from ._lloyd_torch import lloyd as lloyd_torch
-from ._rows import Floats, Ints, squared_distances, weighted_means
+from ._rows import Floats, Ints, weighted_means
 
 BackendName = Literal["auto", "numpy", "sklearn", "torch", "cuml"]
 Init = Literal["k-means++", "ward"]
@@ -41,7 +43,7 @@ class Problem(NamedTuple):
     weights: Floats  # (n,)
     seeds: Ints  # (s, k), the points that each start takes for its centres
     tol: float  # squared shift of the centres at which to stop, relative to the mean variance of the d coordinates
-    squared: Floats | None = None  # (n, n), squared distances between the points, where they are known
+    squared: Floats | None = None  # (n, n), squared distances between the points, where they are held
     partition: Ints | None = None  # (n,), clusters whose means are the centres of one more start
 
     @property
@@ -145,16 +147,19 @@ def solve(problems: Sequence[Problem], backend: Backend, *, max_iter: int) -> li
 
 
 def _solve_numpy(problem: Problem, max_iter: int) -> list[Run]:
-    """All starts of a problem at once, as far as its distances fit the cache."""
+    """All starts of a problem at once, as far as the cache allows; one by one where no distances are held."""
     points, weights, seeds = problem.points, problem.weights, problem.seeds
     size = max(1, _DISTANCES // (len(points) * seeds.shape[1]))
     options: dict[str, Any] = {"max_iter": max_iter, "tol": problem.tol * points.var(axis=0).mean()}
-    squared = squared_distances(points) if problem.squared is None else problem.squared
-    begins = [squared[seeds[first : first + size]] for first in range(0, len(seeds), size)]  # (s, k, n) each
+    if problem.squared is None:
+        return [Run(*lloyd_blocks(points, weights, problem.centers(start), **options)) for start in problem.starts]
+    squared = problem.squared
+    # (s, k, n) each, and made one after another
+    begins: Iterable[Floats] = (squared[seeds[first : first + size]] for first in range(0, len(seeds), size))
     if problem.partition is not None:
         to_members = weighted_means(squared, weights, problem.partition)  # (k, n), mean squared distances
         spread = np.diag(weighted_means(to_members.T, weights, problem.partition)) / 2
-        begins.append((to_members - spread[:, None])[None])
+        begins = chain(begins, [(to_members - spread[:, None])[None]])
     return [
         Run(labels, float(inertia), int(n_iter))
         for distances in begins

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from ._rows import Floats, Ints
+from ._rows import HELD, Floats, Ints
 
 Metric = Literal["euclidean", "cosine", "sign_invariant"]
 
@@ -27,7 +27,8 @@ def coordinates(rows: Floats, metric: Metric) -> Floats:
         others, up to round-off, becomes zero. 'sign_invariant': points whose inner products, but for a common offset,
         are :math:`(s \cdot s')^2 / (\|s\| \|s'\|)`, those of the outer products :math:`s s^T / \|s\|`. A unit and its
         negative are one point; on a line through the origin, and between units at right angles, distances are the
-        Euclidean ones. They come from one Gram matrix, in fewer than n dimensions.
+        Euclidean ones. They come from one Gram matrix, in fewer than n dimensions; where n is large and d small, they
+        are the entries of the outer products.
 
     Returns
     -------
@@ -40,6 +41,11 @@ def coordinates(rows: Floats, metric: Metric) -> Floats:
         return rows * cosine_scales(rows)
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     unit = rows / np.where(norms > 0, norms, 1)
+    width = rows.shape[1]
+    if len(rows) > max(HELD, width * (width + 1) // 2):
+        i, j = np.triu_indices(width)
+        entries: Floats = unit[:, i] * unit[:, j] * np.where(i == j, 1, np.sqrt(2)) * norms
+        return entries - entries.mean(axis=0)
     products = (unit @ unit.T) ** 2 * (norms @ norms.T)
     products -= products.mean(axis=0)
     products -= products.mean(axis=1, keepdims=True)  # of the points about their mean
@@ -90,25 +96,38 @@ def aligned_signs(rows: Floats, weights: Floats, labels: Ints) -> Floats:
     signs = np.ones(len(rows))
     root = np.sqrt(weights)
     scaled = root[:, None] * rows
-    gram = scaled @ scaled.T  # sqrt(w_i w_j) s_i . s_j
     for cluster in range(labels.max() + 1):
         members = np.flatnonzero(labels == cluster)
-        signs[members] = _align(gram[np.ix_(members, members)], root[members])
+        signs[members] = _align(scaled[members], root[members])
     return signs
 
 
-def _align(gram: Floats, root: Floats) -> Floats:
-    leading = np.linalg.eigh(gram)[1][:, -1]
+def _align(scaled: Floats, root: Floats) -> Floats:
+    """Signs of the rows of one cluster, (m, d), each times the root of its weight."""
+    leading = _leading(scaled)
     clear = np.abs(leading) > _RIGHT_ANGLE
     signs = np.where(clear & (leading * leading[clear.argmax()] < 0), -1.0, 1.0)
-    others = gram - np.diag(np.diag(gram))
-    least = _RIGHT_ANGLE * np.sqrt(np.outer(np.diag(gram), np.diag(gram)).max(axis=1)) * root.max()
+    squared = np.einsum("ij,ij->i", scaled, scaled)
+    least = _RIGHT_ANGLE * np.sqrt(squared * squared.max()) * root.max()
+    total = scaled.T @ (root * signs)  # (d,)
     for _ in range(_ROUNDS):
         turned = False
         for i in range(len(signs)):
-            if signs[i] * (others[i] @ (root * signs)) < -least[i]:
+            # Without its own part, which is as large whatever its sign
+            if signs[i] * (scaled[i] @ total) - squared[i] * root[i] < -least[i]:
                 signs[i] *= -1
+                total += 2 * signs[i] * root[i] * scaled[i]
                 turned = True
         if not turned:
             break
     return signs
+
+
+def _leading(scaled: Floats) -> Floats:
+    """Top eigenvector of the Gram matrix of rows, (m, d): (m,)."""
+    if len(scaled) <= max(HELD, scaled.shape[1]):
+        vector: Floats = np.linalg.eigh(scaled @ scaled.T)[1][:, -1]
+        return vector
+    vector = scaled @ np.linalg.eigh(scaled.T @ scaled)[1][:, -1]
+    length = np.linalg.norm(vector)
+    return vector / length if length > 0 else vector

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ from sklearn.base import ClusterMixin, clone
 from sklearn.utils.validation import has_fit_parameter
 
 from ._backends import Backend, Init, Problem, Run, solve
-from ._rows import Floats, Ints, isometric_coordinates, squared_distances, squared_residuals
+from ._rows import HELD, Floats, Ints, distances_from, isometric_coordinates, squared_distances, squared_residuals
 from ._ward import ward
 
 _TIE = 1e-10  # relative difference below which two inertias differ by round-off only
@@ -64,32 +65,41 @@ def problems_of(
     if fewer:
         # As many coordinates as points are few enough
         points = isometric_coordinates(points) if n < points.shape[1] else points - points.mean(axis=0)
-        squared = squared_distances(points)
+        held = init == "ward" or n <= max(HELD, 4 * points.shape[1])  # Ward's clustering changes them as it goes
+        squared = squared_distances(points) if held else None
         # Fewer coordinates hold the same variance: each holds more, and the tolerance is relative to their mean
         tol = tol * points.shape[1] / width
         # Starts are chosen here and not by the backend: backends that start alike agree
         if init == "ward":
+            assert squared is not None
             for k, labels in zip(fewer, ward(squared, weights, fewer), strict=True):
                 none = np.empty((0, k), dtype=np.intp)
                 found[k] = Problem(points, weights, none, tol, squared, number_clusters(labels))
         else:
-            for k, seeds in zip(fewer, plusplus(squared, weights, fewer, n_init, rng), strict=True):
+            if squared is None:
+                distances: Callable[[Ints], Floats] = partial(
+                    distances_from, points, np.einsum("ij,ij->i", points, points)
+                )
+            else:
+                distances = partial(np.take, squared, axis=0)
+            for k, seeds in zip(fewer, plusplus(distances, weights, fewer, n_init, rng), strict=True):
                 found[k] = Problem(points, weights, seeds, tol, squared)
     return [found[k] for k in ks]
 
 
 def plusplus(
-    squared: Floats, weights: Floats, ks: Sequence[int], n_init: int, rng: np.random.RandomState
+    distances: Callable[[Ints], Floats], weights: Floats, ks: Sequence[int], n_init: int, rng: np.random.RandomState
 ) -> list[Ints]:
     """Choose starting centres by greedy k-means++ (Arthur and Vassilvitskii, 2007; several candidates a step).
 
-    As :func:`sklearn.cluster.kmeans_plusplus`, but from distances that are computed once, for all starts of all numbers
-    of centres side by side, and with ties between candidates going to the one that was drawn first.
+    As :func:`sklearn.cluster.kmeans_plusplus`, but from distances that may be computed once, for all starts of all
+    numbers of centres side by side, and with ties between candidates going to the one that was drawn first.
 
     Parameters
     ----------
-    squared : ndarray of shape (n, n)
-        Squared distances of the points.
+    distances : callable
+        Takes positions of points, an array of any shape, and returns the squared distances from these to all n points,
+        of that shape and n.
     weights : ndarray of shape (n,)
         Positive weights.
     ks : sequence of int
@@ -120,13 +130,13 @@ def plusplus(
         shares[: k - 1, own, :m], shares[: k - 1, own, m:] = steps, steps[:, :, :1]  # drawn again, one never wins
     chosen = np.empty((len(sizes), most), dtype=np.intp)
     chosen[:, 0] = _at_shares(weights.cumsum()[None], first[None])[0]
-    closest = squared[chosen[:, 0]]  # (s, n)
+    closest = distances(chosen[:, 0])  # (s, n)
     for step in range(1, most):
         starts = np.arange(np.count_nonzero(sizes > step))
         closest = closest[: len(starts)]
         sums = torch.from_numpy(weights * closest).cumsum(1).numpy()  # in a quarter of NumPy's time
         candidates = _at_shares(sums, shares[step - 1, : len(starts)])
-        after = squared.take(candidates, axis=0)  # (s, n_candidates, n)
+        after = distances(candidates)  # (s, n_candidates, n)
         np.minimum(closest[:, None], after, out=after)
         potentials = (after.reshape(-1, len(weights)) @ weights).reshape(candidates.shape)  # one product for all
         best = np.argmax(potentials <= potentials.min(axis=1, keepdims=True) * (1 + _CANDIDATE_TIE), axis=1)

@@ -6,12 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
 
 
 PREFIX = 16  # columns that nearly always tell rows apart
+# Most points whose distances to one another are held, 32 MB, unless the points themselves are nearly as large. A rank
+# far above the widths makes many points of few coordinates: n x n numbers are then thousands of times their file.
+HELD = 2048
 
 
 def argsort_rows(rows: NDArray[np.floating]) -> Ints:
@@ -91,13 +95,30 @@ def squared_distances(points: Floats) -> Floats:
     return squared
 
 
+def distances_from(points: Floats, norms: Floats, chosen: Ints) -> Floats:
+    """Squared distances from chosen points to all points, of shape (*chosen.shape, n).
+
+    Up to round-off those of :func:`squared_distances`. ``norms``, (n,), are squared.
+    """
+    flat = chosen.ravel()
+    squared: Floats = np.add.outer(norms[flat], norms)
+    squared -= 2 * (points[flat] @ points.T)
+    np.maximum(squared, 0, out=squared)
+    squared[np.arange(len(flat)), flat] = 0
+    return squared.reshape(*chosen.shape, -1)
+
+
 def weighted_means(rows: Floats, weights: Floats, labels: Ints) -> Floats:
     """Weighted mean of the rows of every label, of shape (labels.max() + 1, d); NaN where a label has no row."""
     totals = np.bincount(labels, weights)
-    shares = np.zeros((len(totals), len(rows)))
     # Shares that are divided before the product: a row on its own has share 1 and is its own mean to the last bit
-    shares[labels, np.arange(len(rows))] = weights / totals[labels]
-    means = shares @ rows
+    shares = weights / totals[labels]
+    if len(totals) * len(rows) > HELD**2:  # of which all but one in a column would be zero
+        means = csr_array((shares, labels, np.arange(len(rows) + 1)), shape=(len(rows), len(totals))).T @ rows
+    else:
+        dense = np.zeros((len(totals), len(rows)))
+        dense[labels, np.arange(len(rows))] = shares
+        means = dense @ rows
     means[totals == 0] = np.nan
     return means
 

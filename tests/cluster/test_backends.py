@@ -125,7 +125,7 @@ def test_memory_of_a_batch_is_bounded_and_does_not_matter(monkeypatch, limit):
 
 
 def test_numpy_goes_through_few_starts_at_a_time_where_they_are_large(monkeypatch):
-    problems = [posed(i)._replace(squared=None) for i in range(2)] + [posed(9, n=50)]
+    problems = [posed(i) for i in range(2)] + [posed(9, n=50)]
     whole = solve(problems, Backend("numpy"), max_iter=300)
     sizes = []
     lloyd = _backends.lloyd_numpy
