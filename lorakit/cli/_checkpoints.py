@@ -16,6 +16,7 @@ from ..checkpoints.extracting import RECIPE, Rules
 from ..files.checkpoint import Checkpoint
 from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
+from ._naming import reading_of
 from ._rebuild import CannotTell
 
 
@@ -60,7 +61,10 @@ def baked_again(
     digest = headers_digest(checkpoint)
     if digest != base["headers_sha256"]:
         raise CannotTell(f"{paths[0]} is not the base that it was made of: its tensors have other names or shapes")
-    given = [load_adapter(path, **reading) for path in paths[1:]]
+    given = [
+        load_adapter(path, **reading_of(source["name"], {**reading, "base": checkpoint}))
+        for path, source in zip(paths[1:], adapters, strict=True)
+    ]
     report["lorakit"] = record["versions"]["lorakit"]
     report["operations"] = [f"bake(strengths={record['params']['strengths']})"]
     report["sources"] = [_row("base", digest, paths[0], "tensors' names")] + [

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ..adapters import Adapter
 from ..exceptions import UnsupportedAdapterError
+
+
+def reading_of(name: str | None, reading: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of reading for one adapter, of those for several: the initial adapter may go by a name."""
+    initial = reading.get("initial")
+    if not isinstance(initial, dict):
+        return dict(reading)
+    return {**reading, "initial": initial.get(name) if name is not None else None}
 
 
 def under_names_of(adapter: Adapter, format: str, component: Any = None) -> Adapter:

@@ -10,7 +10,7 @@ import click
 
 from ..io.formats.registry import abouts
 from ._errors import debug_option
-from ._values import FiniteNumber, read_assignments, read_padding, read_rank
+from ._values import FiniteNumber, read_assignments, read_initial, read_padding, read_rank
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -41,7 +41,19 @@ def _default_layouts() -> str:
 adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, required=True)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
 
-reading_options = together(
+base_option = click.option(
+    "--base", metavar="PATH", type=click.Path(),
+    help="Base model that the adapters were trained on: a safetensors file or a folder. Used where an adapter's files "
+         "do not say all of its update, such as PiSSA and OLoRA.",
+)  # fmt: skip
+
+initial_option = click.option(
+    "--initial", metavar="PATH|NAME=PATH", multiple=True, callback=read_initial,
+    help="Adapter as it was saved before training, which is taken away from the adapters, or from one of them by its "
+         "name: for PiSSA, OLoRA, CorDA and LoRA-GA.",
+)  # fmt: skip
+
+reading_options_beside_a_base = together(
     click.option("--format", metavar="FORMAT",
                  help=f"Format of the adapters' files: {_listed(known.name for known in abouts())}.  "
                       "[default: what their content shows]"),
@@ -55,7 +67,9 @@ reading_options = together(
                  help="lora_alpha where an adapter's files lack it."),
     click.option("--allow-pickle", is_flag=True,
                  help="Read weights that are a pickle, such as adapter_model.bin; nothing in it is run."),
+    initial_option,
 )  # fmt: skip
+reading_options = together(base_option, reading_options_beside_a_base)
 
 tolerance_option = click.option(
     "--tolerance", type=FiniteNumber(min=0), metavar="FLOAT",

@@ -41,6 +41,8 @@ def run(
     assume_alpha: float | None,
     allow_pickle: bool,
     format: str | None,
+    base: str | None,
+    initial: Any,
     layout: Literal["portable", "compact"] | None,
     pad_to: Any,
     dtype: str | None,
@@ -67,6 +69,8 @@ def run(
         modules_to_save=modules_to_save,
         assume_alpha=assume_alpha,
         allow_pickle=allow_pickle,
+        base=base,
+        initial=initial,
         same_base="strict" if strict else "warn",
     )
     formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from difflib import get_close_matches
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import click
@@ -115,3 +116,12 @@ def read_rank(ctx: click.Context, param: click.Parameter, given: str | None) -> 
         return RankBudget(float(amount), most) if kind == "mean" else RankBudget(size=amount, max_rank=most)
     except ValueError as error:
         raise click.BadParameter(f"{given!r} is not {kind}:N or {kind}:N,max:M ({error})", ctx, param) from None
+
+
+def read_initial(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> str | dict[str, str] | None:
+    """Read one path for all adapters, or paths by the adapters' names."""
+    named = dict(value.split("=", 1) for value in values if "=" in value and not Path(value).exists())
+    plain = [value for value in values if "=" not in value or Path(value).exists()]
+    if len(plain) > 1 or (plain and named) or len(named) + len(plain) < len(values):
+        raise click.BadParameter("give one path for all adapters, or NAME=PATH once for each of some")
+    return plain[0] if plain else named or None

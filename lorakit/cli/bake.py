@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import json_option, output_option, reading_options, strict_option
+from ._options import json_option, output_option, reading_options_beside_a_base, strict_option
 from ._streams import say
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ Examples:
 @click.option("--overwrite", is_flag=True, help="Replace a result that is there; never a folder with other files.")
 @click.option("-n", "--dry-run", is_flag=True, help="Check everything against the headers; write nothing.")
 @strict_option
-@reading_options
+@reading_options_beside_a_base
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No table and no progress; warnings and errors only.")
 @debug_option
@@ -72,6 +72,7 @@ def bake(
         paths,
         names=names or distinct_names([spoken_path(path) for path in paths]),
         same_base="strict" if strict else "warn",
+        base=base,
         **reading,
     )
     strengths = [strength for _, strength in parsed]

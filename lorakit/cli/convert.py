@@ -72,17 +72,21 @@ def convert(
     import torch
 
     from .. import load_adapter, save_adapter
+    from ..io.load import distinct_names, spoken_path
     from ..io.save import chosen_layout
     from ._differences import differences
     from ._measure import distinct_ranks, finite, source_bytes, weights_bytes
-    from ._naming import under_names_of
+    from ._naming import reading_of, under_names_of
     from ._outputs import check_outputs
     from ._report import show_json
 
     started = perf_counter()
     if len(names) > 1:
         raise click.UsageError("there is one adapter, so --name can be given once")
-    adapter = load_adapter(path, name=names[0] if names else None, **reading)
+    name = names[0] if names else distinct_names([spoken_path(path)])[0]
+    if isinstance(reading["initial"], dict) and set(reading["initial"]) != {name}:
+        raise click.UsageError(f"--initial names {', '.join(reading['initial'])}; the adapter is {name}")
+    adapter = load_adapter(path, name=names[0] if names else None, **reading_of(name, reading))
     before = adapter.provenance.format
     target = target or before
     check_outputs([Path(output)], [target], overwrite=overwrite)
@@ -90,7 +94,8 @@ def convert(
     cut = adapter if k is None else _at_rank(adapter, k, stored, jobs)
     made = under_names_of(cut, target, component)
     compact = chosen_layout(target, layout) == "compact"
-    if compact or Path(output).exists():  # what is there may be IN, which is gone when the two are compared
+    # what is there may be IN, which is gone when the two are compared; what needs the base takes long to read
+    if compact or Path(output).exists() or (reading["base"] and k is None):
         made = _in_memory(made, without_padding=compact)
     bytes_in = source_bytes(adapter)
     save_adapter(made, output, format=target, layout=layout, pad_to=pad_to, dtype=stored, overwrite=overwrite)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import adapters_argument, json_option, reading_options
+from ._options import adapters_argument, json_option, reading_options_beside_a_base
 from ._streams import say
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ Exit codes: 0 all fit; 1 one does not; 2 wrong usage or unreadable input."""
     help="Write the adapter with the names of the base, where one change of the beginning of its names mends it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there; never a folder of other files.")
-@reading_options
+@reading_options_beside_a_base
 @json_option
 @debug_option
 @click.pass_context
@@ -66,7 +66,9 @@ def fit(
     if rename is not None and len(paths) > 1:
         raise click.UsageError("--rename takes one adapter")
     checkpoint = open_checkpoint(base)
-    adapters = load_adapters(paths, names=names or distinct_names([spoken_path(path) for path in paths]), **reading)
+    adapters = load_adapters(
+        paths, names=names or distinct_names([spoken_path(path) for path in paths]), base=base, **reading
+    )
     fits = [check_fit(checkpoint, adapter) for adapter in adapters]
     rows = [_row(found, adapter, path) for found, adapter, path in zip(fits, adapters, paths, strict=True)]
     report: dict[str, Any] = {"command": "fit", "base": base, "fits": all(found.fits for found in fits)}

@@ -53,6 +53,7 @@ def inspect(
     from ..io.load import distinct_names, spoken_path
     from ..io.servers import check_servers
     from ._inspection import describe, fit_together
+    from ._naming import reading_of
     from ._report import show_json
 
     if names and len(set(names)) != len(paths):
@@ -61,7 +62,7 @@ def inspect(
     unreadable = []
     for path, name in zip(paths, names or distinct_names([spoken_path(path) for path in paths]), strict=True):
         try:
-            adapter = load_adapter(path, name=name, **reading)
+            adapter = load_adapter(path, name=name, **reading_of(name, reading))
             _warn_of_cancelling(adapter)  # reads every module, and raises if one is damaged or not finite
             opened.append(adapter)
         except (ValueError, OSError) as error:

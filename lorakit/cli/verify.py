@@ -101,7 +101,7 @@ def verify(
         if baked is not None:
             verdict = YES if baked_again(report, baked, merged, sources, reading) else NO
         else:
-            result = load_adapter(merged, **reading)
+            result = load_adapter(merged, **{**reading, "base": None, "initial": None})
             given = _given(result, sources, names, reading)
             verdict = _answer(
                 report,

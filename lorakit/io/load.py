@@ -7,34 +7,22 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Literal
 
-import torch
+from torch import Tensor
 
 from .._base_models import differing_bases
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, Source
-from ..exceptions import (
-    CorruptFileError,
-    IncompatibleAdaptersError,
-    LorakitError,
-    Setting,
-    UnsafeFileError,
-    UnsupportedAdapterError,
-)
+from ..exceptions import IncompatibleAdaptersError, Setting
 from ..files._scratch import half_replaced
-from ..files.checks import HOW_TO_CONVERT, FileStamp, require_path, require_unchanged, stamp
-from ..files.pickled import SUFFIXES
-from .formats._modules import FileModules, Stamps, Stored
-from .formats._unsupported import refuse_markers
-from .formats.codec import Location, Opened, ReadOptions
-from .formats.registry import abouts, codec, codecs
+from ..files.checks import require_path
+from .formats.codec import ReadOptions
+from .formats.registry import abouts, codecs
 from .hub import fetch, hub_id
+from .opening import file_reader, open_path
 
 __all__ = ["load_adapter", "load_adapters"]
-
-_OR_ALLOW = ("or ", Setting("allow_pickle", True), ", and it is read without running anything in it")
-_TRIES = 10
 
 
 def load_adapter(
@@ -45,6 +33,8 @@ def load_adapter(
     modules_to_save: Literal["refuse", "drop", "first"] = "refuse",
     assume_alpha: float | None = None,
     allow_pickle: bool = False,
+    base: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    initial: str | os.PathLike[str] | None = None,
 ) -> Adapter:
     """Open a LoRA adapter.
 
@@ -72,6 +62,13 @@ def load_adapter(
     allow_pickle : bool, default=False
         Read weights that are a pickle, such as ``adapter_model.bin``, where there is no safetensors file. Nothing in it
         is run: what is no tensor is refused. Needs torch 2.10 or later.
+    base : str, PathLike or mapping of str to Tensor, optional
+        The model that the adapter was trained on: safetensors files, a folder, or a state dict, as :func:`lorakit.bake`
+        takes it. Used only where the files do not say all of the update: PiSSA and OLoRA began with factors of the
+        base weights, which are computed again.
+    initial : str or PathLike, optional
+        The PEFT directory that was saved before training. Its update is taken away from the adapter's, which gives
+        that of PiSSA, OLoRA, CorDA and LoRA-GA on the published base, at twice the rank.
 
     Returns
     -------
@@ -103,90 +100,22 @@ def load_adapter(
     if modules_to_save not in ("refuse", "drop", "first"):
         raise ValueError(f"modules_to_save must be 'refuse', 'drop' or 'first', got {modules_to_save!r}")
     location, hub = _fetched(path, allow_pickle)
-    options = ReadOptions(format, modules_to_save, assume_alpha, allow_pickle)
+    options = ReadOptions(
+        format,
+        modules_to_save,
+        assume_alpha,
+        allow_pickle,
+        _absolute(base),
+        None if initial is None else str(Path(initial).absolute()),
+    )
     opened = open_path(location, options)
     for note in opened.notes:
         warnings.warn(note, UserWarning, stacklevel=2)
     named = _parts(spoken_path(path))[-1] if name is None else name
-    reader = _reader(location, options, opened.modules)
+    reader = file_reader(location, options, opened.modules)
     source = Source(named, reader.weights, reader.config, hub, reader.versions)
     provenance = replace(opened.provenance, sources=(source,))
     return Adapter.from_reader(reader, name=named, provenance=provenance)
-
-
-class FileReader(FileModules):
-    """All modules of an adapter that was opened. It pickles as its path, the options and the stamps of its files.
-
-    Parameters
-    ----------
-    path : Path
-        What the user gave, absolute.
-    options : ReadOptions
-        What the user chose.
-    stamps, stored, dtype
-        As in :class:`~lorakit.io.formats._modules.FileModules`.
-    """
-
-    def __init__(
-        self, path: Path, options: ReadOptions, stamps: Stamps, stored: Mapping[str, Stored], dtype: torch.dtype
-    ) -> None:
-        super().__init__(stamps, stored, dtype)
-        self.path, self.options = path, options
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Paths as texts: joblib.hash tells one object that is met twice from two equal ones, but not for texts.
-        return _reopen, (str(self.path), self.options, tuple((str(path), seen) for path, seen in self.stamps))
-
-
-def _reader(path: Path, options: ReadOptions, modules: FileModules) -> FileReader:
-    return FileReader(path.absolute(), options, modules.stamps, modules.stored, modules.dtype)
-
-
-def _reopen(path: str, options: ReadOptions, stamps: tuple[tuple[str, FileStamp], ...]) -> FileReader:
-    for file, expected in stamps:  # before anything is parsed: of another file the message would be puzzling
-        require_unchanged(Path(file), expected)
-    return _reader(Path(path), options, open_path(Path(path), options).modules)
-
-
-def open_path(path: Path, options: ReadOptions) -> Opened:
-    """Find the format of what is at a path, and open it; again if another process replaced it in between."""
-    for _ in range(_TRIES):
-        require_path(path)
-        before = _identity(path)
-        try:
-            opened = _open_once(path, options)
-        except (LorakitError, OSError):
-            if _identity(path) == before:
-                raise
-        else:
-            if _identity(path) == before:
-                return opened
-    raise CorruptFileError(
-        "is replaced again and again",
-        path=path,
-        remedy="wait until whoever writes it is done",
-    )
-
-
-def _identity(path: Path) -> object:
-    """Return what tells whether a path still names the same: a file is part of the directory that it is in."""
-    try:
-        seen = path.stat()
-        return seen.st_ino, seen.st_mtime_ns, path.parent.stat().st_ino
-    except OSError:
-        return object()  # gone, so not the same
-
-
-def _open_once(path: Path, options: ReadOptions) -> Opened:
-    location = Location(path.absolute(), options.allow_pickle)  # a worker may have another working directory
-    if options.format is not None:
-        known = codec(options.format)
-        return known.open(location, location.weights(known.about) or location.path, options)
-    for about in reversed(abouts()):
-        weights = location.weights(about)
-        if weights is not None and codec(about.name).recognises(location, weights):
-            return codec(about.name).open(location, weights, options)
-    _raise_unrecognised(location)
 
 
 def load_adapters(
@@ -197,6 +126,8 @@ def load_adapters(
     modules_to_save: Literal["refuse", "drop", "first"] = "refuse",
     assume_alpha: float | None = None,
     allow_pickle: bool = False,
+    base: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
+    initial: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     same_base: Literal["warn", "strict"] = "warn",
 ) -> AdapterSet:
     """Open several LoRA adapters as one set, the ``X`` of every estimator.
@@ -216,6 +147,10 @@ def load_adapters(
         As in :func:`load_adapter`.
     allow_pickle : bool, default=False
         As in :func:`load_adapter`.
+    base : str, PathLike or mapping of str to Tensor, optional
+        As in :func:`load_adapter`, for those that need it.
+    initial : str, PathLike, or mapping of str to them, optional
+        As in :func:`load_adapter`: one for all of them, or for some by their names.
     same_base : {'warn', 'strict'}, default='warn'
         What to do if they name different base models. 'warn' leaves it to the estimators, which warn when they merge;
         'strict' refuses them here. A name and that of its quantized copy (``-bnb-4bit``) count as the same, as do one
@@ -253,6 +188,9 @@ def load_adapters(
         raise ValueError(f"names must be {len(given)} different names, one for each path; got {chosen}")
     if same_base not in ("warn", "strict"):
         raise ValueError(f"same_base must be 'warn' or 'strict', got {same_base!r}")
+    began = initial if isinstance(initial, Mapping) else dict.fromkeys(chosen, initial)
+    if unknown := [name for name in began if name not in chosen]:
+        raise ValueError(f"initial names {', '.join(map(repr, unknown))}; the adapters are {', '.join(chosen)}")
     adapters = AdapterSet(
         load_adapter(
             path,
@@ -261,6 +199,8 @@ def load_adapters(
             modules_to_save=modules_to_save,
             assume_alpha=assume_alpha,
             allow_pickle=allow_pickle,
+            base=base,
+            initial=began.get(name),
         )
         for path, name in zip(given, chosen, strict=True)
     )
@@ -280,6 +220,11 @@ def load_adapters(
         if known.aliases is not None and formats == {known.about.name}:
             _warn_of_aliases(adapters, known.aliases(adapters.module_names))
     return adapters
+
+
+def _absolute(base: str | os.PathLike[str] | Mapping[str, Tensor] | None) -> str | Mapping[str, Tensor] | None:
+    # as a text: a worker may have another working directory, and joblib.hash tells two equal paths apart
+    return base if base is None or isinstance(base, Mapping) else str(Path(base).absolute())
 
 
 def _warn_of_aliases(adapters: AdapterSet, found: tuple[str, str] | None) -> None:
@@ -348,50 +293,3 @@ def _parts(path: Path) -> tuple[str, ...]:
         folder = path.parent if path.name in fixed else path.with_suffix("")
     absolute = folder.resolve() if ".." in folder.parts or not folder.name else folder.absolute()
     return absolute.parts
-
-
-def _raise_unrecognised(location: Location) -> NoReturn:
-    path = location.path
-    directories = [known for known in abouts() if known.directory]
-    expected = " or ".join(f"{known.weights[0]} and {known.config}" for known in directories)
-    if not path.is_dir():
-        stamp(path)
-        if path.suffix in SUFFIXES and not location.allow_pickle:
-            raise UnsafeFileError(
-                "weights are a pickle",
-                path=path,
-                remedy=[f"{HOW_TO_CONVERT}; ", *_OR_ALLOW],
-            )
-        if path.suffix == ".safetensors" or location.allow_pickle:
-            keys = list(location.header(path).tensors)
-            refuse_markers(path, keys)
-            raise UnsupportedAdapterError(
-                f"holds no LoRA factors of a known format ({', '.join(known.name for known in abouts())}): "
-                f"its first keys are {keys[:3]}",
-                path=path,
-                remedy="is it another kind of adapter, or a whole model?",
-            )
-        raise UnsupportedAdapterError(
-            "is no adapter",
-            path=path,
-            expected=f"a directory with {expected}, or a safetensors file",
-        )
-    pickled = [name for known in abouts() for name in known.pickles if name in location.entries]
-    if pickled:
-        raise UnsafeFileError(
-            f"its weights, {pickled[0]}, are a pickle",
-            path=path,
-            remedy=[f"{HOW_TO_CONVERT}; ", *_OR_ALLOW],
-        )
-    weights = [name for known in abouts() for name in known.weights]
-    candidates = [name for name in location.entries if name.endswith(".safetensors")]
-    if candidates:
-        raise UnsupportedAdapterError(
-            f"has no {' or '.join(weights)}, but {', '.join(candidates)}",
-            path=path,
-            remedy="pick one and pass its path",
-        )
-    inside = [entry for entry in location.entries if any((path / entry / name).is_file() for name in weights)]
-    seen = ", ".join(location.entries[:5]) or "nothing"
-    hint = f"adapters are in {', '.join(inside[:5])}" if inside else f"it has {seen}"
-    raise UnsupportedAdapterError("holds no adapter", path=path, expected=expected, remedy=hint)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lorakit import load_adapter
 from lorakit.adapters import ModuleKind
@@ -95,3 +97,57 @@ def test_a_convolution_keeps_its_kernel(lorakit_json, tmp_path):
     lorakit_json("convert", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors", "-k", 2)
     (info,) = load_adapter(tmp_path / "out.safetensors").infos.values()
     assert info == (2, 135, 8, ModuleKind("conv", (3, 3)))
+
+
+@pytest.fixture
+def pissa(tmp_path):
+    """A PiSSA, the adapter that it began as, and its base, as paths."""
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(6, 5, generator=rng)
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    half = s[:2].sqrt()
+    before = {"A": half[:, None] * vh[:2], "B": u[:, :2] * half}
+    after = {part: tensor + torch.randn(tensor.shape, generator=rng) / 4 for part, tensor in before.items()}
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2}
+    for folder, factors, init in (("before", before, True), ("after", after, "pissa")):
+        (tmp_path / folder).mkdir()
+        tensors = {f"base_model.model.q.lora_{part}.weight": t.contiguous() for part, t in factors.items()}
+        save_file(tensors, tmp_path / folder / "adapter_model.safetensors")
+        (tmp_path / folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": init}))
+    save_file({"q.weight": weight}, tmp_path / "base.safetensors")
+    update = after["B"] @ after["A"] - before["B"] @ before["A"]
+    return tmp_path / "after", tmp_path / "before", tmp_path / "base.safetensors", update
+
+
+@pytest.mark.parametrize("given", ["initial", "initial by name", "base"])
+@pytest.mark.parametrize("command", ["convert", "merge", "prune", "bake", "inspect"])
+def test_a_pissa_is_read_with_what_it_began_as(lorakit_, lorakit_json, pissa, out, command, given):
+    after, before, base, update = pissa
+    option = {
+        "initial": ("--initial", before),
+        "initial by name": ("--initial", f"after={before}"),
+        "base": ("--base", base),
+    }[given]
+    if command == "inspect":
+        (row,) = lorakit_json("inspect", after, *option)["adapters"]
+        assert (row["kinds"], row["ranks"]) == (["PiSSA"], {"4": 1})
+        return
+    if command == "bake":
+        lorakit_("bake", base, after, "-o", f"{out}.safetensors", *(() if given == "base" else option))
+        found = load_file(f"{out}.safetensors")["q.weight"] - load_file(base)["q.weight"]
+    else:
+        lorakit_(
+            command, after, "-o", out, *option, *({"merge": ("--scale", "1"), "prune": ("-k", 4)}.get(command, ()))
+        )
+        found = load_adapter(out)["q"].delta()
+    torch.testing.assert_close(found, update, rtol=0, atol=1e-5)
+
+
+def test_a_pissa_alone_says_what_it_needs(lorakit_, pissa, out):
+    after, before, _, _ = pissa
+    text = lorakit_("convert", after, "-o", out, code=2).output
+    assert "pass --initial, the adapter that training began with, or pass --base, the model" in text
+    text = lorakit_("convert", after, "-o", out, "--initial", before, "--initial", before, code=2).output
+    assert "give one path for all adapters, or NAME=PATH" in text
+    text = lorakit_("convert", after, "-o", out, "--initial", f"law={before}", code=2).output
+    assert "--initial names law; the adapter is after" in text

@@ -203,7 +203,7 @@ def test_moved_away_by_the_next_of_several_writers(out, monkeypatch, moment):
 
         if moment == "before it is looked for":
             required = _checks.require_path
-            monkeypatch.setattr("lorakit.io.load.require_path", lambda path: (move_away(), required(path)))
+            monkeypatch.setattr("lorakit.io.opening.require_path", lambda path: (move_away(), required(path)))
         else:
             required = _checks.require_path
             monkeypatch.setattr(_checks, "require_path", lambda path: (required(path), move_away()))

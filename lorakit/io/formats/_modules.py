@@ -15,6 +15,7 @@ from ...factors import LoraFactors, all_finite, promoted_dtype
 from ...files.checks import FileStamp, FileVersion, file_version, require_unchanged
 from ...files.safetensors import FLOAT_DTYPES, TensorInfo
 from ...files.tensors import read_expert, read_whole
+from ._elsewhere import Elsewhere
 
 Stamps = tuple[tuple[Path, FileStamp], ...]  # of every file that the adapter was made of, the weights first
 Form = Callable[..., tuple[Tensor, Tensor]]
@@ -45,6 +46,8 @@ class Stored(NamedTuple):
     svd : callable or None
         From what ``form`` takes, and then ``k``, to the SVD of the update, where the form of the tensors gives it at
         less cost than A and B do.
+    others : tuple of Elsewhere
+        Tensors from outside of the file, which ``form`` takes after those of the file.
     """
 
     keys: tuple[str, ...]
@@ -55,6 +58,7 @@ class Stored(NamedTuple):
     expert: tuple[int, int] | None = None
     kind: str = "LoRA"
     svd: Decomposition | None = None
+    others: tuple[Elsewhere, ...] = ()
 
 
 def plain(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,6 +122,8 @@ class FileModules:
         place, tensors = self._tensors(module)
         # Widened before scaling: half precision would round the product, and sqrt(s) is seldom exact in it.
         dtype = promoted_dtype((least, *(tensor.dtype for tensor in tensors)))
+        if place.others and not all(map(all_finite, tensors)):  # no form decomposes what is not finite
+            self._refuse(module, tensors)
         a, b = place.form(*(t.to(dtype) for t in tensors), *place.arguments)
         if any(
             t.dtype == dtype for t in tensors
@@ -147,7 +153,8 @@ class FileModules:
             require_unchanged(path, expected)
         place, opened = self.stored[module], self.stamps[0][1]
         if place.expert is None:
-            return place, read_whole(self.weights, place.keys, opened)
+            own = read_whole(self.weights, place.keys, opened)
+            return place, [*own, *(other.read() for other in place.others)]
         return place, read_expert(self.weights, place.keys, *place.expert, opened)
 
     def only(self, modules: Sequence[str]) -> FileModules:
@@ -160,11 +167,13 @@ class FileModules:
     def _refuse(self, module: str, tensors: Sequence[Tensor]) -> NoReturn:
         """Say which of a module's tensors has values that are not finite, as it is stored or with its scale."""
         place = self.stored[module]
-        for key, tensor in zip(place.keys, tensors, strict=True):
+        named = [(self.weights, key) for key in place.keys]
+        named += [(other.path or self.weights, other.name) for other in place.others]
+        for (path, key), tensor in zip(named, tensors, strict=True):
             if bad := int((~torch.isfinite(tensor)).sum()):
                 raise CorruptFileError(
                     f"{key!r} has {bad} NaN or infinite values of {tensor.numel()}",
-                    path=self.weights,
+                    path=path,
                     module=module,
                     expected="finite weights, training diverged or the file is damaged",
                     remedy="use an earlier checkpoint",

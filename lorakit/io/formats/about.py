@@ -32,6 +32,8 @@ class About:
         Whether it can hold extra weights beside the factors.
     experts : bool, default=False
         Whether it can hold the experts of one layer in one tensor.
+    initial : bool, default=False
+        Whether an adapter can be read as the difference to the one that its training began with.
     """
 
     name: str
@@ -43,6 +45,7 @@ class About:
     directory: bool = False
     extra_weights: bool = False
     experts: bool = False
+    initial: bool = False
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ...adapters import Adapter, Provenance
 from ...files.pickled import is_pickled, read_pickled_header
@@ -35,12 +36,18 @@ class ReadOptions:
         ``lora_alpha`` for files that do not give it.
     allow_pickle : bool
         Whether weights may be a pickle.
+    base : str, mapping of str to Tensor or None
+        The base model, for adapters whose files do not say all of their update.
+    initial : str or None
+        The adapter that training began with.
     """
 
     format: str | None = None
     modules_to_save: Literal["refuse", "drop", "first"] = "refuse"
     assume_alpha: float | None = None
     allow_pickle: bool = False
+    base: str | Mapping[str, Tensor] | None = None
+    initial: str | None = None
 
 
 @dataclass(frozen=True)

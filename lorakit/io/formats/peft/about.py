@@ -16,4 +16,5 @@ ABOUT = About(
     directory=True,
     extra_weights=True,
     experts=True,
+    initial=True,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,25 +12,12 @@ from typing import Any, NoReturn
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.json_text import MAX_NUMBER, is_number, read_json_object, shown
 from ....files.patterns import Patterns
+from .variants import REFUSED, changed_base, refuse_variants
 
-_TRAIN_PLAIN = "train without it, or merge it into its base model with PEFT's merge_and_unload"
-# Field, what a set one means, what to do. Their files have the keys of plain LoRA: only the config tells.
-_REFUSED = (
-    ("use_dora", "DoRA also rescales the base weights", _TRAIN_PLAIN),
-    ("kasa_config", "KaSA changes the base weights", _TRAIN_PLAIN),
-    ("use_bdlora", "BD-LoRA's factors are block-diagonal", _TRAIN_PLAIN),
-    ("use_qalora", "QALoRA pools the input before A", _TRAIN_PLAIN),
-    ("alora_invocation_tokens", "aLoRA acts on some tokens only", _TRAIN_PLAIN),
-    ("arrow_config", "Arrow routes every token between adapters", "load the adapters that it routes to, one by one"),
-    ("monteclora_config", "MonteCLoRA samples its weights", _TRAIN_PLAIN),
-    ("lora_bias", "a bias is trained beside B", "train with lora_bias=False"),
-    ("layer_replication", "layers of the base model are repeated", "train on the base model as it is"),
-)
 _EXTRA_WEIGHTS = ("modules_to_save", "trainable_token_indices")
-_CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _READ = """
 alpha_pattern base_model_name_or_path bias fan_in_fan_out init_lora_weights lora_alpha modules_to_save peft_type r
-rank_pattern target_parameters task_type trainable_token_indices use_rslora
+rank_pattern target_parameters task_type trainable_token_indices use_dora use_rslora
 """
 # They choose where or how to train, or how to run; none changes what the stored factors mean.
 _HARMLESS = """
@@ -47,7 +34,7 @@ _OWN_FIELDS = {
     "LOHA": _OF_LYCORIS,
     "LOKR": f"{_OF_LYCORIS} decompose_both decompose_factor rank_dropout_scale",
 }
-_KNOWN = {*_READ.split(), *_HARMLESS.split(), *(name for name, _, _ in _REFUSED)}
+_KNOWN = {*_READ.split(), *_HARMLESS.split(), *(name for name, _, _ in REFUSED)}
 _NAMED = 10  # unknown fields that a warning names
 
 
@@ -81,6 +68,10 @@ class PeftConfig:
         The kind of adapter.
     init_r : int, default=0
         The rank that AdaLoRA began with, by which alpha is divided.
+    init : str or None
+        What was taken away from the base weights when training began: PiSSA, OLoRA, CorDA or LoRA-GA.
+    use_dora : bool, default=False
+        Whether the base weights are rescaled too.
     """
 
     path: Path
@@ -97,6 +88,8 @@ class PeftConfig:
     unknown: tuple[str, ...] = ()
     peft_type: str = "LORA"
     init_r: int = 0
+    init: str | None = None
+    use_dora: bool = False
 
     @property
     def kept_extra_weights(self) -> tuple[str, ...]:
@@ -148,7 +141,7 @@ class PeftConfig:
             _ = self._rank_keys
 
 
-def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
+def read_config(path: Path, assume_alpha: float | None, given: Collection[str] = ()) -> PeftConfig:
     """Read and check ``adapter_config.json``.
 
     Parameters
@@ -157,6 +150,8 @@ def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
         The file; it may be absent if ``assume_alpha`` is given.
     assume_alpha : float or None
         ``lora_alpha`` if the file is absent or does not give it.
+    given : collection of {'base', 'initial'}
+        What the caller has beside the files.
 
     Returns
     -------
@@ -183,11 +178,15 @@ def read_config(path: Path, assume_alpha: float | None) -> PeftConfig:
             ],
         )
     fields = read_json_object(path)
-    return config_of(path, fields, assume_alpha, tuple(_ALPHA))
+    return config_of(path, fields, assume_alpha, tuple(_ALPHA), given)
 
 
 def config_of(
-    path: Path, fields: Mapping[str, Any], assume_alpha: float | None, types: Sequence[str] = ("LORA",)
+    path: Path,
+    fields: Mapping[str, Any],
+    assume_alpha: float | None,
+    types: Sequence[str] = ("LORA",),
+    given: Collection[str] = (),
 ) -> PeftConfig:
     """Check the fields of a config, wherever they were found; as :func:`read_config` in everything else.
 
@@ -201,7 +200,8 @@ def config_of(
             expected=" or ".join(map(repr, types)),
             remedy="other kinds of adapters cannot be merged as factors",
         )
-    refuse_variants(path, fields)
+    refuse_variants(path, fields, given)
+    found = changed_base(fields)
     alpha_field = _ALPHA[peft_type]
     if fields.get(alpha_field) is None and assume_alpha is None:
         raise UnsupportedAdapterError(
@@ -236,6 +236,8 @@ def config_of(
         unknown=tuple(sorted(key for key, value in fields.items() if value and key not in known)),
         peft_type=peft_type,
         init_r=number.rank("init_r", fields["init_r"]) if adalora else 0,
+        init=None if found is None else found[1],
+        use_dora=bool(fields.get("use_dora")),
     )
     config.check_patterns()
     return config
@@ -297,37 +299,6 @@ class _Fields:
 
 def _all(values: Any, kind: type) -> bool:
     return isinstance(values, (list, tuple, set)) and all(type(value) is kind for value in values)
-
-
-def refuse_variants(path: Path | str, fields: Mapping[str, Any]) -> None:
-    """Raise UnsupportedAdapterError if the fields of a config say that ``B @ A`` is not the update."""
-    for name, meaning, remedy in _REFUSED:
-        if fields.get(name):
-            raise UnsupportedAdapterError(
-                f"{name} is set: {meaning}, so B @ A is not the update",
-                path=path,
-                remedy=remedy,
-            )
-    if fields.get("bias") not in (None, "none"):
-        raise UnsupportedAdapterError(
-            f"bias is {shown(fields['bias'])}",
-            path=path,
-            expected="'none': biases of the base model were trained too, and a LoRA adapter cannot hold them",
-            remedy="train with bias='none'",
-        )
-    init = fields.get("init_lora_weights")
-    if isinstance(init, str) and init.lower().startswith(_CHANGED_BASE):
-        remedy = (
-            "merge it into its base model with PEFT's merge_and_unload"
-            if init.lower() == "loftq"
-            else "convert it with PEFT: model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
-        raise UnsupportedAdapterError(
-            f"init_lora_weights is {shown(init)}: the base model was changed at the start of "
-            "training, so B @ A is not the update of the published base",
-            path=path,
-            remedy=remedy,
-        )
 
 
 def _text(value: Any) -> str | None:

@@ -13,6 +13,7 @@ from .about import CONFIG
 from .config import PeftConfig, read_config
 from .experts import count_targets, find_stacks
 from .extra_weights import FileExtraWeights, carried
+from .initial import before_training, initial_location, less_derived, less_given
 from .keys import Pairs, match_keys
 from .kinds import check_rank, read_kinds
 
@@ -27,8 +28,10 @@ class OpenedPeft(NamedTuple):
     target_parameters: dict[str, int]
 
 
-def read_peft(location: Location, weights: Path, options: ReadOptions) -> OpenedPeft:
+def read_peft(location: Location, weights: Path, options: ReadOptions, *, initial: bool = False) -> OpenedPeft:
     """Open the adapter whose weights these are; ``adapter_config.json`` is looked for beside them.
+
+    ``initial``: it is the one with which the training of another began, so no part of the base is to be taken away.
 
     Raises
     ------
@@ -40,7 +43,9 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Opened
     if config_path.exists():
         stamps += ((config_path, stamp(config_path)),)
     header = location.header(weights).tensors
-    config = read_config(config_path, options.assume_alpha)
+    began = initial_location(weights, options)
+    given = ["initial"] if initial else [name for name in ("base", "initial") if getattr(options, name) is not None]
+    config = read_config(config_path, options.assume_alpha, given)
     others, rest = ({}, header) if config.peft_type == "LORA" else read_kinds(weights, header, config)
     pairs = match_keys(weights, rest, others=bool(others))
     found = _extra_weights(weights, config, pairs, options)
@@ -65,6 +70,12 @@ def read_peft(location: Location, weights: Path, options: ReadOptions) -> Opened
             path=weights,
             expected="experts to be stacked or apart, not both",
         )
+    kind = config.init or "LoRA"
+    if began is not None:
+        before = read_peft(*began, before_training(options), initial=True)
+        stored = less_given(weights, stored, before.modules, kind)
+    elif config.init is not None and not initial:
+        stored = less_derived(weights, stored, config, kind, options)
     modules = FileModules(stamps, stored, stored_dtype(header, stored))
     return OpenedPeft(modules, config, () if first else found, extra_weights, count_targets(config, stacks))
 
