@@ -50,7 +50,7 @@ MERGERS = {
     "TIES": TiesMerger(k=16, density=0.5),
     "TIES, matched": TiesMerger(k=16, density=0.5, scale="match"),
     "TSV, matched": TSVMerger(k=16, scale="match"),
-    "CtM with Iso, matched": CtMMerger(k=16, rule="iso", beta=1.0, scale="match"),
+    "CtM with Iso, matched": CtMMerger(k=16, rule="iso", scale="match"),
     "LEGO": LegoMerger(k=16, random_state=0),
     "LEGO, matched": LegoMerger(k=16, random_state=0, scale="match"),
     "LEGO, aligned, matched": LegoMerger(k=16, align="svd", random_state=0, scale="match"),

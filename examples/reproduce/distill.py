@@ -6,6 +6,7 @@ How much of twelve adapters that began apart is kept by a merge whose factors we
 (:class:`lorakit.DistillMerger`), without a text of any task or with a few, beside merges of weights alone and RegMean::
 
     python examples/reproduce/distill.py                     # the methods at rank 16
+    python examples/reproduce/distill.py --parts longer      # longer trainings
     python examples/reproduce/distill.py --parts limits      # ranks, numbers of adapters, kinds and numbers of texts
     python examples/reproduce/distill.py --parts agreement   # how well the score without labels chooses
 
@@ -21,16 +22,17 @@ from typing import Any
 
 import numpy as np
 from adapters import SCALES, at_norm, best_scale
+from backbones import MINILM
 from drawing import panels, save, tidy
-from entrants import grams_of
+from entrants import batches_of, grams_of
 from evaluation import Evaluator
 from multi_head import OWN_ONLY, Recipe, adapters_of, agreement_scorer, merge, once
 from peft_merges import peft_merge
-from report import Report, Table, parse, parser, progress
+from report import Report, Table, mean_spread, parse, parser, progress, seeds
 from scipy.stats import spearmanr
 from standings import Right, right_of, right_of_own
 
-from lorakit import Adapter, IsoMerger, LegoMerger, RegMeanMerger, SVDMerger, TiesMerger, TSVMerger
+from lorakit import Adapter, IsoMerger, LegoMerger, RegMeanMerger, RegMeanPlusMerger, SVDMerger, TiesMerger, TSVMerger
 from lorakit.base import BaseMerger
 
 N_TEXTS = 50  # unlabelled training texts of each task
@@ -39,6 +41,10 @@ FREE = Recipe("multi-head, generic and pseudo-texts", generic=700, pseudo=60)
 OWN = Recipe("own head only, task texts", own=N_TEXTS, own_weight=OWN_ONLY)
 TASKS = Recipe("multi-head, task texts", own=N_TEXTS, own_weight=4.0)
 ALL = Recipe("multi-head, all three", generic=700, pseudo=60, own=N_TEXTS)
+LONGER = {
+    "free": replace(FREE, epochs=16, learning_rate=2e-3),
+    "all": replace(ALL, epochs=12, learning_rate=2e-3),
+}
 RECIPES = {"free": FREE, "all": ALL, "own": OWN, "tasks": TASKS}
 LIMITS = {
     "free-8": replace(FREE, k=8),
@@ -110,11 +116,14 @@ def main() -> None:
     command.set_defaults(n_test=100, n_validation=20, seeds=[0])
     parts: dict[str, Callable[[Bench, Report], None]] = {
         "methods": methods,
+        "longer": longer,
         "limits": limits,
         "agreement": agreement,
     }
     command.add_argument("--parts", nargs="+", choices=parts, default=["methods"], help="what to run")
-    command.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), help="trained merges")
+    command.add_argument("--merges", nargs="+", metavar="MERGE", help="of the others some, such as regmean++")
+    command.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES), help="trained merges")
+    command.add_argument("--longer", nargs="+", choices=LONGER, default=list(LONGER), help="rows of the part longer")
     command.add_argument("--limits", nargs="+", choices=LIMITS, default=list(LIMITS), help="rows of the part limits")
     command.add_argument("-k", type=int, default=16, help="rank of the methods (default: %(default)s)")
     options = parse(command)
@@ -135,7 +144,12 @@ def methods(bench: Bench, report: Report) -> None:
         f"regmean, {N_TEXTS} texts a task, norm chosen": lambda: bench.chosen(
             RegMeanMerger(k, grams=grams_of(adapters, N_TEXTS)).fit(adapters).merged_
         ),
+        f"regmean++, {N_TEXTS} texts a task, norm chosen": lambda: bench.chosen(
+            RegMeanPlusMerger(k, model=MINILM.load(), batches=batches_of(adapters, N_TEXTS)).fit(adapters).merged_
+        ),
     }
+    if report.options.merges:
+        weights = {name: made for name, made in weights.items() if name.split(",")[0] in report.options.merges}
     found: dict[str, tuple[Right, float]] = {}
     for name, make in weights.items():
         made = once((name, k, report.options.n_validation), name, adapters, make)
@@ -145,7 +159,7 @@ def methods(bench: Bench, report: Report) -> None:
         recipe = replace(RECIPES[name], k=k, seed=report.options.seeds[0])
         found[_label(recipe)] = _trained(bench, recipe)
     report.numbers["methods"] = {name: bench.kept(right) for name, (right, _) in found.items()}
-    reference = found[START][0]
+    reference = bench.right(TSVMerger(k, scale="match").fit(adapters).merged_)
     rows = []
     for name, (right, seconds) in found.items():
         gained = "" if name == START else _signed(bench.difference(right, reference))
@@ -158,8 +172,35 @@ def methods(bench: Bench, report: Report) -> None:
         "with the measuring of norms where they are chosen, and with the texts and teachers of merges that are trained."
     )
     titles = ["merge", "kept", f"against {START}", "seconds"]
-    picture = _picture(found, bench, report)
-    report.tables.append(Table("distill-methods", titles, rows, caption, picture=picture))
+    every = not report.options.merges and set(report.options.recipes) == set(RECIPES)
+    picture = _picture(found, bench, report) if every else None
+    name = "distill-methods" if every else "distill-some"
+    report.tables.append(Table(name, titles, rows, caption, picture=picture))
+
+
+def longer(bench: Bench, report: Report) -> None:
+    """More epochs at a higher rate, by the seed of the texts and of the training."""
+    start = bench.right(TSVMerger(report.options.k, scale="match").fit(bench.adapters).merged_)
+    kept = _shown(bench.kept(start))
+    rows = [[START, "", "", "", kept if len(report.options.seeds) == 1 else kept[:5], "", ""]]
+    for name in report.options.longer:
+        recipe = replace(LONGER[name], k=report.options.k)
+        found = [_trained(bench, replace(recipe, seed=seed)) for seed in report.options.seeds]
+        values = [bench.kept(right)[0] for right, _ in found]
+        report.numbers[f"longer, {name}"] = values
+        means = {task: np.mean([right[task] for right, _ in found], axis=0) for task in start}
+        n = recipe.generic + (recipe.pseudo + recipe.own) * len(bench.adapters)
+        about = [_label(recipe), str(n), str(recipe.epochs), f"{recipe.learning_rate:g}"]
+        kept = _shown(bench.kept(found[0][0])) if len(values) == 1 else mean_spread(values)
+        seconds = np.mean([seconds for _, seconds in found])
+        rows.append([*about, kept, _signed(bench.difference(means, start)), f"{seconds:.0f}"])
+    spread = "its standard error over texts" if len(report.options.seeds) == 1 else seeds(report.options.seeds)
+    caption = (
+        f"As above, rank {report.options.k}, with the numbers of epochs and the learning rates that were set before "
+        f"anything was measured. Kept with {spread}; points against {START} with their standard error over texts."
+    )
+    titles = ["merge", "number of texts", "epochs", "learning rate", "kept", f"against {START}", "seconds"]
+    report.tables.append(Table("distill-longer", titles, rows, caption))
 
 
 def limits(bench: Bench, report: Report) -> None:

@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from backbones import MINILM, by_length
+from backbones import MINILM, Batch, by_length
 from peft_merges import peft_merge
 from sklearn.base import clone
 from tasks import load_task
@@ -32,8 +32,6 @@ VARIANTS: dict[str, dict[str, tuple[Any, ...]]] = {  # methods that are several;
     "iso": {"variant": ("c", "cts")},
     "lego": {"align": (None, "svd")},
 }
-# Parameters with which the published tables were made where the defaults have changed since.
-PUBLISHED: dict[str, dict[str, float]] = {"ctm": {"beta": 1.0}, "breadcrumbs": {"density": 0.9, "gamma": 0.01}}
 PEFT_DENSITY = {"ties": 0.2, "dare_linear": 0.5, "dare_ties": 0.5, "magnitude_prune": 0.5}  # lorakit's defaults
 PEFT_TYPES = ("cat", "linear", "svd", *PEFT_DENSITY, *(f"{rule}_svd" for rule in PEFT_DENSITY))
 
@@ -52,23 +50,27 @@ class Entrant:
         PEFT's combination type.
     n_texts : int
         Training texts of each task that it is given, without their labels; 0 for what needs none.
+    cuts : tuple of int
+        Ranks to enter at, as far as the method has them.
     """
 
     name: str
     merger: BaseMerger | None = None
     peft: str | None = None
     n_texts: int = 0
+    cuts: tuple[int, ...] = (*RANKS, WHOLE)
 
     def ranks(self, adapters: AdapterSet) -> tuple[int, ...]:
         """The ranks that it enters at: one where it works on A and B, and leaves their rank."""
         own = max(max(adapter.ranks) for adapter in adapters)
-        cuts = tuple(k for k in RANKS if k < sum(max(adapter.ranks) for adapter in adapters))
+        cuts = tuple(k for k in RANKS if k in self.cuts and k < sum(max(adapter.ranks) for adapter in adapters))
         if self.peft == "cat":
             return (WHOLE,)
         if self.peft:
             return cuts if self.peft.endswith("svd") else (own,)
         assert self.merger is not None
-        return (own,) if self.merger.needs_equal_ranks else (*cuts, WHOLE)
+        whole = (WHOLE,) if WHOLE in self.cuts else ()
+        return (own,) if self.merger.needs_equal_ranks else (*cuts, *whole)
 
     def merge(self, adapters: AdapterSet, ks: Sequence[int], seed: int = 0) -> dict[int, Adapter]:
         """Merge at several ranks; WHOLE is one."""
@@ -110,8 +112,7 @@ def data_free() -> list[Entrant]:
         settings |= VARIANTS.get(info.method, {})
         for values in product(*settings.values()):
             chosen = dict(zip(settings, values, strict=True))
-            merger = classes[info.method](**chosen, **PUBLISHED.get(info.method, {}))
-            found.append(Entrant(_name(info.method, chosen), merger))
+            found.append(Entrant(_name(info.method, chosen), classes[info.method](**chosen)))
     # of methods that are one, the mean's own name is the one that is kept
     found.sort(key=lambda entrant: (entrant.name != "svd", entrant.name))
     return found + [Entrant(f"PEFT {kind}", peft=kind) for kind in PEFT_TYPES]
@@ -155,13 +156,20 @@ def shared(entrants: Iterable[Entrant], adapters: AdapterSet) -> tuple[list[Entr
     return [entrant for entrant, _ in kept], others
 
 
-def grams_of(adapters: AdapterSet, n: int) -> dict[str, Grams]:
-    """Second moments of the inputs that the adapted models get from n training texts a task."""
-    base = MINILM.load()
+def batches_of(adapters: AdapterSet, n: int) -> dict[str, list[Batch]]:
+    """Batches of n training texts of each adapter's task, without their labels."""
     found = {}
     for adapter in adapters:
         task = load_task(adapter.name)
         tokens = MINILM.encode(task, [text for text, _ in task.splits["train"][:n]])
-        batches = [MINILM.collate([tokens[i] for i in part]) for part in by_length(tokens, 50)]
-        found[adapter.name] = collect_grams(base, adapter, batches, dtype=torch.float32)
+        found[adapter.name] = [MINILM.collate([tokens[i] for i in part]) for part in by_length(tokens, 50)]
     return found
+
+
+def grams_of(adapters: AdapterSet, n: int) -> dict[str, Grams]:
+    """Second moments of the inputs that the adapted models get from n training texts a task."""
+    base = MINILM.load()
+    return {
+        adapter.name: collect_grams(base, adapter, batches, dtype=torch.float32)
+        for adapter, batches in zip(adapters, batches_of(adapters, n).values(), strict=True)
+    }

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from adapters import load
+from adapters import SHIPPED, load
 from backbones import MINILM, Tokens, minilm_tokenizer
 from cache import cache_folder, content_key, read_json, write_json, written
 from evaluation import update_hash
@@ -35,8 +35,7 @@ from lorakit import (
 from lorakit.distillation.heads import SharedHeads
 from lorakit.distillation.targets import Targets
 
-VERSION = 1  # of how merges are trained: raise it when that changes
-SHIPPED = Path(__file__).resolve().parents[2] / "tests" / "reproduce" / "data" / "nine"
+VERSION = 2  # of how merges are trained: raise it when that changes
 OWN_ONLY = 1e9  # as own_weight: the other heads count for nothing
 
 
@@ -50,8 +49,9 @@ class Recipe:
         What the tables call it.
     k : int, default=16
         Rank.
-    generic, pseudo, own : int, default=0
-        Fragments of lorakit's sentences; texts made from each adapter; training texts of each task, no labels.
+    generic, pseudo, own, fragments : int, default=0
+        Fragments of lorakit's sentences; texts made from each adapter; training texts of each task, no labels;
+        fragments of these training texts, for each task.
     own_weight : float, default=10.0
         Weight of an input's own head, in those of the others. It has no meaning for generic and pseudo-texts.
     epochs, learning_rate, seed : int, float, int
@@ -63,6 +63,7 @@ class Recipe:
     generic: int = 0
     pseudo: int = 0
     own: int = 0
+    fragments: int = 0
     own_weight: float = 10.0
     epochs: int = 8
     learning_rate: float = 1e-3
@@ -99,9 +100,8 @@ def adapters_of(tasks: Iterable[str]) -> AdapterSet:
 
 
 def encode(model: nn.Module, tokens: Tokens) -> Tensor:
-    """Embeddings of texts, with gradients where they are on: (texts, width)."""
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return MINILM.embed(model, MINILM.collate(tokens))
+    """Embeddings of texts, with gradients where they are on: (texts, width). In float32: bfloat16 was slower."""
+    return MINILM.embed(model, MINILM.collate(tokens))
 
 
 def heads_of(base: nn.Module, tasks: Iterable[str]) -> SharedHeads:
@@ -118,13 +118,16 @@ def inputs_of(recipe: Recipe, base: nn.Module, adapters: AdapterSet) -> tuple[To
     owners: list[str | None] = [None] * len(texts)
     for name in adapters.names if recipe.own else ():
         own = [text for text, _ in load_task(name).splits["train"][: recipe.own]]
+        if recipe.fragments:
+            own += generic_inputs(own, recipe.fragments, random_state=recipe.seed)
         texts, owners = texts + own, owners + [name] * len(own)
     return MINILM.encode(load_task(adapters.names[0]), texts), owners
 
 
 def merge(recipe: Recipe, adapters: AdapterSet) -> Merge:
     """Return the merge of a recipe; train it if it is not in the cache."""
-    settings = {name: value for name, value in asdict(recipe).items() if name != "name"}
+    usual = asdict(Recipe(""))
+    settings = {name: value for name, value in asdict(recipe).items() if name != "name" and value != usual[name]}
     folder = _folder_of(settings, adapters)
     if not folder.exists():
         with written(folder) as beside:

@@ -16,6 +16,10 @@ The columns "MM + M" and "MM + noise" do the same with the multiplied merge at i
 scaled as it is, by its norm over that of the sum of the updates. M is that of the adapters themselves, whatever the
 method; for averaging and task arithmetic "MM + M" is the direct merge, at the multiplied merge's factor. Direct merges
 are also shown as they are used: at the multiplied merge's norm, and at a norm of their own.
+
+Independent entries spread noise over all directions of a module. "MM + thin noise" draws noise of the same mean and
+standard deviation at the rank that M has. ``--draws`` draws noise several times for each seed of adapters, and
+``--noise-only`` leaves the direct merges out.
 """
 
 import argparse
@@ -47,76 +51,85 @@ DIRECT: dict[str, BaseMerger] = {
 }
 METHODS = tuple(DIRECT)
 MERGES = ("MM", "DM", "DM, own scale")
-ADDED = ("MM", "MM + M", "MM + noise")
+NOISES = ("noise", "thin noise")
+ADDED = ("MM", "MM + M", *(f"MM + {noise}" for noise in NOISES))
 
 Scores = dict[str, dict[str, dict[str, float]]]  # accuracy by group of tasks, method and column
 
 
 def main() -> None:
     """Choose the scales, run, report."""
-    options = parse(parser("Table 1 of LoRA Merging with SVD: direct merge, multiplied merge, noise."))
+    command = parser("Table 1 of LoRA Merging with SVD: direct merge, multiplied merge, noise.")
+    command.add_argument("--draws", type=int, default=1, metavar="N", help="of noise, for each seed (default: 1)")
+    command.add_argument("--noise-only", action="store_true", help="no direct merges: only the table of the noise")
+    command.add_argument("--all-only", action="store_true", help="no pairs: only the merge of all tasks")
+    options = parse(command)
     test, validation = Evaluator("test", options.n_test), Evaluator("validation", options.n_validation)
-    targets = choose_targets(load_tasks(options.tasks, seed=options.seeds[0]), validation)
-    by_seed = [one_seed(options.tasks, seed, targets, test) for seed in options.seeds]
+    merges = ("MM",) if options.noise_only else ("MM", "DM")
+    targets = choose_targets(load_tasks(options.tasks, seed=options.seeds[0]), validation, merges)
+    runs = [(seed, draw) for seed in options.seeds for draw in range(options.draws)]
+    groups = groups_of(options.tasks, pairs=not options.all_only)
+    by_run = [one_run(groups, seed, draw, targets, test) for seed, draw in runs]
     report = Report("svd_table1", options)
-    report.numbers = {"targets": targets, "seeds": dict(zip(map(str, options.seeds), by_seed, strict=True))}
-    report.tables.append(table(by_seed, options))
-    report.tables.append(noise_table(by_seed, options))
-    report.tables.append(scale_table(targets, options))
+    report.numbers = {"targets": targets, "runs": [*zip(runs, by_run, strict=True)]}
+    if not options.noise_only:
+        report.tables += [table(by_run[:: options.draws], options), scale_table(targets, options)]
+    report.tables.append(noise_table(by_run, options))
     report.publish()
 
 
-def groups_of(tasks: list[str]) -> dict[str, list[str]]:
+def groups_of(tasks: list[str], *, pairs: bool = True) -> dict[str, list[str]]:
     """Four pairs of neighbours in the list, or as many as there are, and all."""
-    pairs = {f"{a}, {b}": [a, b] for a, b in zip(tasks[0:8:2], tasks[1:8:2], strict=False)}
-    return pairs | {f"all {len(tasks)}": tasks}
+    found = {f"{a}, {b}": [a, b] for a, b in zip(tasks[0:8:2], tasks[1:8:2], strict=False)} if pairs else {}
+    return found | {f"all {len(tasks)}": tasks}
 
 
-def choose_targets(adapters: AdapterSet, validation: Evaluator) -> dict[str, dict[str, float]]:
+def choose_targets(
+    adapters: AdapterSet, validation: Evaluator, merges: Sequence[str] = ("MM", "DM")
+) -> dict[str, dict[str, float]]:
     """Choose the norm of each method's merge of all adapters, multiplied and direct; averaging stays as it is."""
-    targets: dict[str, dict[str, float]] = {"averaging": {"MM": AS_IT_IS, "DM": AS_IT_IS}}
+    targets = {"averaging": dict.fromkeys(merges, AS_IT_IS)}
     for method in METHODS[1:]:
         mergers = {"MM": MULTIPLIED[method], "DM": DIRECT[method]}
         targets[method] = {
-            how: best_scale(merger.fit(adapters).merged_, adapters, validation, adapters.names)
-            for how, merger in mergers.items()
+            how: best_scale(mergers[how].fit(adapters).merged_, adapters, validation, adapters.names) for how in merges
         }
         progress(f"{method}: chosen norms {targets[method]}")
     return targets
 
 
-def one_seed(tasks: list[str], seed: int, targets: dict[str, dict[str, float]], test: Evaluator) -> Scores:
+def one_run(tasks: list[str], seed: int, draw: int, targets: dict[str, dict[str, float]], test: Evaluator) -> Scores:
     """Merge and measure every group by every method."""
     found: Scores = {}
     for group, names in groups_of(tasks).items():
         adapters = load_tasks(names, seed=seed)
         found[group] = {}
         for method in METHODS:
-            merged = variants(adapters, method, targets[method], seed)
+            merged = variants(adapters, method, targets[method], seed if not draw else 1000 * draw + seed)
             found[group][method] = {what: test.mean(adapter, names) for what, adapter in merged.items()}
-            progress(f"seed {seed}, {group}, {method}: " + _shown(found[group][method]))
+            progress(f"seed {seed}, draw {draw}, {group}, {method}: " + _shown(found[group][method]))
     return found
 
 
 def variants(adapters: AdapterSet, method: str, targets: dict[str, float], seed: int) -> dict[str, Adapter]:
     """The merges of one row: multiplied, the same plus M or plus noise, direct, direct at a scale of its own."""
-    multiplied, direct = (merger.fit(adapters).merged_ for merger in (MULTIPLIED[method], DIRECT[method]))
 
     def at(adapter: Adapter, target: float) -> Adapter:
         return adapter if target == AS_IT_IS else at_norm(adapter, adapters, target)
 
-    mm = at(multiplied, targets["MM"])
+    mm = at(MULTIPLIED[method].fit(adapters).merged_, targets["MM"])
     scale = norm(mm) / norm(ConcatMerger().fit(adapters).merged_) * len(adapters)
-    m, noise = (
-        scaled(added, scale) for added in (cross_terms(adapters), cross_term_noise(adapters, random_state=seed))
-    )
-    return {
-        "MM": mm,
-        "MM + M": joined(mm, m, name="multiplied + cross terms"),
-        "MM + noise": joined(mm, noise, name="multiplied + noise"),
-        "DM": at(direct, targets["MM"]),
-        "DM, own scale": at(direct, targets["DM"]),
+    m = cross_terms(adapters)
+    added = {
+        "M": m,
+        "noise": cross_term_noise(adapters, random_state=seed),
+        "thin noise": cross_term_noise(adapters, rank=max(m.ranks), random_state=seed),
     }
+    found = {"MM": mm} | {f"MM + {x}": joined(mm, scaled(y, scale), name=f"MM + {x}") for x, y in added.items()}
+    if "DM" in targets:
+        direct = DIRECT[method].fit(adapters).merged_
+        found |= {"DM": at(direct, targets["MM"]), "DM, own scale": at(direct, targets["DM"])}
+    return found
 
 
 def table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
@@ -127,7 +140,10 @@ def table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
 
 def noise_table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
     """The accuracies with the cross terms, or noise in their place, on top of the multiplied merge."""
-    about = "MM: multiplied. M: the cross terms of equation 3. Noise: of the mean and standard deviation of M."
+    about = (
+        "MM: multiplied. M: the cross terms of equation 3. Noise: of the mean and standard deviation of M; thin noise: "
+        "of its rank too."
+    )
     caption = _caption(by_seed, options, about)
     return Table(
         "svd-table-1-noise", ["tasks", "method", *ADDED], rows_of(by_seed, ADDED), caption, noise_verdict(by_seed)
@@ -135,10 +151,10 @@ def noise_table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
 
 
 def _caption(by_seed: list[Scores], options: argparse.Namespace, about: str) -> str:
-    return (
-        f"Mean accuracy of merges on the tasks of their adapters, {options.n_test} test texts each, {seeds(by_seed)}. "
-        f"{about}"
-    )
+    over = seeds(options.seeds)
+    if len(by_seed) > len(options.seeds):
+        over = f"mean ± standard deviation over {options.draws} draws of the noise, {over} of the adapters"
+    return f"Mean accuracy of merges on the tasks of their adapters, {options.n_test} test texts each, {over}. {about}"
 
 
 def rows_of(by_seed: list[Scores], columns: Sequence[str]) -> list[list[str]]:
@@ -171,11 +187,13 @@ def noise_verdict(by_seed: list[Scores]) -> str:
     """Say what M, and noise in its place, take from the multiplied merge."""
     sentences = []
     for what, found in _pairs_and_all(by_seed):
-        m, noise = (np.array([scores[f"MM + {x}"] - scores["MM"] for scores in found]) for x in ("M", "noise"))
-        sentences.append(
-            f"M on top of MM, {what}: {100 * m.mean():+.1f} points; noise in the place of M: {100 * noise.mean():+.1f} "
-            f"points, and M hurts at least as much in {(m <= noise).sum()} of {len(m)} merges."
-        )
+        m, *noises = (np.array([scores[f"MM + {x}"] - scores["MM"] for scores in found]) for x in ("M", *NOISES))
+        sentences.append(f"M on top of MM, {what}: {100 * m.mean():+.1f} points.")
+        for name, noise in zip(NOISES, noises, strict=True):
+            sentences.append(
+                f"{name.capitalize()} in the place of M: {100 * noise.mean():+.1f} points, and M hurts at least as "
+                f"much in {(m <= noise).sum()} of {len(m)} merges."
+            )
     return " ".join([*sentences, "(The paper: noise changes nothing, 0.0 points on pairs and +0.1 on all eight.)"])
 
 

@@ -6,7 +6,7 @@ import svd_table1
 
 def test_multiplied_against_direct():
     def scores(mm, dm, own, noise, m):
-        return {"MM": mm, "DM": dm, "DM, own scale": own, "MM + noise": noise, "MM + M": m}
+        return {"MM": mm, "DM": dm, "DM, own scale": own, "MM + noise": noise, "MM + thin noise": m, "MM + M": m}
 
     pair = dict.fromkeys(svd_table1.METHODS, scores(0.8, 0.7, 0.81, 0.79, 0.75))
     everything = dict.fromkeys(svd_table1.METHODS, scores(0.6, 0.3, 0.5, 0.61, 0.65))
@@ -16,10 +16,10 @@ def test_multiplied_against_direct():
     assert "MM against DM, own scale, pairs: -1.0 points, ahead in 0 of 24 merges. " in text
     assert "MM against DM, all 4: +30.0 points, ahead in 12 of 12 merges. " in text
     text = svd_table1.noise_verdict(found)
-    assert "M on top of MM, pairs: -5.0 points; noise in the place of M: -1.0 points, and M hurts at least as" in text
-    assert "M on top of MM, all 4: +5.0 points; noise in the place of M: +1.0 points, and M hurts at least as" in text
-    assert "at least as much in 24 of 24 merges." in text
-    assert "at least as much in 0 of 12 merges." in text
+    assert "M on top of MM, pairs: -5.0 points. Noise in the place of M: -1.0 points, and M hurts at least as" in text
+    assert "M on top of MM, all 4: +5.0 points. Noise in the place of M: +1.0 points, and M hurts at least as" in text
+    assert "at least as much in 24 of 24 merges. Thin noise in the place of M: -5.0 points" in text
+    assert "at least as much in 0 of 12 merges. Thin noise in the place of M: +5.0 points" in text
     for say in (svd_table1.verdict, svd_table1.noise_verdict):
         assert "pairs" not in say([{"all 2": everything}]).split("(The paper")[0]
 
