@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ._base_models import differing_bases
 from .adapter_set import AdapterSet
 from .adapters import Adapter
-from .exceptions import IncompatibleAdaptersError
+from .exceptions import IncompatibleAdaptersError, ParameterError, Setting
 
 
 def check_adapters(X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
@@ -82,8 +82,8 @@ def _check_overlap(X: AdapterSet) -> None:
     if len(X) == 1:
         return
     for i, adapter in enumerate(X):
-        others = {module for j, other in enumerate(X) if j != i for module in other}
-        if others.isdisjoint(adapter):
+        others = {module for j, other in enumerate(X) if j != i for module in (*other, *other.left_out)}
+        if others.isdisjoint((*adapter, *adapter.left_out)):
             raise IncompatibleAdaptersError(
                 f"adapter {adapter.name!r} shares no module with the others: it has {next(iter(adapter))!r}, "
                 f"they have {next(iter(sorted(others)))!r}",
@@ -140,11 +140,63 @@ def check_weights(
         raise ValueError(f"weights must be finite and not all zero; got {values.tolist()}")
     if not signed and (values < 0).any():
         raise ValueError(
-            f"this method takes no negative weights; got {values.tolist()}. SVDMerger and ConcatMerger subtract updates"
+            f"this method takes no negative weights; got {values.tolist()}. Negative `strengths` subtract updates in "
+            "every method"
         )
     # divided by a power of two first, which is exact, because the sum of two weights of 1e308 would overflow
     values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
     return values / np.abs(values).sum()
+
+
+def check_strengths(strengths: ArrayLike | Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
+    """Return adapter strengths as an array; they are not normalised.
+
+    Parameters
+    ----------
+    strengths : array-like of shape (n_adapters,), or mapping of adapter name to strength
+        A mapping may name more adapters than there are, so that it stays valid on the subsets that cross-validation
+        makes.
+    names : sequence of str
+        The adapters' names.
+
+    Raises
+    ------
+    ValueError
+        If the count is wrong, a name is missing, a strength is NaN or infinite, or all are zero.
+    """
+    if isinstance(strengths, Mapping):
+        missing = [name for name in names if name not in strengths]
+        if missing:
+            raise ValueError(f"strengths names no strength for the adapters {missing}; it names {list(strengths)}")
+        strengths = [strengths[name] for name in names]
+    values = np.asarray(strengths, dtype=np.float64)
+    if values.shape != (len(names),):
+        raise ValueError(f"strengths must hold one number for each of {len(names)} adapters; got shape {values.shape}")
+    if not np.isfinite(values).all() or not values.any():
+        raise ValueError(f"strengths must be finite and not all zero; got {values.tolist()}")
+    return values
+
+
+def refuse_both(weights: object, strengths: object) -> None:
+    """Refuse weights and strengths together.
+
+    Raises
+    ------
+    ParameterError
+        If both are given.
+    """
+    if weights is not None and strengths is not None:
+        raise ParameterError(
+            f"got both weights={weights!r} and strengths={strengths!r}",
+            expected="one of them",
+            remedy=[
+                "weights are shares: only their ratios count, and `scale` sets the size of the result. Strengths are "
+                "factors as they stand: 0.7 and 0.5 add up 0.7 of one update and 0.5 of the other. For shares ",
+                Setting("strengths", None),
+                ", for factors ",
+                Setting("weights", None),
+            ],
+        )
 
 
 def check_equal_ranks(X: AdapterSet) -> None:

@@ -213,6 +213,11 @@ class Adapter(Mapping[str, LoraFactors]):
         """Whether reading a module refuses NaN and infinite values, so that no second look is needed."""
         return bool(getattr(self._reader, "checked", False))
 
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Names of modules that a factor of 0 took out of it, for checks of whether adapters belong together."""
+        return tuple(getattr(self._reader, "left_out", ()))
+
     def scale(self, module: str) -> float | None:
         """Return the factor that a module's file gives ``B @ A``, such as ``lora_alpha / r``; None in memory.
 
@@ -373,6 +378,7 @@ class _ViewReader:
         self.infos = {new: reader.infos[old] for new, old in old_names.items()}
         self.dtype = dtype or reader.dtype
         self._cast = dtype
+        self.left_out: tuple[str, ...] = getattr(reader, "left_out", ())
         # a cast to fewer bits can overflow
         read = promoted_dtype([torch.float32, reader.dtype])
         self.checked = getattr(reader, "checked", False) and promoted_dtype([read, dtype or read]) == (dtype or read)

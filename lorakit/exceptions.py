@@ -8,11 +8,12 @@
      ├── UnsupportedAdapterError     a valid file of a kind that cannot be merged exactly
      ├── UnsupportedCheckpointError  a base checkpoint of a kind that adapters cannot be added to exactly
      ├── IncompatibleAdaptersError   each is fine, together they are not
+     ├── ParameterError              parameters that contradict one another, or name what is not there
      └── OutputError                 the result cannot be written, or not in this form
     ZeroMergeWarning (UserWarning)   a merge came out as zero
 
 Every message says which file and module, what was seen, what was expected and what to do.
-A wrong parameter of an estimator is a plain ``ValueError``, a missing path a ``FileNotFoundError``.
+A parameter of an estimator with a wrong value is a plain ``ValueError``, a missing path a ``FileNotFoundError``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "IncompatibleAdaptersError",
     "LorakitError",
     "OutputError",
+    "ParameterError",
     "Setting",
     "UnsafeFileError",
     "UnsupportedAdapterError",
@@ -141,6 +143,10 @@ class UnsupportedCheckpointError(LorakitError):
 
 class IncompatibleAdaptersError(LorakitError):
     """Adapters that do not go together, or not with a base model: other shapes, other modules, other families."""
+
+
+class ParameterError(LorakitError):
+    """Parameters that contradict one another, or that name modules or adapters which are not there."""
 
 
 class OutputError(LorakitError):

@@ -19,6 +19,7 @@ ORDER = [
     "provenance",
     "adapters",
     "adapter_set",
+    "_scaled",
     "results",
     "applying",
     "activations",

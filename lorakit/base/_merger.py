@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted
 from .._execution import iter_modules, map_modules, module_rng, read_module, to_output
 from .._ranks import Rank, bytes_of_rank, choose_ranks, needs_spectra
 from .._sklearn import Interval, StrOptions, fit_context
-from .._validation import check_adapters, check_equal_ranks, check_rank, check_weights
+from .._validation import check_adapters, check_equal_ranks, check_rank, check_strengths, check_weights, refuse_both
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError
@@ -48,10 +48,13 @@ class BaseMerger(AdapterEstimator):
 
     needs_data: ClassVar[bool] = False  # whether it must be given more than adapters
     _signed_weights: ClassVar[bool] = False  # whether a negative weight has a meaning
+    _subtracts: bool = False  # of a worker: whether a weight or a strength is negative
+    strengths: Any = None  # a parameter of the subclasses
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **AdapterEstimator._parameter_constraints,
         "weights": ["array-like", dict, None],
+        "strengths": ["array-like", dict, None],
         "scale": [Interval(Real, None, None, closed="neither"), StrOptions({"match"})],
         "scale_target": [Interval(Real, 0, None, closed="neither")],
         "scale_scope": [StrOptions({"module", "model"})],
@@ -86,6 +89,11 @@ class BaseMerger(AdapterEstimator):
         return True
 
     @property
+    def averages(self) -> bool:
+        """Whether equal weights give a mean of what is merged; ``strengths`` give the sum instead."""
+        return False
+
+    @property
     def _weights_degree(self) -> int:
         """Power of the factor by which the update grows if all weights grow by one factor and are not normalised."""
         return 1
@@ -115,7 +123,8 @@ class BaseMerger(AdapterEstimator):
             One for each adapter that is merged, on one device, in one dtype (float32 or float64); of rank 0 where the
             adapter lacks the module. Adapters of weight 0 are left out.
         weights : ndarray of shape (n_adapters,)
-            Their weights, none of them 0; the absolute values sum to 1.
+            Their weights, none of them 0; the absolute values sum to 1. With ``strengths``, by which the updates have
+            been multiplied, all weights are alike: 1 if :attr:`averages`, so that a mean becomes a sum.
         ks : sequence of int or None
             Ranks of the results, each at most :meth:`_rank_limit`; None is the method's own choice.
         rng : RandomState
@@ -151,18 +160,20 @@ class BaseMerger(AdapterEstimator):
     def _fit_ranks(self, X: AdapterSet | Iterable[Adapter], mergers: Sequence[Self]) -> None:
         """Fit mergers that are like this one but for ``k``, in one pass over the modules."""
         X = check_adapters(X)
-        weights = check_weights(self.weights, X.names, signed=self._signed_weights)
+        given, weights, subtracts = self._weighed(X)
         for merger in mergers:  # by all adapters: a search over weights that sets some to 0 keeps its k
             if not needs_spectra(merger.k):
                 what = f"the largest k of {type(self).__name__} for these adapters: {self._rank_rule}"
                 check_rank(merger.k, self._limits(X), what)
         positions = np.flatnonzero(weights)  # an adapter of weight 0 is left out: it has no rank, no vote and no dtype
-        counted, weights = X[positions], weights[positions]
+        counted, weights = given[positions], weights[positions]
         if self.needs_equal_ranks:
             check_equal_ranks(counted)
         ranks = self._ranks(counted, weights, [merger.k for merger in mergers])
         seed = self._seed()
-        worker = self._unfitted()._prepared(counted, weights, ranks, seed)
+        worker = self._unfitted()
+        worker._subtracts = subtracts
+        worker = worker._prepared(counted, weights, ranks, seed)
         options: dict[str, Any] = {"weights": weights, "seed": seed, "dtype": counted.dtype}
 
         def task_of(module: str) -> Any:
@@ -179,6 +190,24 @@ class BaseMerger(AdapterEstimator):
             merge.fill(X, counted.dtype)
             merger._store(X, positions, merge)
             warn_of_zeros(merger, merge)
+
+    def _weighed(self, X: AdapterSet) -> tuple[AdapterSet, np.ndarray, bool]:
+        """Return what is merged, with which weights, and whether anything is subtracted.
+
+        Strengths multiply the updates, which then weigh the same: ``1 / T`` each, or 1 where the rule is a mean, so
+        that it becomes a sum.
+        """
+        refuse_both(self.weights, self.strengths)
+        if self.strengths is None:
+            weights = check_weights(self.weights, X.names, signed=self._signed_weights)
+            return X, weights, bool((weights < 0).any())
+        from .._scaled import scaled_adapter  # few merges need it
+
+        strengths = check_strengths(self.strengths, X.names)
+        counts = strengths != 0
+        weights = counts / (1 if self.averages else counts.sum())
+        given = (scaled_adapter(x, c) if c else x for x, c in zip(X, strengths.tolist(), strict=True))
+        return AdapterSet(given), weights, bool((strengths < 0).any())
 
     def _unfitted(self) -> Self:
         """Return a copy without what an earlier fit learned: it need not travel to the workers."""
@@ -250,7 +279,7 @@ class BaseMerger(AdapterEstimator):
         module: str,
     ) -> Outcome:
         """Scale one module's result, if its scale is known, and bring it back."""
-        norm = norm_of_merged(factors, updates, weights)
+        norm = norm_of_merged(factors, updates, weights, subtracts=self._subtracts)
         norms = np.array([norm, *given] if given else [])
         if self._scaled_last:
             scale, out = 1.0, factors.to(device="cpu")
@@ -268,8 +297,10 @@ class BaseMerger(AdapterEstimator):
         return bool(self.scale == "match" and self.scale_scope == "model")
 
     def _matching_scale(self, norms: np.ndarray, weights: np.ndarray) -> float:
+        # weights sum to 1 but for round-off, or to the number of adapters; see _weighed
+        mean = float(weights @ norms[1:]) / round(float(weights.sum()), 6)
         # a merge that came out as zero has no direction to scale
-        return self.scale_target * float(weights @ norms[1:]) / norms[0] if norms[0] > 0 else 1.0
+        return self.scale_target * mean / norms[0] if norms[0] > 0 else 1.0
 
     def _rescale(self, merge: Merge, weights: np.ndarray, dtype: torch.dtype) -> None:
         """Bring the results to the one scale that matches the norm of the whole model."""

@@ -67,10 +67,12 @@ class Merge:
                 self.results.put(module, zeros)
 
 
-def norm_of_merged(merged: LoraFactors, updates: Sequence[LoraFactors], weights: np.ndarray) -> float:
+def norm_of_merged(
+    merged: LoraFactors, updates: Sequence[LoraFactors], weights: np.ndarray, *, subtracts: bool
+) -> float:
     """Frobenius norm of a merged update; exactly 0 where updates that are subtracted leave nothing but round-off."""
     norm = frobenius_norm(merged).item()
-    if (weights > 0).all() or norm == 0:
+    if not subtracts or norm == 0:
         return norm
     size = sum(abs(w) * frobenius_norm(update).item() for w, update in zip(weights, updates, strict=True))
     if norm < 1e-6 * size:  # the Gram matrices see no more digits

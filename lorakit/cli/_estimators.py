@@ -13,6 +13,7 @@ from ._values import nearest
 OWN_OPTIONS = {
     "k": "-k",
     "weights": "--weights",
+    "strengths": "ADAPTER:STRENGTH",
     "scale": "--scale",
     "random_state": "--seed",
     "n_jobs": "--jobs",

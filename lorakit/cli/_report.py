@@ -32,6 +32,7 @@ def show_run(result: Mapping[str, Any]) -> None:
     rows = result["adapters"]
     shown: list[tuple[str, str, Callable[[Any], str]]] = [
         ("adapter", "name", str),
+        ("strength", "strength", "{:g}".format),
         ("rank in", "rank_in", ranks_text),
         ("rank out", "rank_out", ranks_text),
         ("bytes in", "bytes_in", bytes_text),

@@ -94,6 +94,8 @@ def run(
         {"name": adapter.name, "path": path, "rank_in": adapter.ranks, "bytes_in": source_bytes(adapter)}
         for adapter, path in zip(adapters, paths, strict=True)
     ]
+    for row, strength in zip(rows, given.get("strengths") or (), strict=False):
+        row["strength"] = strength
     sizes = [
         written_bytes(infos, layout=kept, pad_to=pad_to, dtype=stored)
         for infos, kept, stored in zip(made, layouts, dtypes, strict=True)

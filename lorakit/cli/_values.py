@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+from collections.abc import Sequence
 from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
@@ -77,6 +79,41 @@ def read_assignments(ctx: click.Context, param: click.Parameter, given: tuple[st
             raise click.BadParameter(f"{text!r} is not NAME=VALUE, such as density=0.5", ctx, param)
         values[name.strip().replace("-", "_")] = parse_value(value.strip())
     return values
+
+
+def split_strengths(given: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """Split each ``PATH:STRENGTH``; the strengths are None if no path has one, and 1 where a path has none.
+
+    Examples
+    --------
+    >>> split_strengths(["law/:0.7", "medicine/"]), split_strengths(["law/", "hf://org/medicine"])
+    ((['law/', 'medicine/'], [0.7, 1.0]), (['law/', 'hf://org/medicine'], None))
+    """
+    parts = [split_strength(text) for text in given]
+    strengths = [1.0 if strength is None else strength for _, strength in parts]
+    return [path for path, _ in parts], strengths if any(strength is not None for _, strength in parts) else None
+
+
+def split_strength(text: str) -> tuple[str, float | None]:
+    r"""Split ``PATH:STRENGTH``; a path that exists is a path as a whole, and so is what has no number at its end.
+
+    Examples
+    --------
+    >>> split_strength("law/:0.7"), split_strength("hf://org/law"), split_strength("C:\\law")
+    (('law/', 0.7), ('hf://org/law', None), ('C:\\law', None))
+    """
+    path, colon, number = text.rpartition(":")
+    if not colon or os.path.lexists(text):
+        return text, None
+    try:
+        strength = float(number)
+    except ValueError:
+        if os.path.lexists(path):  # it was meant as a strength
+            raise click.UsageError(f"{text!r}: {number!r} is no strength, such as 0.7 in {path}:0.7") from None
+        return text, None
+    if not path or not isfinite(strength):
+        raise click.UsageError(f"{text!r} is not ADAPTER:STRENGTH with a finite number, such as law/:0.7")
+    return path, strength
 
 
 def read_weights(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +12,7 @@ import click
 from ._errors import debug_option
 from ._options import json_option, output_option, reading_options_beside_a_base, strict_option
 from ._streams import say
+from ._values import split_strengths
 
 if TYPE_CHECKING:
     from ..checkpoints import Baked
@@ -66,8 +65,7 @@ def bake(
     from ._report import show_json
 
     started = perf_counter()
-    parsed = [split_strength(text) for text in given]
-    paths = [path for path, _ in parsed]
+    paths, found = split_strengths(given)
     adapters = load_adapters(
         paths,
         names=names or distinct_names([spoken_path(path) for path in paths]),
@@ -75,7 +73,7 @@ def bake(
         base=base,
         **reading,
     )
-    strengths = [strength for _, strength in parsed]
+    strengths = found or [1.0] * len(paths)
     if dry_run:
         baked = library_bake(base, list(adapters), strengths=strengths)
         check_output(baked, Path(output), overwrite=overwrite)
@@ -88,28 +86,6 @@ def bake(
         show_json(report)
     elif not quiet:
         _show(report)
-
-
-def split_strength(text: str) -> tuple[str, float]:
-    """Split ``PATH:STRENGTH``; a path that exists is a path as a whole, and so is what has no number at its end.
-
-    Examples
-    --------
-    >>> split_strength("law/:0.7"), split_strength("hf://org/law"), split_strength("law")
-    (('law/', 0.7), ('hf://org/law', 1.0), ('law', 1.0))
-    """
-    path, colon, number = text.rpartition(":")
-    if not colon or os.path.lexists(text):
-        return text, 1.0
-    try:
-        strength = float(number)
-    except ValueError:
-        if os.path.lexists(path):  # it was meant as a strength
-            raise click.UsageError(f"{text!r}: {number!r} is no strength, such as 0.7 in {path}:0.7") from None
-        return text, 1.0
-    if not path or not math.isfinite(strength):
-        raise click.UsageError(f"{text!r} is not ADAPTER:STRENGTH with a finite number, such as law/:0.7")
-    return path, strength
 
 
 def _report(baked: Baked, base: str, paths: list[str], output: str, dry_run: bool) -> dict[str, Any]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from ._distill import METHOD, completion, distill_options
 from ._options import (
-    adapters_argument,
     method_options,
     output_option,
     rank_option,
@@ -17,7 +15,7 @@ from ._options import (
     strict_option,
     writing_options,
 )
-from ._values import read_number_or_word, read_weights
+from ._values import read_number_or_word, read_weights, split_strengths
 
 
 @click.command(
@@ -25,11 +23,12 @@ from ._values import read_number_or_word, read_weights
 Examples:
   lorakit merge law/ medicine/ finance/ -o merged/ -k 16
   lorakit merge law/ medicine/ -o merged/ --weights law=2,medicine=1 --scale 1
+  lorakit merge law/:0.7 medicine/:0.5 -o merged/ --method svd -k 16
   lorakit merge law/ medicine/ -o merged/ --method ties -p density=0.3
   lorakit merge law/ medicine/ -o merged/ --method svd -k 8 --dry-run
   lorakit merge law/ medicine/ -o merged/ --method distill -k 16 --model base/ --heads heads.yaml"""
 )
-@adapters_argument
+@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, required=True)
 @output_option
 @click.option(
     "-m", "--method", default="tsv", show_default=True, metavar="METHOD", help="How to merge; see `lorakit methods`."
@@ -40,29 +39,26 @@ Examples:
     "--weights",
     callback=read_weights,
     metavar="WEIGHTS",
-    help="One number for each adapter in order, 1,2,1, or by name, law=2,medicine=1; normalised to sum 1.  "
-    "[default: equal]",
+    help="Shares, in place of strengths: one number for each adapter in order, 1,2,1, or by name, law=2,medicine=1; "
+    "normalised to sum 1.  [default: equal]",
 )
 @click.option(
     "--scale",
     callback=read_number_or_word,
-    default="match",
-    show_default=True,
     metavar="FLOAT|match",
     help="Factor on the merged update; match gives each module the mean norm of the adapters' updates, 1 leaves the "
-    "method's own.",
+    "method's own.  [default: match; 1 where an adapter has a strength]",
 )
 @distill_options
 @method_options
 @reading_options
 @strict_option
 @writing_options
-@click.pass_context
 def merge(
-    ctx: click.Context,
     *,
     method: str,
     k: Any,
+    given: tuple[str, ...],
     weights: Any,
     scale: Any,
     model: str | None,
@@ -80,12 +76,23 @@ def merge(
     gives the same adapter only with scale='match'. The closing line, and the record in OUT, name the factor by which
     the method's own result was multiplied.
 
+    A STRENGTH multiplies an adapter's update before the merge, and is 1 for an adapter without one: with --method
+    concat, a/:0.7 b/:-0.3 gives exactly 0.7 A - 0.3 B. Strengths are factors as they stand, so that the scale is then
+    1, and not match, unless --scale is given. A path that exists is never split at its colon.
+
     The closing table says how near the merged update is to each adapter's: their cosine, and the norm of their
     difference over the norm of the adapter's update.
     """
     from ._run import run
 
+    paths, strengths = split_strengths(given)
+    if weights is not None and strengths is not None:
+        raise click.UsageError(
+            "--weights are shares, of which only the ratios count, and strengths such as law/:0.7 are factors as they "
+            "stand; give one of them"
+        )
     complete = completion(method, model=model, heads=heads, prompts=prompts, dry_run=shared["dry_run"])
-    if method == METHOD and ctx.get_parameter_source("scale") is ParameterSource.DEFAULT:
-        scale = None  # the training has found the norm
-    run("merger", method, given={"k": k, "weights": weights, "scale": scale}, complete=complete, **shared)
+    if scale is None and strengths is None and method != METHOD:  # training finds the norm
+        scale = "match"
+    of_merge = {"k": k, "weights": weights, "strengths": strengths, "scale": scale}
+    run("merger", method, given=of_merge, paths=paths, complete=complete, **shared)

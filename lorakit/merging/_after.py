@@ -82,11 +82,12 @@ class RespacedMerger(BaseMerger):
     ) -> Self:
         """Make the merge that is to be changed."""
         first = clone(self._first)
-        if first.weights is not None:
-            raise ValueError(
-                f"{type(first).__name__} was given weights of its own; give them to {type(self).__name__}, which "
-                "passes them on, so that the merge and what is done to it agree on them"
-            )
+        for name in ("weights", "strengths"):
+            if getattr(first, name) is not None:
+                raise ValueError(
+                    f"{type(first).__name__} was given {name} of its own; give them to {type(self).__name__}, which "
+                    "passes them on, so that the merge and what is done to it agree on them"
+                )
         shared = {"n_jobs": self.n_jobs, "device": self.device, "verbose": self.verbose}
         first.set_params(weights=weights.tolist(), **{name: value for name, value in shared.items() if value})
         # Not rounded to half precision on its way

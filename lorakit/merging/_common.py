@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from sklearn.base import clone
 from torch import Tensor
 
-from ..base import Learned, leading_msus
+from ..base import BaseMerger, Learned, leading_msus
 from ..factors import LoraFactors
 from ..linalg import split_svd, truncate
 
@@ -43,3 +44,13 @@ def stack_factors(updates: Sequence[LoraFactors]) -> tuple[Tensor, Tensor]:
     like = next(update for update in updates if update.rank)
     present = [update if update.rank else like.scaled(0) for update in updates]
     return torch.stack([u.A for u in present]), torch.stack([u.B for u in present])
+
+
+def like_outer(start: BaseMerger, merger: BaseMerger, seed: int) -> BaseMerger:
+    """Return a clone of the start with what it takes from the merger that it is for."""
+    made = clone(start)
+    known = made.get_params(deep=False)
+    given = {"k": merger.k, "weights": merger.weights, "n_jobs": merger.n_jobs, "device": merger.device}
+    if known.get("random_state", 0) is None:
+        given["random_state"] = seed
+    return made.set_params(**{name: value for name, value in given.items() if name in known})

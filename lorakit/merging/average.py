@@ -35,6 +35,10 @@ class AverageMerger(BaseMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Weights, normalised so that their absolute values sum to 1. None weighs all adapters equally. A weight of 2
         equals listing the adapter twice.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied. The A and the B
+        are then added up, not averaged, which is PEFT's "linear". A negative one subtracts the update, 0 leaves the
+        adapter out.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -85,6 +89,7 @@ class AverageMerger(BaseMerger):
         k: Rank = None,
         *,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -94,12 +99,18 @@ class AverageMerger(BaseMerger):
     ) -> None:
         self.k = k
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def averages(self) -> bool:
+        """True."""
+        return True
 
     @property
     def needs_equal_ranks(self) -> bool:

@@ -64,6 +64,10 @@ class BreadcrumbsMerger(ElementwiseMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
         adapter twice.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they are
+        merged. A negative one subtracts, 0 leaves the adapter out. What the rule leaves of them is added
+        up and not averaged, unless there is a ``sign_election``.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -131,6 +135,7 @@ class BreadcrumbsMerger(ElementwiseMerger):
         rescale: Norm | None = None,
         svd_solver: str = "auto",
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -147,12 +152,18 @@ class BreadcrumbsMerger(ElementwiseMerger):
         self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def averages(self) -> bool:
+        """Whether no sign is elected."""
+        return self.sign_election is False
 
     def _prepared(
         self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int

@@ -81,6 +81,10 @@ class CtMMerger(SpectralMerger):
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
         adapter twice; not for ``rule='iso'``, where the sum would have one term more, nor for ``rule='dare_ties'``,
         where the copy would have draws of its own.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they are
+        merged. A negative one subtracts, 0 leaves the adapter out. With ``rule='mean'`` they are added up,
+        not averaged.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -152,6 +156,7 @@ class CtMMerger(SpectralMerger):
         max_iter: int = 100,
         tol: float = 1e-6,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -169,6 +174,7 @@ class CtMMerger(SpectralMerger):
         self.max_iter = max_iter
         self.tol = tol
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
@@ -176,6 +182,11 @@ class CtMMerger(SpectralMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def averages(self) -> bool:
+        """Whether the rule is the mean."""
+        return bool(self.rule == "mean")
 
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState

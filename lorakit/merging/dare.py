@@ -54,6 +54,10 @@ class DareMerger(RandomDropMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 does not equal
         listing the adapter twice: every adapter that is listed has draws of its own.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they are
+        merged. A negative one subtracts, 0 leaves the adapter out. What the rule leaves of them is added
+        up and not averaged, unless there is a ``sign_election``.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -118,6 +122,7 @@ class DareMerger(RandomDropMerger):
         rescale: str | None = "expectation",
         svd_solver: str = "auto",
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -133,6 +138,7 @@ class DareMerger(RandomDropMerger):
         self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
@@ -140,6 +146,11 @@ class DareMerger(RandomDropMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def averages(self) -> bool:
+        """Whether no sign is elected."""
+        return self.sign_election is False
 
     def _keep(self, x: Tensor) -> float:
         return float(self.density)

@@ -11,14 +11,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from joblib import hash as content_hash
-from sklearn.base import clone
 from torch import nn
 
 from .._execution import report_done
 from .._models import BaseModel, held
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
-from .._validation import check_adapters, check_weights
+from .._validation import check_adapters
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..base import BaseMerger, Learned
@@ -32,7 +31,9 @@ from ..distillation.generic import generic_inputs
 from ..distillation.heads import Forwards, Heads
 from ..distillation.nearness import Changes, Teachers
 from ..distillation.targets import Targets, collect_targets, distinctly_named, untouched_outputs
+from ..exceptions import ParameterError
 from ..factors import LoraFactors, promoted_dtype
+from ._common import like_outer
 from .tsv import TSVMerger
 
 _SHARED = ("model", "inputs", "forwards", "targets", "owners")  # by all clones: they can take gigabytes
@@ -104,6 +105,9 @@ class DistillMerger(BaseMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights of the heads and of the start, normalised to sum 1. None weighs all equally. A weight of 2
         does not equal listing the adapter twice: inputs are divided among all that are listed.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they teach
+        and are merged. A negative one subtracts, 0 leaves the adapter out. Not with ``targets``.
     scale : float or 'match', default=1.0
         Factor on the merged update after the training, which finds the norm by itself. 'match' gives it
         ``scale_target`` times the mean norm of the adapters' updates.
@@ -208,6 +212,7 @@ class DistillMerger(BaseMerger):
         checkpoint: str | os.PathLike[str] | None = None,
         prefix: str = "",
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -234,6 +239,7 @@ class DistillMerger(BaseMerger):
         self.checkpoint = checkpoint
         self.prefix = prefix
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
@@ -291,10 +297,16 @@ class DistillMerger(BaseMerger):
                 "DistillMerger needs the base model and the adapters' heads: pass model= and forwards=, or take a "
                 "method that needs neither, such as TSVMerger(scale='match')"
             )
-        weights = check_weights(self.weights, X.names, signed=False)
-        taught = distinctly_named(X[np.flatnonzero(weights)])
+        given, weights, _ = self._weighed(X)
+        taught = distinctly_named(given[np.flatnonzero(weights)])
+        if self.strengths is not None and self.targets is not None:
+            raise ParameterError(
+                "got strengths, and targets, which are answers of the adapters as they are",
+                expected="one of them",
+                remedy="leave targets to this merger: it asks the adapters times their strengths",
+            )
         seed = self._seed()
-        start = _like_this(self._start(), self, seed).fit(X).merged_
+        start = like_outer(self._start(), self, seed).fit(X if self.strengths is None else taught).merged_
         inputs = generic_inputs() if self.inputs is None else self.inputs
         targets = self.targets
         if targets is None:
@@ -382,13 +394,3 @@ class DistillMerger(BaseMerger):
             if (value := getattr(self, name)) is not None:
                 setattr(shown, name, Named(value))
         return shown
-
-
-def _like_this(start: BaseMerger, merger: DistillMerger, seed: int) -> BaseMerger:
-    """Return a clone of the start with what it takes from the merger."""
-    made = clone(start)
-    known = made.get_params(deep=False)
-    given = {"k": merger.k, "weights": merger.weights, "n_jobs": merger.n_jobs, "device": merger.device}
-    if known.get("random_state", 0) is None:
-        given["random_state"] = seed
-    return made.set_params(**{name: value for name, value in given.items() if name in known})

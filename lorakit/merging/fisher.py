@@ -58,6 +58,9 @@ class FisherMerger(BaseMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
         adapter twice.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they are
+        merged. A negative one subtracts, 0 leaves the adapter out. The moments stay as they are.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -121,6 +124,7 @@ class FisherMerger(BaseMerger):
         fisher: Any = None,
         normalize: bool = True,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -132,6 +136,7 @@ class FisherMerger(BaseMerger):
         self.fisher = fisher
         self.normalize = normalize
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope

@@ -41,6 +41,9 @@ class Isotropizer(RespacedMerger):
         Weights of the adapters in the merge, normalised so that their absolute values sum to 1. Negative ones are
         allowed where ``merger`` allows them. None weighs all adapters equally. A weight of 2 equals listing the adapter
         twice where it does so for ``merger``; not for ConcatMerger without a ``k``, whose rank counts the copy.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before ``merger``
+        merges them. A negative one subtracts, 0 leaves the adapter out.
     scale : float or 'match', default=1.0
         Factor on the isotropic update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -99,6 +102,7 @@ class Isotropizer(RespacedMerger):
         *,
         k: Rank = None,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -109,6 +113,7 @@ class Isotropizer(RespacedMerger):
         self.merger = merger
         self.k = k
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope

@@ -92,6 +92,9 @@ class LegoMerger(BaseMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
         adapter twice.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they are
+        merged. A negative one subtracts, 0 leaves the adapter out.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -191,6 +194,7 @@ class LegoMerger(BaseMerger):
         n_init: int = 10,
         max_iter: int = 300,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -210,6 +214,7 @@ class LegoMerger(BaseMerger):
         self.n_init = n_init
         self.max_iter = max_iter
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope

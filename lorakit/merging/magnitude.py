@@ -49,6 +49,10 @@ class MagnitudeMerger(ElementwiseMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
         adapter twice.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they are
+        merged. A negative one subtracts, 0 leaves the adapter out. What the rule leaves of them is added
+        up, not averaged.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -109,6 +113,7 @@ class MagnitudeMerger(ElementwiseMerger):
         rescale: Norm | None = None,
         svd_solver: str = "auto",
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -122,12 +127,18 @@ class MagnitudeMerger(ElementwiseMerger):
         self.rescale = rescale
         self.svd_solver = svd_solver
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def averages(self) -> bool:
+        """True."""
+        return True
 
     def _measure(self, x: Tensor, adapter: int, rng: np.random.RandomState) -> tuple[float, float]:
         threshold = magnitude_threshold(x, self.density)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .._models import BaseModel, held
 from .._ranks import Rank, RankBudget
-from .._validation import check_adapters, check_weights
+from .._validation import check_adapters
 from ..activations import Gram, Grams, collect_grams, run_model
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
@@ -62,6 +62,9 @@ class RegMeanPlusMerger(RegMeanMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 equals listing the
         adapter twice.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before inputs run
+        through them and they are merged. A negative one subtracts, 0 leaves the adapter out.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates. The
         blocks behind which inputs are gathered have it too.
@@ -140,6 +143,7 @@ class RegMeanPlusMerger(RegMeanMerger):
         offdiagonal: float = 0.9,
         ridge: float = 1e-6,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -156,6 +160,7 @@ class RegMeanPlusMerger(RegMeanMerger):
         self.offdiagonal = offdiagonal
         self.ridge = ridge
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
@@ -180,7 +185,7 @@ class RegMeanPlusMerger(RegMeanMerger):
                 "RegMeanPlusMerger runs the base model on inputs of every adapter's task: pass model= and "
                 "batches={adapter.name: batches}, or take a method that needs neither, such as TSVMerger(scale='match')"
             )
-        weights = check_weights(self.weights, X.names, signed=False)
+        X, weights, _ = self._weighed(X)
         weight_of: dict[str, float] = {}  # of adapters that are listed twice, the sum
         for name, weight in zip(X.names, weights.tolist(), strict=True):
             weight_of[name] = weight_of.get(name, 0.0) + weight
@@ -205,7 +210,7 @@ class RegMeanPlusMerger(RegMeanMerger):
 
     def _merged(self, parts: AdapterSet, grams: Mapping[str, Grams], weights: list[float]) -> Adapter:
         """Merge one block as the result will be."""
-        names = set(RegMeanMerger().get_params(deep=False)) - {"grams", "weights"}
+        names = set(RegMeanMerger().get_params(deep=False)) - {"grams", "weights", "strengths"}
         params = {name: getattr(self, name) for name in names} | {"grams": dict(grams), "weights": weights}
         merger = RegMeanMerger(**params)
         largest = max(merger._limits(parts).values())

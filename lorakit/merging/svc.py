@@ -41,6 +41,9 @@ class SVCMerger(SpectralMerger):
         Non-negative weights, normalised to sum 1. None weighs all adapters equally. A weight of 2 does not equal
         listing the adapter twice: the sum would have one term more, which the floor ``alpha`` does not
         scale with.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before they are
+        merged. A negative one subtracts, 0 leaves the adapter out.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -99,6 +102,7 @@ class SVCMerger(SpectralMerger):
         *,
         alpha: float = 1.0,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -109,6 +113,7 @@ class SVCMerger(SpectralMerger):
         self.k = k
         self.alpha = alpha
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope

@@ -49,6 +49,9 @@ class SVCCalibrator(RespacedMerger):
         to 1. Negative ones are allowed where ``merger`` allows them, and stand for the negated update. None weighs all
         adapters equally. A weight of 2 does not equal listing the adapter twice: the singular values are compared with
         each update that is listed.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand, by which the adapters' updates are multiplied before ``merger``
+        merges them. A negative one subtracts, 0 leaves the adapter out.
     scale : float or 'match', default=1.0
         Factor on the calibrated update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -109,6 +112,7 @@ class SVCCalibrator(RespacedMerger):
         k: Rank = None,
         alpha: float | None = None,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -120,6 +124,7 @@ class SVCCalibrator(RespacedMerger):
         self.k = k
         self.alpha = alpha
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope

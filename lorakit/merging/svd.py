@@ -33,6 +33,9 @@ class SVDMerger(BaseMerger):
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None
         Weights, normalised so that their absolute values sum to 1; a negative one subtracts. None weighs all
         adapters equally, which gives their mean. A weight of 2 equals listing the adapter twice.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: factors as they stand. What is approximated is :math:`\sum_i c_i B_i A_i`, not a
+        mean. A negative one subtracts, 0 leaves the adapter out.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -91,6 +94,7 @@ class SVDMerger(BaseMerger):
         k: Rank = None,
         *,
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -100,12 +104,18 @@ class SVDMerger(BaseMerger):
     ) -> None:
         self.k = k
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @property
+    def averages(self) -> bool:
+        """True."""
+        return True
 
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState

@@ -33,8 +33,9 @@ class TaskArithmeticMerger(ElementwiseMerger):
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
         Rank of the result. None: the largest rank among the adapters (in 'factors', their one rank). A share of the
         energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
-    coefficient : float, default=0.4
-        The factor p. The papers choose it on validation data; 0.4 is what TIES [3]_ compares with where there is none.
+    coefficient : float or None, default=None
+        The factor p. The papers choose it on validation data. None: 0.4, which is what TIES [3]_ compares with where
+        there is none; 1 with ``strengths``, which are such factors themselves.
     space : {'delta', 'factors', 'core', 'knots'}, default='delta'
         What is added up. 'delta': the updates B A, never formed, and the sum is cut to rank k by SVD; any ranks. 'core'
         and 'knots' are taken too, so that one grid goes over all rules: for a sum they are the same. 'factors': A and B
@@ -44,6 +45,9 @@ class TaskArithmeticMerger(ElementwiseMerger):
         Relative weights: only their ratios count. A negative one subtracts the update, which unlearns its task; not
         in space 'factors', where the signs of A and B would cancel. None: every adapter counts once. A weight of 2 does
         not equal listing the adapter twice: the sum would have one term more.
+    strengths : array-like of shape (n_adapters,) or dict of name to float, default=None
+        In place of ``weights``: the factors :math:`c_i` as they stand. A negative one subtracts, 0 leaves the adapter
+        out.
     scale : float or 'match', default=1.0
         Factor on the merged update. 'match' gives it ``scale_target`` times the mean norm of the adapters' updates.
     scale_target : float, default=1.0
@@ -95,16 +99,17 @@ class TaskArithmeticMerger(ElementwiseMerger):
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ElementwiseMerger._parameter_constraints,
         "space": [StrOptions({"factors", "delta", "core", "knots"})],
-        "coefficient": [Interval(Real, None, None, closed="neither")],
+        "coefficient": [Interval(Real, None, None, closed="neither"), None],
     }
 
     def __init__(
         self,
         k: Rank = None,
         *,
-        coefficient: float = 0.4,
+        coefficient: float | None = None,
         space: str = "delta",
         weights: Any = None,
+        strengths: Any = None,
         scale: Any = 1.0,
         scale_target: float = 1.0,
         scale_scope: str = "module",
@@ -116,6 +121,7 @@ class TaskArithmeticMerger(ElementwiseMerger):
         self.coefficient = coefficient
         self.space = space
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
@@ -132,13 +138,19 @@ class TaskArithmeticMerger(ElementwiseMerger):
         """False: a sum has a term for each adapter that is listed, and grows with it."""
         return False
 
+    @property
+    def _p(self) -> float:
+        if self.coefficient is not None:
+            return self.coefficient
+        return 0.4 if self.strengths is None else 1.0
+
     def _merge_active(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
     ) -> list[LoraFactors]:
         if self.space == "factors":
             return super()._merge_active(updates, weights, ks, rng)
-        total = weights * (self.coefficient * len(updates))
+        total = weights * (self._p * len(updates))
         return [factors for factors, _ in svd_cuts(svd_of_sum(updates, total.tolist(), max(ks)), ks)]
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
-        return torch.tensordot(weights * (self.coefficient * len(stack)), stack, dims=1)
+        return torch.tensordot(weights * (self._p * len(stack)), stack, dims=1)

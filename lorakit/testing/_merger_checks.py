@@ -13,7 +13,7 @@ from sklearn.pipeline import make_pipeline
 
 from ..adapters import Adapter
 from ..base import BaseMerger
-from ..exceptions import IncompatibleAdaptersError, ZeroMergeWarning
+from ..exceptions import IncompatibleAdaptersError, ParameterError, ZeroMergeWarning
 from ..factors import LoraFactors
 from ..metrics import relative_error
 from ..model_selection.rank_path import rank_path
@@ -74,6 +74,32 @@ def check_weights(merger: BaseMerger) -> None:
     for bad in ([1, 2], [1, 2, np.nan], [0, 0, 0], {"task0": 1}):
         with raises(ValueError, "weight"):
             merged(bad)
+
+
+def check_strengths(merger: BaseMerger) -> None:
+    """A strength multiplies the adapter's update before the merge; strengths of 1 give a mean's sum; 0 is absence."""
+    assert "strengths" in merger.get_params(), "the constructor takes no strengths"
+    seeded(merger).set_params(k=RANK)
+    X = adapters_for(merger, dtype=torch.float64)
+    c = (0.7, -0.5, 1.5)
+
+    def merged(strengths, adapters=X):
+        return clone(merger).set_params(strengths=strengths).fit(adapters).merged_
+
+    multiplied = [Adapter({m: f.scaled(x) for m, f in a.items()}, name=a.name) for x, a in zip(c, X, strict=True)]
+    ones = merged([1, 1, 1], multiplied)
+    same_update(merged(c), ones, 1e-6)
+    plain = clone(merger).fit(multiplied).merged_
+    size = len(X) ** merger._weights_degree if merger.averages else 1
+    if merger.get_params().get("coefficient", 1) is not None:  # else strengths stand for it
+        same_update(ones, Adapter({m: f.scaled(size) for m, f in plain.items()}), 1e-6)
+    same_bits(merged([0.7, 0, 1.5]), merged([0.7, 1.5], X[[0, 2]]))
+    same_bits(merged(c), merged({"task0": 0.7, "task1": -0.5, "task2": 1.5, "another": 9}))
+    for bad in ([1, 2], [1, 2, np.inf], [0, 0, 0], {"task0": 1}):
+        with raises(ValueError, "strength"):
+            merged(bad)
+    with raises(ParameterError, "weights are shares"):
+        clone(merger).set_params(weights=[1, 1, 1], strengths=[1, 1, 1]).fit(X)
 
 
 def check_left_out(merger: BaseMerger) -> None:

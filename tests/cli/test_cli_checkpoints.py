@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorakit import load_adapter, save_adapter
-from lorakit.cli.bake import split_strength
+from lorakit.cli._values import split_strength
 from lorakit.testing import make_adapters
 
 
@@ -109,11 +109,11 @@ def test_a_path_may_hold_a_colon(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("law", "law:0.7"):
         (tmp_path / name).mkdir()
-    assert split_strength("law:0.7") == ("law:0.7", 1.0)
+    assert split_strength("law:0.7") == ("law:0.7", None)
     assert split_strength("law:0.7:0.5") == ("law:0.7", 0.5)
     assert split_strength("law:1e-1") == ("law", 0.1)
     assert split_strength("org/name:-2") == ("org/name", -2.0)
-    assert split_strength("C:\\adapters\\law") == ("C:\\adapters\\law", 1.0)
+    assert split_strength("C:\\adapters\\law") == ("C:\\adapters\\law", None)
     for wrong in ("law:much", "law:inf", ":0.5"):
         with pytest.raises(Exception, match=r"is no strength|finite number"):
             split_strength(wrong)

@@ -7,7 +7,16 @@ import torch
 from tiny_models import randomise
 from torch import nn
 
-from lorakit import Adapter, AverageMerger, ConcatMerger, DareMerger, LoraFactors, SVDMerger, TiesMerger
+from lorakit import (
+    Adapter,
+    AverageMerger,
+    ConcatMerger,
+    DareMerger,
+    LoraFactors,
+    MagnitudeMerger,
+    SVDMerger,
+    TiesMerger,
+)
 from lorakit.merging._tiles import Stack
 from lorakit.metrics import relative_error
 
@@ -76,6 +85,23 @@ def test_linear_is_the_direct_merge_times_the_number_of_adapters():
     model = tuned((4, 4, 4))
     ours = AverageMerger(scale=3.0).fit([taken(model, name) for name in NAMES]).merged_
     assert relative_error(ours, merged_by_peft(model, THIRDS, "linear")) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("merger", "combination_type", "options"),
+    [
+        (ConcatMerger(), "cat", {}),
+        (SVDMerger(k=5), "svd", {"svd_rank": 5}),
+        (AverageMerger(), "linear", {}),
+        (MagnitudeMerger(density=0.5, k=5), "magnitude_prune_svd", {"svd_rank": 5, "density": 0.5}),
+    ],
+    ids=str,
+)
+def test_strengths_are_the_weights_of_peft(merger, combination_type, options):
+    strengths = [0.7, 0.5, 0.2]
+    model = tuned((4, 4, 4))
+    ours = merger.set_params(strengths=strengths).fit([taken(model, name) for name in NAMES]).merged_
+    assert relative_error(ours, merged_by_peft(model, strengths, combination_type, **options)) < 1e-6
 
 
 @pytest.mark.parametrize("density", [0.3, 0.7])

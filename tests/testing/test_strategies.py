@@ -88,6 +88,7 @@ def test_contents(data):
         assert all(low < norm < high for norm in norms)
 
 
+@pytest.mark.filterwarnings("ignore::lorakit.exceptions.ZeroMergeWarning")  # zeros are among it
 @given(X=adapter_sets(content=CONTENTS))
 def test_mergers_survive_all_of_it(X):
     merged = ConcatMerger().fit(X).merged_

@@ -18,10 +18,11 @@ class MeanMerger(BaseMerger):
 
     method = "mean"
 
-    def __init__(self, k=None, *, weights=None, scale=1.0, scale_target=1.0, scale_scope="module", random_state=None,
-                 n_jobs=None, device=None, verbose=0):  # fmt: skip
+    def __init__(self, k=None, *, weights=None, strengths=None, scale=1.0, scale_target=1.0, scale_scope="module",
+                 random_state=None, n_jobs=None, device=None, verbose=0):  # fmt: skip
         self.k = k
         self.weights = weights
+        self.strengths = strengths
         self.scale = scale
         self.scale_target = scale_target
         self.scale_scope = scale_scope
@@ -102,8 +103,8 @@ class LooksAround(MeanMerger):
 class Eager(MeanMerger):
     """Logic in the constructor."""
 
-    def __init__(self, k=None, *, weights=None, scale=1.0, scale_target=1.0, scale_scope="module", random_state=None,
-                 n_jobs=None, device=None, verbose=0):  # fmt: skip
+    def __init__(self, k=None, *, weights=None, strengths=None, scale=1.0, scale_target=1.0, scale_scope="module",
+                 random_state=None, n_jobs=None, device=None, verbose=0):  # fmt: skip
         super().__init__(k, weights=weights, scale=scale, scale_target=scale_target, scale_scope=scale_scope,
                          random_state=random_state, n_jobs=n_jobs, device=device, verbose=verbose)  # fmt: skip
         self.equal = weights is None
