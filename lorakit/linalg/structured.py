@@ -8,7 +8,7 @@ from torch import Tensor
 from .products import Update
 from .svd import dense_svd, svd_of_sum
 
-__all__ = ["hadamard_factors", "kronecker_factors", "kronecker_svd", "mode_product"]
+__all__ = ["hadamard_factors", "kronecker_factors", "kronecker_svd", "mode_product", "with_identity"]
 
 
 def hadamard_factors(x: Update, y: Update) -> tuple[Tensor, Tensor]:
@@ -39,7 +39,7 @@ def hadamard_factors(x: Update, y: Update) -> tuple[Tensor, Tensor]:
         a = (a_x[:, None] * a_y[None]).flatten(0, 1)
         b = (b_x[:, :, None] * b_y[:, None]).flatten(1)
         return a, b
-    return _with_identity((b_x @ a_x) * (b_y @ a_y))
+    return with_identity((b_x @ a_x) * (b_y @ a_y))
 
 
 def kronecker_factors(x: Update | Tensor, y: Update | Tensor) -> tuple[Tensor, Tensor]:
@@ -126,12 +126,12 @@ def _svd(matrix: Update | Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _thin(matrix: Update | Tensor) -> tuple[Tensor, Tensor]:
     """Return factors of a matrix of no more rank than its smaller width."""
     if isinstance(matrix, Tensor):
-        return _with_identity(matrix)
+        return with_identity(matrix)
     a, b = matrix
-    return (a, b) if a.shape[0] < min(b.shape[0], a.shape[1]) else _with_identity(b @ a)
+    return (a, b) if a.shape[0] < min(b.shape[0], a.shape[1]) else with_identity(b @ a)
 
 
-def _with_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
+def with_identity(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return a matrix as the product of itself and an identity on its smaller side."""
     d_out, d_in = matrix.shape
     eye = torch.eye(min(d_out, d_in), dtype=matrix.dtype, device=matrix.device)

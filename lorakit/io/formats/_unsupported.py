@@ -51,7 +51,7 @@ _KINDS = (
     _Kind("bias_indices bias_values bias_size", "sparse biases beside the factors", _TRAIN_PLAIN),
     _Kind(
         "vera_lambda_b vera_lambda_d vera_A vera_B pvera_lambda_b pvera_lambda_d",
-        "VeRA, whose files do not say how wide a module's inputs are",
+        "VeRA, which is read in PEFT directories whose config says so",
     ),
     _Kind("randlora_lambda randlora_gamma randlora_A randlora_B", "RandLoRA, random matrices that it scales"),
     _Kind("vblora_logits_A vblora_logits_B vblora_vector_bank", "VB-LoRA, factors made from a bank of vectors"),
@@ -61,7 +61,7 @@ _KINDS = (
     _Kind("hra_u", "HRA, which reflects the base weights"),
     _Kind("road_theta road_alpha", "RoAd, which rotates activations"),
     _Kind("psoft_R", "PSOFT, which rotates the base weights"),
-    _Kind("bone_block miss_block", "Bone or MiSS, whose files do not say how wide a module's inputs are"),
+    _Kind("bone_block miss_block", "Bone or MiSS, which are read in PEFT directories whose config says so"),
     _Kind("shira_weight", "SHiRA, whose update is sparse"),
     _Kind("gralora_A gralora_B gralora_A_general gralora_B_general", "GraLoRA, a small LoRA for each block"),
     _Kind("hira_A hira_B hira_embedding_A hira_embedding_B", "HiRA, whose update multiplies the base weights"),

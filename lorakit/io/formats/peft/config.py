@@ -27,12 +27,16 @@ qalora_group_size revision runtime_config target_modules velora_config
 """
 # The kinds of adapter that are read: the field with alpha, and the fields that only they have
 _ALPHA = {"LORA": "lora_alpha", "ADALORA": "lora_alpha", "LOHA": "alpha", "LOKR": "alpha"}
+_WITHOUT_ALPHA = ("VERA", "MISS", "BONE")
 _OF_LYCORIS = "alpha init_weights module_dropout rank_dropout use_effective_conv2d"
 _OWN_FIELDS = {
     "LORA": "",
     "ADALORA": "beta1 beta2 deltaT init_r orth_reg_weight target_r tfinal tinit total_step",
     "LOHA": _OF_LYCORIS,
     "LOKR": f"{_OF_LYCORIS} decompose_both decompose_factor rank_dropout_scale",
+    "VERA": "d_initial init_weights projection_prng_key save_projection vera_dropout",
+    "MISS": "init_weights mini_r miss_dropout",
+    "BONE": "init_weights",
 }
 _KNOWN = {*_READ.split(), *_HARMLESS.split(), *(name for name, _, _ in REFUSED)}
 _NAMED = 10  # unknown fields that a warning names
@@ -64,8 +68,10 @@ class PeftConfig:
         Ends of the names of parameters that are adapted without a module of their own, sorted.
     unknown : tuple of str
         Fields that are set and that this version does not know.
-    peft_type : {'LORA', 'ADALORA', 'LOHA', 'LOKR'}, default='LORA'
+    peft_type : {'LORA', 'ADALORA', 'LOHA', 'LOKR', 'VERA', 'MISS', 'BONE'}, default='LORA'
         The kind of adapter.
+    own : mapping
+        The fields that only this kind has, as they are given.
     init_r : int, default=0
         The rank that AdaLoRA began with, by which alpha is divided.
     init : str or None
@@ -87,6 +93,7 @@ class PeftConfig:
     target_parameters: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
     peft_type: str = "LORA"
+    own: Mapping[str, Any] = field(default_factory=dict)
     init_r: int = 0
     init: str | None = None
     use_dora: bool = False
@@ -112,6 +119,8 @@ class PeftConfig:
 
     def scale(self, module: str, rank: int) -> float:
         """Return the factor on ``B @ A`` at a module whose tensors have this rank."""
+        if self.peft_type in _WITHOUT_ALPHA:
+            return 1.0
         if self.peft_type == "ADALORA":
             return (self.alpha if self.alpha > 0 else rank) / (self.init_r + 1e-5)  # as PEFT has it
         key = self._alpha_keys.first(module) if self.alpha_pattern else None
@@ -178,7 +187,7 @@ def read_config(path: Path, assume_alpha: float | None, given: Collection[str] =
             ],
         )
     fields = read_json_object(path)
-    return config_of(path, fields, assume_alpha, tuple(_ALPHA), given)
+    return config_of(path, fields, assume_alpha, (*_ALPHA, *_WITHOUT_ALPHA), given)
 
 
 def config_of(
@@ -202,8 +211,8 @@ def config_of(
         )
     refuse_variants(path, fields, given)
     found = changed_base(fields)
-    alpha_field = _ALPHA[peft_type]
-    if fields.get(alpha_field) is None and assume_alpha is None:
+    alpha_field = _ALPHA.get(peft_type)
+    if alpha_field is not None and fields.get(alpha_field) is None and assume_alpha is None:
         raise UnsupportedAdapterError(
             f"has no {alpha_field} (PEFT would silently take 8)",
             path=path,
@@ -220,7 +229,7 @@ def config_of(
     config = PeftConfig(
         path,
         r=None if adalora or fields.get("r") is None else number.rank("r", fields["r"]),
-        alpha=number.real(alpha_field, fields[alpha_field] if fields.get(alpha_field) is not None else assume_alpha),
+        alpha=number.alpha(alpha_field, assume_alpha),
         use_rslora=bool(fields.get("use_rslora")),
         rank_pattern={
             key: number.rank(f"rank_pattern[{shown(key)}]", r) for key, r in patterns["rank_pattern"].items()
@@ -235,6 +244,7 @@ def config_of(
         target_parameters=tuple(sorted(set(number.texts("target_parameters")))),
         unknown=tuple(sorted(key for key, value in fields.items() if value and key not in known)),
         peft_type=peft_type,
+        own={name: fields[name] for name in _OWN_FIELDS[peft_type].split() if name in fields},
         init_r=number.rank("init_r", fields["init_r"]) if adalora else 0,
         init=None if found is None else found[1],
         use_dora=bool(fields.get("use_dora")),
@@ -261,6 +271,11 @@ class _Fields:
         if real != int(real):
             self.wrong(field, value, "a whole number")
         return int(real)
+
+    def alpha(self, field: str | None, assumed: float | None) -> float:
+        if field is None:
+            return 1.0
+        return self.real(field, self.fields[field] if self.fields.get(field) is not None else assumed)
 
     def real(self, field: str, value: Any) -> float:
         if not is_number(value):

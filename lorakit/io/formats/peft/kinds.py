@@ -1,4 +1,4 @@
-"""Modules of other kinds than plain LoRA in PEFT's directories: LoHa, LoKr and AdaLoRA."""
+"""Modules of other kinds than plain LoRA in PEFT's directories: LoHa, LoKr, AdaLoRA, VeRA and MiSS."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ from pathlib import Path
 from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.safetensors import TensorInfo
 from .._modules import Stored
+from ..codec import ReadOptions
 from ..kinds.adalora import ADALORA
 from ..kinds.loha import LOHA
 from ..kinds.lokr import LOKR
-from ..kinds.reading import open_module, split_kinds
+from ..kinds.miss import BONE, MISS
+from ..kinds.reading import Found, open_module, split_kinds
+from ..kinds.vera import VERA
 from .config import PeftConfig
 from .keys import PREFIX
+from .sized import read_miss, read_vera
 
-_KINDS = {"LOHA": LOHA, "LOKR": LOKR, "ADALORA": ADALORA}
+_KINDS = {"LOHA": LOHA, "LOKR": LOKR, "ADALORA": ADALORA, "VERA": VERA, "MISS": MISS, "BONE": BONE}
 
 
 def read_kinds(
-    path: Path, header: Mapping[str, TensorInfo], config: PeftConfig
+    path: Path, header: Mapping[str, TensorInfo], config: PeftConfig, options: ReadOptions
 ) -> tuple[dict[str, Stored], dict[str, TensorInfo]]:
     """Find and check the modules of the kind that the config names.
 
@@ -31,6 +35,8 @@ def read_kinds(
         Their tensors.
     config : PeftConfig
         The config.
+    options : ReadOptions
+        What the user chose.
 
     Returns
     -------
@@ -65,15 +71,16 @@ def read_kinds(
                 remedy="leave the adapter out, or train it with a larger target_r",
             )
         modules = kept
-    stored: dict[str, Stored] = {}
+    found: dict[str, Found] = {}
+    divisors: dict[str, int] = {}
     for key, keys in modules.items():
         module = key.removeprefix(PREFIX)
-        if module in stored:
+        if module in found:
             raise CorruptFileError(
                 f"has it twice, with and without {PREFIX!r}", path=path, module=module, remedy="remove one of the two"
             )
-        found = open_module(path, module, keys, header, (kind,))
-        divisor = found.factored.divisor
+        found[module] = open_module(path, module, keys, header, (kind,))
+        divisor = found[module].factored.divisor
         if divisor is None:
             divisor = config.rank(module)  # PEFT divides alpha by it whether or not a tensor has that rank
             if divisor is None:
@@ -81,8 +88,12 @@ def read_kinds(
                     "has no r, by which PEFT divides alpha", path=config.path, remedy="add the value used in training"
                 )
         check_rank(path, config, module, divisor)
-        stored[module] = found.stored(config.scale(module, divisor))
-    return stored, rest
+        divisors[module] = divisor
+    if kind is VERA:
+        return read_vera(path, found, rest, config, options)
+    if kind in (MISS, BONE):
+        return read_miss(path, found, config, options), rest
+    return {module: one.stored(config.scale(module, divisors[module])) for module, one in found.items()}, rest
 
 
 def _is_cut_away(keys: Mapping[str, str], header: Mapping[str, TensorInfo]) -> bool:

@@ -46,7 +46,7 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
     began = initial_location(weights, options)
     given = ["initial"] if initial else [name for name in ("base", "initial") if getattr(options, name) is not None]
     config = read_config(config_path, options.assume_alpha, given)
-    others, rest = ({}, header) if config.peft_type == "LORA" else read_kinds(weights, header, config)
+    others, rest = ({}, header) if config.peft_type == "LORA" else read_kinds(weights, header, config, options)
     pairs = match_keys(weights, rest, others=bool(others))
     found = _extra_weights(weights, config, pairs, options)
     first = bool(found) and options.modules_to_save == "first"
