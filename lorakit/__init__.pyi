@@ -52,5 +52,7 @@ from .preparing.pico import PicoDamper as PicoDamper
 from .preparing.select import ModuleSelector as ModuleSelector
 from .pruning.lego import LegoPruner as LegoPruner
 from .pruning.svd import SVDPruner as SVDPruner
+from .recipes.files import load_recipe as load_recipe
+from .recipes.files import save_recipe as save_recipe
 from .results import results_on_disk as results_on_disk
 from .retrieval import AdapterRetriever as AdapterRetriever

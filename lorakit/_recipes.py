@@ -92,6 +92,29 @@ def from_recipe(recipe: Mapping[str, Any], known: Mapping[str, Callable[..., Any
     return _made(recipe, known, run, 0)
 
 
+def value_from(recorded: Any, known: Mapping[str, Callable[..., Any]]) -> Any:
+    """Return the value that a recorded one stands for.
+
+    Parameters
+    ----------
+    recorded : object
+        As JSON holds it; see above for the forms.
+    known : mapping of str to type
+        The classes that may be made.
+
+    Raises
+    ------
+    RecipeError
+        If a class is not known, or a value was only named.
+
+    Examples
+    --------
+    >>> value_from({"dict": [["law", {"float": "inf"}]]}, {})
+    {'law': inf}
+    """
+    return _made(recorded, known, {}, 0)
+
+
 def is_recipe(found: object) -> TypeGuard[Recipe]:
     """Whether a value from a file has the form of a recipe; what its parameters hold is looked at when it is made."""
     return isinstance(found, dict) and isinstance(found.get("class"), str) and isinstance(found.get("params"), dict)

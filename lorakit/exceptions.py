@@ -8,6 +8,8 @@
      ├── UnsupportedAdapterError     a valid file of a kind that cannot be merged exactly
      ├── UnsupportedCheckpointError  a base checkpoint of a kind that adapters cannot be added to exactly
      ├── IncompatibleAdaptersError   each is fine, together they are not
+     ├── InvalidRecipeError          a recipe says what no recipe can say
+     ├── SourceError                 what a recipe or a record was made from is not there, or has changed
      ├── ParameterError              parameters that contradict one another, or name what is not there
      └── OutputError                 the result cannot be written, or not in this form
     ZeroMergeWarning (UserWarning)   a merge came out as zero
@@ -20,15 +22,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 __all__ = [
     "CorruptFileError",
     "IncompatibleAdaptersError",
+    "InvalidRecipeError",
     "LorakitError",
     "OutputError",
     "ParameterError",
     "Setting",
+    "SourceError",
     "UnsafeFileError",
     "UnsupportedAdapterError",
     "UnsupportedCheckpointError",
@@ -120,9 +124,12 @@ class LorakitError(ValueError):
         heads += [adapter for adapter in self.adapters if repr(adapter) not in self.seen]
         if self.module is not None and repr(self.module) not in self.seen:
             heads.append(f"module {self.module!r}")
+        return ": ".join([*heads, self._finding(name)])
+
+    def _finding(self, name: Callable[[Setting], str]) -> str:
         seen = self.seen if self.expected is None else f"{self.seen}, expected {self.expected}"
         remedy = "".join(part if isinstance(part, str) else name(part) for part in self.remedy)
-        return ": ".join([*heads, f"{seen}; {remedy}" if remedy else seen])
+        return f"{seen}; {remedy}" if remedy else seen
 
 
 class CorruptFileError(LorakitError):
@@ -147,6 +154,56 @@ class IncompatibleAdaptersError(LorakitError):
 
 class ParameterError(LorakitError):
     """Parameters that contradict one another, or that name modules or adapters which are not there."""
+
+
+class InvalidRecipeError(LorakitError):
+    """A recipe that cannot be read, or that says what no recipe can say.
+
+    Parameters
+    ----------
+    seen, **fields
+        As in :class:`LorakitError`. ``path`` is the recipe.
+    line : int, optional
+        Where in the file, from 1.
+    key : str, optional
+        Where in what the file says, such as ``steps[0].merge.density``.
+    """
+
+    def __init__(self, seen: str = "", *, line: int | None = None, key: str | None = None, **fields: Any) -> None:
+        super().__init__(seen, **fields)
+        self.line, self.key = line, key
+
+    def worded(self, name: Callable[[Setting], str]) -> str:
+        """Return the message, with line and key after the path."""
+        place = [] if self.line is None else [f"line {self.line}"]
+        place += [self.key] if self.key else []
+        return ": ".join([*([] if self.path is None else [self.path]), *place, self._finding(name)])
+
+
+class SourceError(LorakitError):
+    """What a recipe or a record says that something was made from is not there, or is not what it was.
+
+    Parameters
+    ----------
+    seen, **fields
+        As in :class:`LorakitError`.
+    name : str, optional
+        What the source is called.
+    seen_sha256, expected_sha256 : str, optional
+        The hash that it has, and the one that it should have.
+    """
+
+    def __init__(
+        self,
+        seen: str = "",
+        *,
+        name: str | None = None,
+        seen_sha256: str | None = None,
+        expected_sha256: str | None = None,
+        **fields: Any,
+    ) -> None:
+        super().__init__(seen, **fields)
+        self.name, self.seen_sha256, self.expected_sha256 = name, seen_sha256, expected_sha256
 
 
 class OutputError(LorakitError):

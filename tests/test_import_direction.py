@@ -42,6 +42,7 @@ ORDER = [
     "model_selection",
     "retrieval",
     "discovery",
+    "recipes",
     "plotting",
     "testing",
     "cli",
@@ -81,6 +82,7 @@ FLOORS = {
     ],
     "io": ["names", "formats", "hub", "convert", "opening", "load", "save", "_live_layers", "live", "servers"],
     "io/names": ["table", "component", "diffusion", "kohya", "language", "steps", "in_checkpoints"],
+    "recipes": ["text", "steps", "recipe", "sources", "files"],
     "io/formats": [
         "about",
         "_unsupported",

@@ -22,13 +22,16 @@ def infos_of_dry_run(estimator: Any, adapters: AdapterSet) -> list[Infos]:
     list of dict
         What each result would hold, by module.
     """
+    from sklearn.pipeline import Pipeline
+
     from .. import AdapterSet
     from .._ranks import needs_spectra
 
     for adapter in adapters:
         for module in adapter:
             adapter[module]  # raises if it cannot be read, or is not finite
-    if needs_spectra(estimator.get_params(deep=False)["k"]):  # ranks then depend on more than shapes: do it all
+    # ranks may depend on more than shapes, and steps may go by names: do it all
+    if isinstance(estimator, Pipeline) or needs_spectra(estimator.get_params(deep=False).get("k")):
         return [dict(result.infos) for result in estimator.fit_transform(adapters)]
     first: dict[Any, str] = {}
     stands_for = {module: first.setdefault(adapters.infos(module), module) for module in adapters.module_names}

@@ -26,6 +26,13 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
+def needed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
+    """Require a value, unless a recipe is given that may have one."""
+    if value in (None, ()) and not ctx.params.get("recipe") and not ctx.resilient_parsing:
+        raise click.MissingParameter(ctx=ctx, param=param)
+    return value
+
+
 def _listed(names: Iterable[str]) -> str:
     *most, last = names
     return f"{', '.join(most)} or {last}"
@@ -38,7 +45,7 @@ def _default_layouts() -> str:
     return ", ".join((common, *(f"for {name} {layout}" for name, layout in first.items() if layout != common)))
 
 
-adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, required=True)
+adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, callback=needed)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
 
 base_option = click.option(
@@ -87,7 +94,7 @@ device_option = click.option("--device", metavar="DEVICE",
 strict_option = click.option("--strict", is_flag=True,
                              help="Refuse adapters that name different base models, instead of warning.")  # fmt: skip
 
-output_option = click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT",
+output_option = click.option("-o", "--output", callback=needed, type=click.Path(), metavar="OUT",
                              help="Folder to make, or file for formats that are one.")  # fmt: skip
 
 rank_option = click.option(
@@ -119,6 +126,14 @@ file_options = together(
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
                  help="Of the file.  [default: that of the inputs]"),
     click.option("--overwrite", is_flag=True, help="Replace an adapter that is there; never a folder of other files."),
+)  # fmt: skip
+
+recipe_options = together(
+    click.option("--recipe", metavar="FILE", is_eager=True, type=click.Path(dir_okay=False),
+                 help="Take sources, steps and output from a recipe, in YAML; see the user guide. Sources and output "
+                      "that are given stand for those of the recipe."),
+    click.option("--save-recipe", metavar="FILE", type=click.Path(),
+                 help="Also write what is done as a recipe, with the hashes of the sources."),
 )  # fmt: skip
 
 writing_options = together(

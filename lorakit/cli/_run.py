@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import torch
@@ -15,14 +15,21 @@ from .._version import __version__
 from ..io.load import distinct_names, spoken_path
 from ..io.save import chosen_layout
 from ..metrics import compare_adapters, compare_to_each
+from ..recipes.sources import check_adapters
+from ..recipes.steps import left_out_of, steps_of
 from ._dry_run import infos_of_dry_run
 from ._errors import parameters_checked
 from ._estimators import make_estimator
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
+from ._pipelines import for_run, method_of, reported
 from ._progress import progress_bar
 from ._report import show_json, show_run
 from ._values import nearest
+
+if TYPE_CHECKING:
+    from ..recipes.recipe import Recipe
+    from ._recipe import Saving
 
 
 def run(
@@ -52,8 +59,10 @@ def run(
     quiet: bool,
     strict: bool = False,
     complete: Callable[[Any, AdapterSet], Any] | None = None,
+    recipe: Recipe | None = None,
+    saving: Saving,
 ) -> None:
-    """Run one estimator on adapters and write what it makes, or say what it would make.
+    """Run one estimator, or the pipeline of a recipe, on adapters and write what it makes, or say what it would make.
 
     The parameters are the options of the command line; ``given`` holds those that only one command has. ``complete``
     gives the estimator what can be known only when the adapters are open.
@@ -76,9 +85,13 @@ def run(
     formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged
     outputs = [Path(output)] if one else one_output_each(Path(output), stems, formats)
     check_outputs(outputs, formats, overwrite=overwrite)
-    estimator = make_estimator(
-        kind, method, given={**given, "n_jobs": jobs, "device": device}, params=params, seed=seed
-    )
+    of_run: dict[str, Any] = {"n_jobs": jobs, "device": device}
+    if recipe is None:
+        estimator = make_estimator(kind, method, given={**given, **of_run}, params=params, seed=seed)
+    else:
+        check_adapters(recipe, adapters)
+        estimator = for_run(recipe.pipeline, **of_run)
+        method = method_of(estimator)
     _check_weights(given.get("weights"), adapters.names)
     layouts = [chosen_layout(kept, layout) for kept in formats[: len(outputs)]]
     if complete is not None:
@@ -94,7 +107,7 @@ def run(
         {"name": adapter.name, "path": path, "rank_in": adapter.ranks, "bytes_in": source_bytes(adapter)}
         for adapter, path in zip(adapters, paths, strict=True)
     ]
-    for row, strength in zip(rows, given.get("strengths") or (), strict=False):
+    for row, strength in zip(rows, _strengths(estimator, adapters.names), strict=False):
         row["strength"] = strength
     sizes = [
         written_bytes(infos, layout=kept, pad_to=pad_to, dtype=stored)
@@ -111,6 +124,20 @@ def run(
         for result, target, kept in zip(results, outputs, dtypes, strict=True):
             save_adapter(result, target, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
         sizes = [weights_bytes(target) for target in outputs]
+        saving.write(
+            lambda: steps_of(estimator),
+            adapters,
+            output=output,
+            written={"layout": layout, "pad_to": pad_to, "dtype": dtype},
+            reading={
+                "format": format,
+                "modules_to_save": modules_to_save,
+                "assume_alpha": assume_alpha,
+                "base": base,
+                "initial": initial,
+            },
+            left_out=lambda: left_out_of(estimator),
+        )
     if not one:
         for row, infos, size, target in zip(rows, made, sizes, outputs, strict=True):
             row |= {"output": str(target), "rank_out": distinct_ranks(infos), "bytes_out": size}
@@ -119,14 +146,14 @@ def run(
         "command": "merge" if one else "prune",
         "dry_run": dry_run,
         "method": method,
-        "parameters": estimator.shown().get_params(deep=False),
+        "parameters": reported(estimator).shown().get_params(deep=False),
         "factor": _factor(results[0]) if one and results is not None else None,
         "adapters": rows,
         "output": output,
         "format": "/".join(sorted(set(formats))),
         "layout": "/".join(sorted(set(layouts))),
         "dtype": "/".join(sorted({str(kept).removeprefix("torch.") for kept in dtypes})),
-        "modules": len(adapters.module_names),
+        "modules": len({module for infos in made for module in infos}),
         "rank_out": sorted({rank for infos in made for rank in distinct_ranks(infos)}),
         "bytes_in": sum(row["bytes_in"] for row in rows),
         "bytes_out": sum(sizes),
@@ -142,6 +169,14 @@ def _factor(result: Adapter) -> dict[str, float] | None:
     """Return what the scale of a merge came to, smallest, median and largest over the modules."""
     made = result.provenance.made
     return None if made is None or made.step.recipe is None else made.step.recipe.get("factor")
+
+
+def _strengths(estimator: Any, names: Sequence[str]) -> Sequence[float]:
+    """Return the strengths of a merge; nothing if it has none, or they are those of what steps before it made."""
+    strengths = getattr(reported(estimator), "strengths", None)
+    if isinstance(strengths, Mapping):
+        return [strengths[name] for name in names] if set(names) <= set(strengths) else ()
+    return () if strengths is None else strengths
 
 
 def _check_weights(weights: Any, names: Sequence[str]) -> None:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import json_option, output_option, reading_options_beside_a_base, strict_option
+from ._options import json_option, needed, output_option, reading_options_beside_a_base, recipe_options, strict_option
+from ._recipe import strengths_of, with_recipe
 from ._streams import say
 from ._values import split_strengths
 
 if TYPE_CHECKING:
     from ..checkpoints import Baked
+    from ..recipes.recipe import Recipe
+    from ._recipe import Saving
 
 
 @click.command(
@@ -26,16 +29,18 @@ Examples:
   lorakit bake sdxl.safetensors style.safetensors:0.8 -o styled.safetensors
   lorakit verify both/ --sources base/ law/ medicine/"""
 )
-@click.argument("base", metavar="BASE")
-@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, required=True)
+@click.argument("base", metavar="BASE", required=False, callback=needed)
+@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, callback=needed)
 @output_option
 @click.option("--overwrite", is_flag=True, help="Replace a result that is there; never a folder with other files.")
 @click.option("-n", "--dry-run", is_flag=True, help="Check everything against the headers; write nothing.")
 @strict_option
+@recipe_options
 @reading_options_beside_a_base
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No table and no progress; warnings and errors only.")
 @debug_option
+@with_recipe("bake")
 def bake(
     base: str,
     given: tuple[str, ...],
@@ -46,6 +51,8 @@ def bake(
     names: tuple[str, ...],
     as_json: bool,
     quiet: bool,
+    recipe: Recipe | None,
+    saving: Saving,
     **reading: Any,
 ) -> None:
     """Add LoRA adapters to the weights of a base model, each with its strength.
@@ -61,6 +68,7 @@ def bake(
     from .. import load_adapters
     from ..checkpoints.writing import check_output
     from ..io.load import distinct_names, spoken_path
+    from ..recipes.sources import check_adapters, check_checkpoint
     from ._progress import progress_bar
     from ._report import show_json
 
@@ -74,12 +82,17 @@ def bake(
         **reading,
     )
     strengths = found or [1.0] * len(paths)
+    if recipe is not None:
+        check_checkpoint(recipe, recipe.base, base)
+        check_adapters(recipe, adapters)
+        strengths = strengths_of(recipe, found) or strengths
     if dry_run:
         baked = library_bake(base, list(adapters), strengths=strengths)
         check_output(baked, Path(output), overwrite=overwrite)
     else:
         with progress_bar("bake: tensors", quiet=quiet):
             baked = library_bake(base, list(adapters), output, strengths=strengths, overwrite=overwrite)
+        saving.write(lambda: [{"bake": {}}], adapters, strengths=strengths, base=base, output=output, reading=reading)
     report = _report(baked, base, paths, output, dry_run)
     report["seconds"] = round(perf_counter() - started, 3)
     if as_json:

@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import file_options, jobs_option, json_option, rank_option, reading_options
+from ._options import (
+    file_options,
+    jobs_option,
+    json_option,
+    needed,
+    rank_option,
+    reading_options,
+    recipe_options,
+)
+from ._recipe import with_recipe
 from ._streams import say
 
 if TYPE_CHECKING:
     import torch
 
     from .. import Adapter
+    from ..recipes.recipe import Recipe
+    from ._recipe import Saving
 
 
 @click.command(
@@ -28,8 +39,8 @@ Examples:
   lorakit convert style/ -o style.safetensors --to kohya
   lorakit convert loha.safetensors -o lora.safetensors -k 16"""
 )
-@click.argument("path", metavar="IN")
-@click.option("-o", "--output", required=True, type=click.Path(), metavar="OUT", help="Folder or file to make.")
+@click.argument("path", metavar="IN", required=False, callback=needed)
+@click.option("-o", "--output", callback=needed, type=click.Path(), metavar="OUT", help="Folder or file to make.")
 @click.option("--to", "target", metavar="FORMAT", help="Format to write.  [default: that of IN]")
 @click.option(
     "--component",
@@ -39,11 +50,13 @@ Examples:
 )
 @rank_option
 @jobs_option
+@recipe_options
 @file_options
 @reading_options
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No table; warnings and errors only.")
 @debug_option
+@with_recipe("convert")
 def convert(
     path: str,
     output: str,
@@ -58,6 +71,8 @@ def convert(
     names: tuple[str, ...],
     as_json: bool,
     quiet: bool,
+    recipe: Recipe | None,
+    saving: Saving,
     **reading: Any,
 ) -> None:
     """Write an adapter as a plain LoRA in another format, layout or dtype.
@@ -74,6 +89,7 @@ def convert(
     from .. import load_adapter, save_adapter
     from ..io.load import distinct_names, spoken_path
     from ..io.save import chosen_layout
+    from ..recipes.sources import check_adapters
     from ._differences import differences
     from ._measure import distinct_ranks, finite, source_bytes, weights_bytes
     from ._naming import reading_of, under_names_of
@@ -87,8 +103,10 @@ def convert(
     if isinstance(reading["initial"], dict) and set(reading["initial"]) != {name}:
         raise click.UsageError(f"--initial names {', '.join(reading['initial'])}; the adapter is {name}")
     adapter = load_adapter(path, name=names[0] if names else None, **reading_of(name, reading))
+    if recipe is not None:
+        check_adapters(recipe, [adapter])
     before = adapter.provenance.format
-    target = target or before
+    wanted, target = target, target or before
     check_outputs([Path(output)], [target], overwrite=overwrite)
     stored = adapter.dtype if dtype is None else getattr(torch, dtype)
     cut = adapter if k is None else _at_rank(adapter, k, stored, jobs)
@@ -104,6 +122,13 @@ def convert(
     lost = [d.module for d in found if not (d.same or d.unsure)]
     if lost:
         raise RuntimeError(f"{output}: was written, and holds other updates than {path} in {', '.join(lost[:3])}")
+    saving.write(
+        lambda: _steps(wanted, component, k),
+        [adapter],
+        output=output,
+        written={"layout": layout, "pad_to": pad_to, "dtype": dtype},
+        reading=reading,
+    )
     worst = max(found, key=lambda d: d.relative_error or 0.0)
     report = {
         "command": "convert",
@@ -130,6 +155,14 @@ def convert(
         show_json(report)
     elif not quiet:
         _show(report)
+
+
+def _steps(target: str | None, component: str | None, k: Any) -> list[dict[str, Any]]:
+    """Return the step of a recipe that these options are."""
+    from ..recipes.steps import readable_rank
+
+    given = {"to": target, "component": component, "k": None if k is None else readable_rank(k)}
+    return [{"convert": {name: value for name, value in given.items() if value is not None}}]
 
 
 def _at_rank(adapter: Adapter, k: Any, dtype: torch.dtype, jobs: int | None) -> Adapter:

@@ -5,14 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._errors import debug_option, parameters_checked
-from ._options import device_option, file_options, jobs_option, json_option, output_option
+from ._options import (
+    device_option,
+    file_options,
+    jobs_option,
+    json_option,
+    needed,
+    output_option,
+    recipe_options,
+)
+from ._recipe import with_recipe
 from ._streams import say
 from ._values import read_rank
+
+if TYPE_CHECKING:
+    from ..recipes.recipe import Recipe
+    from ._recipe import Saving
 
 _SHOWN = 12
 
@@ -24,12 +37,11 @@ Examples:
   lorakit extract tuned/ base/ -k 0.9 -o adapter/ --modules '.*_proj' --rest drop
   lorakit extract tuned/ base/ -k size:50MiB -o adapter/ --layout compact"""
 )
-@click.argument("tuned", metavar="TUNED")
-@click.argument("base", metavar="BASE")
+@click.argument("tuned", metavar="TUNED", required=False, callback=needed)
+@click.argument("base", metavar="BASE", required=False, callback=needed)
 @output_option
 @click.option(
     "-k",
-    required=True,
     callback=read_rank,
     metavar="RANK",
     help="Rank of each module: a number; a share of the energy of its change below 1, such as 0.9; auto, for its "
@@ -50,10 +62,12 @@ Examples:
 @click.option("-n", "--dry-run", is_flag=True, help="Do everything but write.")
 @jobs_option
 @device_option
+@recipe_options
 @file_options
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No table and no progress; warnings and errors only.")
 @debug_option
+@with_recipe("extract")
 def extract(
     tuned: str,
     base: str,
@@ -72,6 +86,8 @@ def extract(
     overwrite: bool,
     as_json: bool,
     quiet: bool,
+    recipe: Recipe | None,
+    saving: Saving,
 ) -> None:
     """Take a LoRA adapter out of a fine-tuned model: for each module the nearest to TUNED - BASE of a rank.
 
@@ -82,11 +98,17 @@ def extract(
     import torch
 
     from .. import extract_adapter, save_adapter
+    from ..recipes.sources import check_checkpoint
     from ._outputs import check_outputs
     from ._progress import progress_bar
     from ._report import show_json
 
     started = perf_counter()
+    if k is None:
+        raise click.UsageError("Missing option '-k'.")
+    if recipe is not None:
+        check_checkpoint(recipe, recipe.sources[0] if recipe.sources else None, tuned)
+        check_checkpoint(recipe, recipe.base, base)
     check_outputs([Path(output)], ["peft"], overwrite=overwrite)
     with progress_bar("extract: tensors", quiet=quiet), parameters_checked():
         adapter = extract_adapter(
@@ -104,12 +126,28 @@ def extract(
         )
     if not dry_run:
         save_adapter(adapter, output, layout=layout, pad_to=pad_to, overwrite=overwrite)
+        saving.write(
+            lambda: _steps(k, patterns, rest, exact, seed),
+            [],
+            tuned=tuned,
+            base=base,
+            output=output,
+            written={"layout": layout, "pad_to": pad_to, "dtype": dtype},
+        )
     report = _report(adapter, tuned, base, output, dry_run)
     report["seconds"] = round(perf_counter() - started, 3)
     if as_json:
         show_json(report)
     elif not quiet:
         _show(report)
+
+
+def _steps(k: Any, patterns: tuple[str, ...], rest: str, exact: bool, seed: int) -> list[dict[str, Any]]:
+    """Return the step of a recipe that these options are."""
+    from ..recipes.steps import readable_rank
+
+    modules = {"modules": list(patterns)} if patterns else {}
+    return [{"extract": {"k": readable_rank(k), **modules, "rest": rest, "exact": exact, "random_state": seed}}]
 
 
 def _report(adapter: Any, tuned: str, base: str, output: str, dry_run: bool) -> dict[str, Any]:

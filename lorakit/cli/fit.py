@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import adapters_argument, json_option, reading_options_beside_a_base
+from ._options import adapters_argument, json_option, needed, reading_options_beside_a_base, recipe_options
+from ._recipe import with_recipe
 from ._streams import say
 
 if TYPE_CHECKING:
     from ..adapters import Adapter
     from ..checkpoints.fitting import Fit
+    from ..recipes.recipe import Recipe
+    from ._recipe import Saving
 
 DOES_NOT_FIT = 1
 _SHOWN = 12
@@ -29,7 +32,7 @@ Examples:
 
 Exit codes: 0 all fit; 1 one does not; 2 wrong usage or unreadable input."""
 )
-@click.argument("base", metavar="BASE")
+@click.argument("base", metavar="BASE", required=False, callback=needed)
 @adapters_argument
 @click.option(
     "--rename",
@@ -38,10 +41,12 @@ Exit codes: 0 all fit; 1 one does not; 2 wrong usage or unreadable input."""
     help="Write the adapter with the names of the base, where one change of the beginning of its names mends it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace an adapter that is there; never a folder of other files.")
+@recipe_options
 @reading_options_beside_a_base
 @json_option
 @debug_option
 @click.pass_context
+@with_recipe("rename")
 def fit(
     ctx: click.Context,
     base: str,
@@ -50,6 +55,8 @@ def fit(
     overwrite: bool,
     names: tuple[str, ...],
     as_json: bool,
+    recipe: Recipe | None,
+    saving: Saving,
     **reading: Any,
 ) -> None:
     """Say whether LoRA adapters fit a base model: whether each of their modules has a tensor of its shape.
@@ -61,14 +68,20 @@ def fit(
     from .. import check_fit, load_adapters, save_adapter
     from ..files.open_checkpoint import open_checkpoint
     from ..io.load import distinct_names, spoken_path
+    from ..recipes.sources import check_adapters, check_checkpoint
     from ._report import show_json
 
+    if rename is None and saving.file is not None:
+        raise click.UsageError("--save-recipe is for --rename: without it nothing is written")
     if rename is not None and len(paths) > 1:
         raise click.UsageError("--rename takes one adapter")
     checkpoint = open_checkpoint(base)
     adapters = load_adapters(
         paths, names=names or distinct_names([spoken_path(path) for path in paths]), base=base, **reading
     )
+    if recipe is not None:
+        check_checkpoint(recipe, recipe.base, base)
+        check_adapters(recipe, adapters)
     fits = [check_fit(checkpoint, adapter) for adapter in adapters]
     rows = [_row(found, adapter, path) for found, adapter, path in zip(fits, adapters, paths, strict=True)]
     report: dict[str, Any] = {"command": "fit", "base": base, "fits": all(found.fits for found in fits)}
@@ -80,6 +93,7 @@ def fit(
             raise click.UsageError(f"{paths[0]} {why}, so there is nothing to rename")
         renamed = adapters[0].rename_modules(lambda module: renaming.get(module, module))
         report["renamed"] = str(save_adapter(renamed, Path(rename), overwrite=overwrite))
+        saving.write(lambda: [{"rename": {}}], adapters, base=base, output=rename, reading=reading)
     if as_json:
         show_json(report)
     else:

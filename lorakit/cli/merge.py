@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._distill import METHOD, completion, distill_options
 from ._options import (
     method_options,
+    needed,
     output_option,
     rank_option,
     reading_options,
+    recipe_options,
     strict_option,
     writing_options,
 )
+from ._recipe import strengths_of, with_recipe
 from ._values import read_number_or_word, read_weights, split_strengths
+
+if TYPE_CHECKING:
+    from ..recipes.recipe import Recipe
 
 
 @click.command(
@@ -26,9 +32,11 @@ Examples:
   lorakit merge law/:0.7 medicine/:0.5 -o merged/ --method svd -k 16
   lorakit merge law/ medicine/ -o merged/ --method ties -p density=0.3
   lorakit merge law/ medicine/ -o merged/ --method svd -k 8 --dry-run
-  lorakit merge law/ medicine/ -o merged/ --method distill -k 16 --model base/ --heads heads.yaml"""
+  lorakit merge law/ medicine/ -o merged/ --method distill -k 16 --model base/ --heads heads.yaml
+  lorakit merge law/ medicine/ -o merged/ -k 16 --save-recipe merge.yaml
+  lorakit merge --recipe merge.yaml"""
 )
-@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, required=True)
+@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, callback=needed)
 @output_option
 @click.option(
     "-m", "--method", default="tsv", show_default=True, metavar="METHOD", help="How to merge; see `lorakit methods`."
@@ -51,9 +59,11 @@ Examples:
 )
 @distill_options
 @method_options
+@recipe_options
 @reading_options
 @strict_option
 @writing_options
+@with_recipe("merge")
 def merge(
     *,
     method: str,
@@ -64,6 +74,7 @@ def merge(
     model: str | None,
     heads: str | None,
     prompts: tuple[str, ...],
+    recipe: Recipe | None,
     **shared: Any,
 ) -> None:
     """Merge LoRA adapters into one, of any rank.
@@ -83,6 +94,7 @@ def merge(
     The closing table says how near the merged update is to each adapter's: their cosine, and the norm of their
     difference over the norm of the adapter's update.
     """
+    from ._pipelines import last_method
     from ._run import run
 
     paths, strengths = split_strengths(given)
@@ -91,8 +103,11 @@ def merge(
             "--weights are shares, of which only the ratios count, and strengths such as law/:0.7 are factors as they "
             "stand; give one of them"
         )
+    if recipe is not None:
+        method = last_method(recipe)
+        strengths = strengths_of(recipe, strengths, in_steps=True)
     complete = completion(method, model=model, heads=heads, prompts=prompts, dry_run=shared["dry_run"])
     if scale is None and strengths is None and method != METHOD:  # training finds the norm
         scale = "match"
     of_merge = {"k": k, "weights": weights, "strengths": strengths, "scale": scale}
-    run("merger", method, given=of_merge, paths=paths, complete=complete, **shared)
+    run("merger", method, given=of_merge, paths=paths, complete=complete, recipe=recipe, **shared)

@@ -12,8 +12,10 @@ from ._options import (
     output_option,
     rank_option,
     reading_options,
+    recipe_options,
     writing_options,
 )
+from ._recipe import with_recipe
 
 
 @click.command(
@@ -35,8 +37,10 @@ Examples:
 )
 @rank_option
 @method_options
+@recipe_options
 @reading_options
 @writing_options
+@with_recipe("prune")
 def prune(*, method: str, k: Any, **shared: Any) -> None:
     """Prune LoRA adapters to a lower rank, each by itself.
 

@@ -143,6 +143,17 @@ def test_a_pissa_is_read_with_what_it_began_as(lorakit_, lorakit_json, pissa, ou
     torch.testing.assert_close(found, update, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("option", ["--initial", "--base"])
+@pytest.mark.parametrize("command", ["convert", "merge", "prune"])
+def test_a_recipe_says_what_it_began_as(lorakit_, pissa, tmp_path, contents, command, option):
+    after, before, base, _ = pissa
+    recipe, one, two = tmp_path / "r.yaml", tmp_path / "one", tmp_path / "two"
+    given = [option, before if option == "--initial" else base]
+    lorakit_(command, after, *given, "-o", one, "--save-recipe", recipe)
+    lorakit_(command, "--recipe", recipe, "-o", two)
+    assert contents(one) == contents(two)
+
+
 def test_a_pissa_alone_says_what_it_needs(lorakit_, pissa, out):
     after, before, _, _ = pissa
     text = lorakit_("convert", after, "-o", out, code=2).output

@@ -1,0 +1,49 @@
+"""Pipelines of recipes on the command line: what a run sets in them, and what a report says of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sklearn.base import clone
+from sklearn.pipeline import Pipeline
+
+from ..base import BaseMerger
+from ..recipes.recipe import Recipe
+
+
+def for_run(pipeline: Pipeline, *, n_jobs: int | None, device: str | None) -> Any:
+    """Return a copy with what only bears on the run; of one step, that step.
+
+    Examples
+    --------
+    >>> from lorakit import SVDMerger, SVDPruner
+    >>> for_run(Pipeline([("prune", SVDPruner(k=4)), ("merge", SVDMerger(k=8))]), n_jobs=2, device=None)
+    Pipeline(steps=[('prune', SVDPruner(k=4, n_jobs=2)),
+                    ('merge', SVDMerger(k=8, n_jobs=2))])
+    """
+    copy = clone(pipeline)
+    for _, step in copy.steps:
+        takes = step.get_params(deep=False)
+        step.set_params(**{k: v for k, v in {"n_jobs": n_jobs, "device": device}.items() if k in takes})
+    return copy.steps[0][1] if len(copy.steps) == 1 else copy
+
+
+def method_of(estimator: Any) -> str:
+    """Return the methods of an estimator's steps in their order, such as ``select, svd, ties``."""
+    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+    return ", ".join(step.method for step in steps)
+
+
+def last_method(recipe: Recipe) -> str:
+    """Return the method of the last step of a recipe's pipeline."""
+    assert recipe.pipeline is not None  # a recipe of another command is refused before
+    method: str = recipe.pipeline.steps[-1][1].method
+    return method
+
+
+def reported(estimator: Any) -> Any:
+    """Return the estimator whose parameters a report names: of a pipeline, its merger, else its last step."""
+    if not isinstance(estimator, Pipeline):
+        return estimator
+    mergers = [step for _, step in estimator.steps if isinstance(step, BaseMerger)]
+    return mergers[0] if mergers else estimator.steps[-1][1]
