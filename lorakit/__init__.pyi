@@ -1,4 +1,5 @@
 # The public names of lorakit and where each lives: read by type checkers, and by lazy_loader when lorakit is imported.
+from ._environment import show_versions as show_versions
 from ._ranks import RankBudget as RankBudget
 from .activations import collect_grams as collect_grams
 from .adapter_set import AdapterSet as AdapterSet

@@ -151,9 +151,9 @@ def _carry(baked: Baked, source: Path, name: str, new: Path) -> None:
     untied = dict(baked.added)
     if untied and name == "config.json":
         fields = read_json_object(source) | {"tie_word_embeddings": False}
-        new.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
     elif untied and any(shard.index == name for shard in baked.base.shards):  # type: ignore[attr-defined]
-        new.write_text(json.dumps(_with_added(baked, source), indent=2) + "\n", encoding="utf-8")
+        new.write_text(json.dumps(_with_added(baked, source), indent=2) + "\n", encoding="utf-8", newline="\n")
     else:
         copy_file(source, new)
 

@@ -12,6 +12,7 @@ from ._errors import Commands, debug_option
 from .bake import bake
 from .convert import convert
 from .diff import diff
+from .env import env
 from .extract import extract
 from .fit import fit
 from .inspect import inspect
@@ -26,7 +27,7 @@ __all__ = ["main"]
 
 @click.group(
     cls=Commands,
-    commands=[merge, prune, inspect, convert, diff, verify, bake, extract, fit, methods, plot],
+    commands=[merge, prune, inspect, convert, diff, verify, bake, extract, fit, methods, plot, env],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:

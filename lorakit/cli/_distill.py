@@ -28,7 +28,7 @@ _KEYS = {
 }
 
 distill_options = together(
-    click.option("--model", metavar="FOLDER|MODULE:FUNCTION",
+    click.option("--model", metavar="FOLDER|MODULE:FUNCTION", type=click.Path(),
                  help="For distill: the base model, a folder of the transformers library, or a function that returns "
                       "model and tokenizer."),
     click.option("--heads", type=click.Path(exists=True, dir_okay=False), metavar="FILE",

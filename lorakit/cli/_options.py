@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ..io.formats.registry import abouts
+from ._completion import complete_device, complete_format
 from ._errors import debug_option
 from ._values import FiniteNumber, read_assignments, read_initial, read_padding, read_rank
 
@@ -45,7 +46,7 @@ def _default_layouts() -> str:
     return ", ".join((common, *(f"for {name} {layout}" for name, layout in first.items() if layout != common)))
 
 
-adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, callback=needed)
+adapters_argument = click.argument("paths", metavar="ADAPTER...", nargs=-1, callback=needed, type=click.Path())
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object to stdout, nothing else.")
 
 base_option = click.option(
@@ -61,7 +62,7 @@ initial_option = click.option(
 )  # fmt: skip
 
 reading_options_beside_a_base = together(
-    click.option("--format", metavar="FORMAT",
+    click.option("--format", metavar="FORMAT", shell_complete=complete_format,
                  help=f"Format of the adapters' files: {_listed(known.name for known in abouts())}.  "
                       "[default: what their content shows]"),
     click.option("--name", "names", metavar="NAME", multiple=True,
@@ -88,7 +89,7 @@ jobs_option = click.option("-j", "--jobs", type=int, metavar="N",
                            help="Modules at a time, -1 for one per core. Never changes the result.  "
                                 "[default: 1]")  # fmt: skip
 
-device_option = click.option("--device", metavar="DEVICE",
+device_option = click.option("--device", metavar="DEVICE", shell_complete=complete_device,
                              help="Device to compute on, as torch names it.  [default: cpu]")  # fmt: skip
 
 strict_option = click.option("--strict", is_flag=True,

@@ -29,8 +29,8 @@ Examples:
   lorakit bake sdxl.safetensors style.safetensors:0.8 -o styled.safetensors
   lorakit verify both/ --sources base/ law/ medicine/"""
 )
-@click.argument("base", metavar="BASE", required=False, callback=needed)
-@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, callback=needed)
+@click.argument("base", metavar="BASE", required=False, callback=needed, type=click.Path())
+@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, callback=needed, type=click.Path())
 @output_option
 @click.option("--overwrite", is_flag=True, help="Replace a result that is there; never a folder with other files.")
 @click.option("-n", "--dry-run", is_flag=True, help="Check everything against the headers; write nothing.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._completion import complete_format
 from ._errors import debug_option
 from ._options import (
     file_options,
@@ -39,9 +40,15 @@ Examples:
   lorakit convert style/ -o style.safetensors --to kohya
   lorakit convert loha.safetensors -o lora.safetensors -k 16"""
 )
-@click.argument("path", metavar="IN", required=False, callback=needed)
+@click.argument("path", metavar="IN", required=False, callback=needed, type=click.Path())
 @click.option("-o", "--output", callback=needed, type=click.Path(), metavar="OUT", help="Folder or file to make.")
-@click.option("--to", "target", metavar="FORMAT", help="Format to write.  [default: that of IN]")
+@click.option(
+    "--to",
+    "target",
+    metavar="FORMAT",
+    shell_complete=complete_format,
+    help="Format to write.  [default: that of IN]",
+)
 @click.option(
     "--component",
     type=click.Choice(["unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]),

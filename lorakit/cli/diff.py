@@ -23,8 +23,8 @@ Examples:
 
 Exit codes: 0 the same; 1 different; 2 wrong usage or unreadable input; 3 cannot tell."""
 )
-@click.argument("first", metavar="A")
-@click.argument("second", metavar="B")
+@click.argument("first", metavar="A", type=click.Path())
+@click.argument("second", metavar="B", type=click.Path())
 @tolerance_option
 @click.option("--all", "show_all", is_flag=True, help="Show the modules that are the same, too.")
 @jobs_option

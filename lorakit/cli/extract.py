@@ -37,8 +37,8 @@ Examples:
   lorakit extract tuned/ base/ -k 0.9 -o adapter/ --modules '.*_proj' --rest drop
   lorakit extract tuned/ base/ -k size:50MiB -o adapter/ --layout compact"""
 )
-@click.argument("tuned", metavar="TUNED", required=False, callback=needed)
-@click.argument("base", metavar="BASE", required=False, callback=needed)
+@click.argument("tuned", metavar="TUNED", required=False, callback=needed, type=click.Path())
+@click.argument("base", metavar="BASE", required=False, callback=needed, type=click.Path())
 @output_option
 @click.option(
     "-k",

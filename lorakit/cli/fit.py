@@ -32,7 +32,7 @@ Examples:
 
 Exit codes: 0 all fit; 1 one does not; 2 wrong usage or unreadable input."""
 )
-@click.argument("base", metavar="BASE", required=False, callback=needed)
+@click.argument("base", metavar="BASE", required=False, callback=needed, type=click.Path())
 @adapters_argument
 @click.option(
     "--rename",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ._completion import methods_of
 from ._distill import METHOD, completion, distill_options
 from ._options import (
     method_options,
@@ -39,7 +40,13 @@ Examples:
 @click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, callback=needed)
 @output_option
 @click.option(
-    "-m", "--method", default="tsv", show_default=True, metavar="METHOD", help="How to merge; see `lorakit methods`."
+    "-m",
+    "--method",
+    default="tsv",
+    show_default=True,
+    metavar="METHOD",
+    shell_complete=methods_of("merger"),
+    help="How to merge; see `lorakit methods`.",
 )
 @rank_option
 @click.option(

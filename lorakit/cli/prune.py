@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ._completion import methods_of
 from ._options import (
     adapters_argument,
     method_options,
@@ -33,6 +34,7 @@ Examples:
     default="svd",
     show_default=True,
     metavar="METHOD",
+    shell_complete=methods_of("pruner"),
     help="How to prune; see `lorakit methods`. No adapter of rank k is nearer to the original than svd's.",
 )
 @rank_option

@@ -35,7 +35,7 @@ class _Sources(click.Command):
                     break
                 taking = False
                 spelled.append(arg)
-        if first:
+        if first and not ctx.resilient_parsing:  # which is set while a shell asks what the Tab key offers
             raise click.UsageError("--sources needs the adapters that the result was made of", ctx)
         return super().parse_args(ctx, spelled)
 
@@ -50,9 +50,14 @@ Examples:
 
 Exit codes: 0 yes; 1 no; 2 wrong usage or unreadable input; 3 cannot tell.""",
 )
-@click.argument("merged", metavar="RESULT")
+@click.argument("merged", metavar="RESULT", type=click.Path())
 @click.option(
-    "--sources", required=True, multiple=True, metavar="ADAPTER...", help="What it was made of, in any order."
+    "--sources",
+    required=True,
+    multiple=True,
+    metavar="ADAPTER...",
+    type=click.Path(),
+    help="What it was made of, in any order.",
 )
 @tolerance_option
 @jobs_option

@@ -56,7 +56,8 @@ def scratch_beside(path: Path) -> Iterator[Path]:
             _clear(folder, path)
             raise
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
         if os.path.lexists(folder):
             warnings.warn(
                 f"{folder}: could not be removed: something in it is protected, such as a file that is immutable in "
@@ -107,14 +108,17 @@ def half_replaced(path: Path) -> Path | None:
     return next((folder / OLD for folder in left if _half_done(folder)), None)
 
 
-def _make(path: Path) -> tuple[Path, int]:
-    """Make a scratch directory and lock it; return the open lock too."""
+def _make(path: Path) -> tuple[Path, int | None]:
+    """Make a scratch directory and lock it; return the open lock too, or None on systems without locks."""
     while True:
         folder = path.parent / f".{_stem(path)}.{secrets.token_hex(4)}.lorakit"
         try:
             folder.mkdir(mode=0o700)
             _check_umask(folder)
             lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            if fcntl is None:
+                os.close(lock)  # Windows removes no file that is open, so the folder could not be removed either
+                return folder, None
             if _take(lock) is not False and (folder / _LOCK).exists():
                 return folder, lock
             os.close(lock)  # another writer looked here before it was locked, and took it for a dead one's

@@ -256,7 +256,7 @@ def _settle(file: Path) -> None:
     """
     now = time.time_ns()
     os.utime(file, ns=(now, now))
-    with file.open("rb") as stream:
+    with file.open("r+b") as stream:  # Windows brings nothing to the disk that is open for reading only
         os.fsync(stream.fileno())
 
 

@@ -41,7 +41,7 @@ def peak_of(command: Sequence[str], env: dict[str, str] | None = None) -> Peak:
     with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         status = Path(f"/proc/{process.pid}/status")
         while process.poll() is None:
-            fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            fields = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
             if "RssAnon" in fields:  # a process that has just ended has none
                 anonymous = max(anonymous, _mb(fields["RssAnon"]))
                 resident = max(resident, _mb(fields["VmHWM"]))

@@ -67,3 +67,55 @@ def test_methods_lists_every_estimator(lorakit_, lorakit_json):
     equal = {entry["method"] for entry in found["mergers"] if entry["needs_equal_ranks"]}
     assert "average" in equal
     assert "lego" not in equal
+
+
+def offered(args, monkeypatch, capsys):
+    """What the Tab key offers after these words: kind and word of each."""
+    from click.shell_completion import BashComplete
+
+    from lorakit.cli import main
+
+    monkeypatch.setenv("COMP_WORDS", f"lorakit {args}")
+    monkeypatch.setenv("COMP_CWORD", str(len(args.split(" "))))
+    shown = BashComplete(main, {}, "lorakit", "_LORAKIT_COMPLETE").complete()
+    return [tuple(line.split(",", 1)) for line in shown.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ("merge --method t", ["task_arithmetic", "ties", "tsv"]),
+        ("prune -m s", ["svd"]),
+        ("convert a --to ko", ["kohya"]),
+        ("inspect --format p", ["peft"]),
+        ("merge --device cu", ["cuda"]),
+        ("insp", ["inspect"]),
+    ],
+)
+def test_tab_offers_words(args, words, monkeypatch, capsys):
+    assert offered(args, monkeypatch, capsys) == [("plain", word) for word in words]
+
+
+@pytest.mark.parametrize(
+    "args", ["merge a", "prune a", "inspect a", "convert a", "diff a", "diff x a", "verify a", "verify m --sources a",
+             "bake a", "bake base a", "extract a", "extract tuned a", "fit a", "fit base a", "merge x -o a",
+             "plot similarity a"],
+)  # fmt: skip
+def test_tab_offers_paths(args, monkeypatch, capsys):
+    assert offered(args, monkeypatch, capsys) == [("file", "a")]
+
+
+def test_tab_offers_all_methods():
+    from lorakit.cli._completion import method_names
+
+    for kind in ("merger", "pruner"):
+        assert method_names(kind) == sorted(all_estimators(kind))
+
+
+def test_env_names_versions_and_no_paths(lorakit_, lorakit_json):
+    found = lorakit_json("env")
+    assert found["system"]["lorakit"] == __version__
+    assert found["packages"]["torch"].startswith("2.")
+    text = lorakit_("env").stdout
+    assert "/" not in text.replace("plot/", "")
+    assert all(name in text for name in found["packages"])

@@ -166,7 +166,7 @@ def main(case, folder):
     answer(directory(Path(folder) / "warm", modules(["q"])))  # all that is imported is, and torch has its threads
     (Path(folder) / "case").mkdir()
     path = CASES[case](Path(folder) / "case")
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     most = pages * os.sysconf("SC_PAGESIZE") + MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CPU, (200, 200))

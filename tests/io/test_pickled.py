@@ -233,7 +233,7 @@ def test_it_is_lazy(write_bin, monkeypatch):
 
 
 def _resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGESIZE")
 
 
 def test_merged_by_workers_and_by_the_command_line(write_bin, tmp_path):

@@ -63,12 +63,12 @@ def tiny_tasks():
 
 def lines(path):
     """How often something was done, by whatever process."""
-    return len(Path(path).read_text().splitlines()) if Path(path).exists() else 0
+    return len(Path(path).read_text(encoding="utf-8").splitlines()) if Path(path).exists() else 0
 
 
 def note(path):
     """Append a line; one small write to a file in append mode is never mixed with another's."""
-    with Path(path).open("a") as file:
+    with Path(path).open("a", encoding="utf-8") as file:
         file.write(f"{os.getpid()}\n")
 
 
