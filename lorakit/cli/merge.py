@@ -37,7 +37,7 @@ Examples:
   lorakit merge law/ medicine/ -o merged/ -k 16 --save-recipe merge.yaml
   lorakit merge --recipe merge.yaml"""
 )
-@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, callback=needed)
+@click.argument("given", metavar="ADAPTER[:STRENGTH]...", nargs=-1, callback=needed, type=click.Path())
 @output_option
 @click.option(
     "-m",
