@@ -56,6 +56,11 @@ LIMITS = {
     "pseudo-x3": replace(FREE, pseudo=180, name="three times the pseudo-texts"),
     "faster": replace(FREE, learning_rate=2e-3, name="twice the learning rate"),
     **{f"own-{n}": replace(ALL, own=n, name=f"all three, {n} texts a task") for n in (8, 25, 100)},
+    **{
+        f"start-{start}": replace(FREE, start=start, name=f"start: {start}")
+        for start in ("tsv 1.4", "regmean++", "whole")
+    },
+    "fragments": replace(ALL, fragments=N_TEXTS, name="all three, and fragments of the task texts"),
     "two": FREE,
     "four": FREE,
 }

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from adapters import SHIPPED, load
-from backbones import MINILM, Tokens, minilm_tokenizer
+from backbones import MINILM, Tokens, by_length, minilm_tokenizer
 from cache import cache_folder, content_key, read_json, write_json, written
 from evaluation import update_hash
+from sklearn.base import clone
 from tasks import load_task
 from torch import Tensor, nn
 from training import Training
@@ -26,12 +27,15 @@ from lorakit import (
     AdapterSet,
     AgreementScorer,
     DistillMerger,
+    RegMeanPlusMerger,
+    TSVMerger,
     collect_targets,
     generic_inputs,
     load_adapter,
     pseudo_inputs,
     save_adapter,
 )
+from lorakit.base import BaseMerger
 from lorakit.distillation.heads import SharedHeads
 from lorakit.distillation.targets import Targets
 
@@ -56,6 +60,10 @@ class Recipe:
         Weight of an input's own head, in those of the others. It has no meaning for generic and pseudo-texts.
     epochs, learning_rate, seed : int, float, int
         As in DistillMerger.
+    start : {'tsv', 'tsv 1.4', 'regmean++', 'whole'}, default='tsv'
+        What training starts from: tsv at a norm of 1 or 1.4; RegMean++ on the texts that belong to an adapter, pseudo-
+        texts among them, which is distillation block by block; or a merge that was trained whole for half of the epochs
+        and is then cut.
     """
 
     name: str
@@ -68,6 +76,7 @@ class Recipe:
     epochs: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
+    start: str = "tsv"
 
 
 @dataclass(frozen=True)
@@ -175,9 +184,9 @@ def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path)
         own_weight=recipe.own_weight,
         epochs=recipe.epochs,
         learning_rate=recipe.learning_rate,
-        checkpoint=checkpoint,
         random_state=recipe.seed,
-    ).fit(adapters)
+    )
+    merger.set_params(start=_start(recipe, merger, adapters), checkpoint=checkpoint).fit(adapters)
     trained = time.process_time()
     save_adapter(merger.merged_, folder)
     about = {
@@ -192,6 +201,22 @@ def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path)
     }
     write_json(folder / "about.json", about, indent=1)
     checkpoint.unlink()
+
+
+def _start(recipe: Recipe, merger: DistillMerger, adapters: AdapterSet) -> BaseMerger | Adapter:
+    """What the training starts from."""
+    if recipe.start == "whole":
+        whole = sum(max(adapter.ranks) for adapter in adapters)
+        return clone(merger).set_params(k=whole, epochs=-(-recipe.epochs // 2)).fit(adapters).merged_
+    if recipe.start == "regmean++":
+        batches = {}
+        for i, name in enumerate(adapters.names):
+            first = recipe.generic + i * recipe.pseudo
+            own = [x for x, owner in zip(merger.inputs, merger.owners, strict=True) if owner == name]
+            texts = merger.inputs[first : first + recipe.pseudo] + own
+            batches[name] = [MINILM.collate([texts[j] for j in part]) for part in by_length(texts, 50)]
+        return RegMeanPlusMerger(scale="match", model=merger.model, batches=batches)
+    return TSVMerger(scale="match", scale_target={"tsv": 1.0, "tsv 1.4": 1.4}[recipe.start])
 
 
 def agreement_scorer(recipe: Recipe, adapters: AdapterSet) -> AgreementScorer:

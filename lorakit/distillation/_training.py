@@ -15,6 +15,7 @@ from ..adapters import Adapter
 from ..applying import applied
 from ..factors import LoraFactors
 from ..linalg import truncate
+from ._checkpoint import Checkpoint
 from ._inputs import Rows, in_order, shuffled, take
 from ._split import Inputs
 from .heads import Heads
@@ -100,6 +101,17 @@ class Training:
         # AdamW would take steps of full length along gradients that are nothing but round-off
         same = self.best["agreement"] == 1 and self.best["loss"] < SAME
         return same or waited or len(self.losses) >= self.course.epochs
+
+    def run(self, report: Report, checkpoint: Checkpoint | None = None) -> None:
+        """Train until there is nothing left to do, from the last epoch that a checkpoint has."""
+        if checkpoint is not None and (state := checkpoint.read()) is not None:
+            self.restore(state)
+        if not self.agreements:
+            self.measure_start()
+        while not self.done:
+            self.run_epoch(report)
+            if checkpoint is not None:
+                checkpoint.write(self.state())
 
     def measure_start(self) -> None:
         """Measure the agreement of the factors that training begins with."""

@@ -20,7 +20,7 @@ from .._sklearn import Interval, StrOptions
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
-from ..base import BaseMerger, Learned
+from ..base import GAUGES, BaseMerger, Learned
 from ..distillation._checkpoint import Checkpoint
 from ..distillation._inputs import key_of
 from ..distillation._named import Named
@@ -34,6 +34,7 @@ from ..distillation.targets import Targets, collect_targets, distinctly_named, u
 from ..exceptions import ParameterError
 from ..factors import LoraFactors, promoted_dtype
 from ._common import like_outer
+from ._start import cut_start
 from .tsv import TSVMerger
 
 _SHARED = ("model", "inputs", "forwards", "targets", "owners")  # by all clones: they can take gigabytes
@@ -58,9 +59,10 @@ class DistillMerger(BaseMerger):
     ----------
     k : int, float in (0, 1), 'auto', RankBudget or None, default=None
         Rank of the result, as ``start`` takes it.
-    start : merger, default=None
+    start : merger or Adapter, default=None
         Makes the factors that training starts from. It is cloned, and takes ``k``, ``weights``, ``n_jobs`` and
-        ``device`` from here. None: ``TSVMerger(scale="match")``.
+        ``device`` from here. None: ``TSVMerger(scale="match")``. An Adapter, such as a merge that was trained at a
+        higher rank, is cut to ``k``, an int or None, and trained on.
     model : torch.nn.Module or callable
         The base model, or a function of no arguments that loads it, as for :class:`~lorakit.MultiTaskScorer`. It is
         not changed. Clones share it.
@@ -173,7 +175,7 @@ class DistillMerger(BaseMerger):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **BaseMerger._parameter_constraints,
-        "start": [BaseMerger, None],
+        "start": [BaseMerger, Adapter, None],
         "model": [nn.Module, callable, None],
         "inputs": "no_validation",  # type: ignore[dict-item]  # whatever forwards takes
         "forwards": [callable, dict, Mapping, None],
@@ -195,7 +197,7 @@ class DistillMerger(BaseMerger):
         self,
         k: Rank = None,
         *,
-        start: BaseMerger | None = None,
+        start: BaseMerger | Adapter | None = None,
         model: BaseModel | None = None,
         inputs: Any = None,
         forwards: Forwards | None = None,
@@ -251,19 +253,20 @@ class DistillMerger(BaseMerger):
     @property
     def needs_equal_ranks(self) -> bool:
         """Whether the adapters must share one rank at each module: whether ``start`` needs it."""
-        return self._start().needs_equal_ranks
+        return isinstance(start := self._start(), BaseMerger) and start.needs_equal_ranks
 
     @property
     def invariances(self) -> frozenset[str]:
         """Changes of factors that leave the result as it is: those of ``start``, whose factors are balanced."""
-        return self._start().invariances
+        start = self._start()
+        return start.invariances if isinstance(start, BaseMerger) else frozenset(GAUGES)
 
     @property
     def weights_as_copies(self) -> bool:
         """False: inputs are divided among all adapters that are listed."""
         return False
 
-    def _start(self) -> BaseMerger:
+    def _start(self) -> BaseMerger | Adapter:
         return TSVMerger(scale="match") if self.start is None else self.start
 
     def _fit_ranks(self, X: Any, mergers: Sequence[Self]) -> None:
@@ -306,7 +309,11 @@ class DistillMerger(BaseMerger):
                 remedy="leave targets to this merger: it asks the adapters times their strengths",
             )
         seed = self._seed()
-        start = like_outer(self._start(), self, seed).fit(X if self.strengths is None else taught).merged_
+        first = self._start()
+        if isinstance(first, Adapter):
+            start = cut_start(first, taught, self.k)
+        else:
+            start = like_outer(first, self, seed).fit(X if self.strengths is None else taught).merged_
         inputs = generic_inputs() if self.inputs is None else self.inputs
         targets = self.targets
         if targets is None:
@@ -340,9 +347,8 @@ class DistillMerger(BaseMerger):
     def _teachers(self, targets: Targets, names: Sequence[str], inputs: Any) -> Teachers:
         if self.match == "classes":
             return Teachers(targets, names)
-        model: Any = self.model  # checked before, as the forwards are
-        forwards: Any = self.forwards
-        return Changes(targets, names, untouched_outputs(model, names, inputs, forwards, batch_size=self.batch_size))
+        given: Any = (self.model, names, inputs, self.forwards)  # checked before
+        return Changes(targets, names, untouched_outputs(*given, batch_size=self.batch_size))
 
     def _course(self, seed: int) -> Course:
         return Course(
@@ -365,32 +371,30 @@ class DistillMerger(BaseMerger):
             about = (training.course, self.match, training.inputs.held_out, inputs_key)
             key = (*about, dict(start), taught, weights)
             checkpoint = Checkpoint(self.checkpoint, str(content_hash(key)))
-            if (state := checkpoint.read()) is not None:
-                training.restore(state)
         with step_bar(self.verbose):
-            if not training.agreements:
-                training.measure_start()
-            while not training.done:
-                training.run_epoch(report_done)
-                if checkpoint is not None:
-                    checkpoint.write(training.state())
+            training.run(report_done, checkpoint)
+
+    @property
+    def _held(self) -> tuple[str, ...]:
+        """Parameters that clones share, and that records name only."""
+        return (*_SHARED, "start") if isinstance(self.start, Adapter) else _SHARED
 
     def _without_data(self) -> Self:
         """Return a copy without what can be large."""
         bare = copy(self)
-        for name in _SHARED:
+        for name in self._held:
             setattr(bare, name, None)
         return bare
 
     def __sklearn_clone__(self) -> Self:
         made: Self = super(DistillMerger, self._without_data()).__sklearn_clone__()
-        return made.set_params(**{name: getattr(self, name) for name in _SHARED})
+        return made.set_params(**{name: getattr(self, name) for name in self._held})
 
     def shown(self) -> Self:
         """Return a copy in which short texts stand for the model, the heads, the inputs and their scores."""
         shown = copy(self)
         shown.checkpoint = None  # the result does not depend on it
-        for name in _SHARED:
+        for name in self._held:
             if (value := getattr(self, name)) is not None:
                 setattr(shown, name, Named(value))
         return shown

@@ -33,7 +33,7 @@ from lorakit import (
 from lorakit._execution import report_progress
 from lorakit.adapters import ModuleKind
 from lorakit.distillation.loss import distillation_loss
-from lorakit.exceptions import CorruptFileError, IncompatibleAdaptersError
+from lorakit.exceptions import CorruptFileError, IncompatibleAdaptersError, ParameterError
 from lorakit.metrics import relative_error
 from lorakit.testing import make_adapters
 
@@ -322,7 +322,10 @@ def test_the_record_names_what_it_cannot_write(X, tmp_path):
         inputs=inputs, targets=targets, epochs=1, batch_size=500, owners=["task0"] * 3000, checkpoint=tmp_path / "state"
     ).fit(X)
     operation = fitted.merged_.provenance.operations[-1]
-    assert "model=<ModuleDict>, inputs=<Tensor of 3000>, forwards=<toy_forward>, targets=<Targets of 3>" in operation
+    assert (
+        "model=<ModuleDict>, inputs=<Tensor of 3000>, forwards=<toy_forward>, match='classes', targets=<" in operation
+    )
+    assert "targets=<Targets of 3>" in operation
     assert "checkpoint=None" in operation
     assert len(operation) < 1000
     path = save_adapter(fitted.merged_, tmp_path / "merged")
@@ -384,3 +387,28 @@ def test_the_default_inputs_are_the_generic_ones(X):
 def test_a_bar_over_the_steps(X, capsys):
     merger(verbose=1, epochs=1).fit(X)
     assert "distill: steps" in capsys.readouterr().err
+
+
+def test_a_merge_that_there_is_is_cut_and_trained_on(X, tmp_path):
+    whole = merger(k=10, epochs=2).fit(X).merged_
+    given = merger(k=4, epochs=2, start=whole)
+    fitted = clone(given).fit(X)
+    assert fitted.start is whole
+    assert fitted.merged_.ranks == (4,)
+    cut = SVDPruner(k=4).fit_transform([whole])[0]
+    inputs = toy_inputs()
+    targets = collect_targets(toy_model(), X, inputs, toy_forward)
+    held_out = np.sort(np.random.RandomState(given._seed()).permutation(60)[:6])
+    part = collect_targets(toy_model(), X, inputs[held_out], toy_forward)
+    scorer = AgreementScorer(toy_model(), inputs[held_out], toy_forward, part)
+    assert fitted.agreement_curve_[0] == scorer.evaluate(cut)
+    assert clone(given).set_params(k=None, targets=targets, inputs=inputs).fit(X).merged_.ranks == (10,)
+    assert given.invariances == TSVMerger().invariances
+    assert not given.needs_equal_ranks
+    assert "start=<Adapter of 2>" in fitted.merged_.provenance.operations[-1]
+    assert same_bits(pickle.loads(pickle.dumps(fitted)).merged_, fitted.merged_)
+    with pytest.raises(ParameterError, match=r"got k=0\.9, and start='distill', an Adapter"):
+        merger(k=0.9, start=whole).fit(X)
+    lacking = Adapter({m: f for m, f in whole.items() if m == next(iter(whole))}, name="half")
+    with pytest.raises(IncompatibleAdaptersError, match=r"lacks the module 'layer\.1'"):
+        merger(k=4, start=lacking).fit(X)
