@@ -94,6 +94,7 @@ FLOORS = {
         "_servers",
         "codec",
         "_bases",
+        "dora",
         "_record_form",
         "_record_v1",
         "record",

@@ -52,7 +52,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 base_option = click.option(
     "--base", metavar="PATH", type=click.Path(),
     help="Base model that the adapters were trained on: a safetensors file or a folder. Used where an adapter's files "
-         "do not say all of its update: VeRA, MiSS, PiSSA, OLoRA.",
+         "do not say all of its update: VeRA, MiSS, PiSSA, OLoRA, DoRA.",
 )  # fmt: skip
 
 initial_option = click.option(

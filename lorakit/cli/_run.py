@@ -20,6 +20,7 @@ from ..recipes.steps import left_out_of, steps_of
 from ._dry_run import infos_of_dry_run
 from ._errors import parameters_checked
 from ._estimators import make_estimator
+from ._full_rank import refuse_full_rank
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
 from ._pipelines import for_run, method_of, reported
@@ -82,6 +83,7 @@ def run(
         initial=initial,
         same_base="strict" if strict else "warn",
     )
+    refuse_full_rank(adapters, given.get("k"))
     formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged
     outputs = [Path(output)] if one else one_output_each(Path(output), stems, formats)
     check_outputs(outputs, formats, overwrite=overwrite)

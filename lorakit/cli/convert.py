@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -88,8 +89,10 @@ def convert(
     updates are the same but for rounding to the dtype of the file, and the largest relative error is reported. The
     compact layout leaves out units of zeros, which padding to one rank made.
 
-    LoHa, LoKr and AdaLoRA become plain LoRA, exactly, at whatever rank that takes. With -k each module is cut to its
-    best approximation of that rank, as `lorakit prune` does, and the error of the cut is reported.
+    LoHa, LoKr and AdaLoRA become plain LoRA, exactly, at whatever rank that takes; so do VeRA, MiSS, PiSSA and others
+    with --base or --initial. With -k each module is cut to its best approximation of that rank, as `lorakit prune`
+    does, and the error of the cut is reported and recorded in OUT. A DoRA, which needs --base, has full rank: it is
+    always cut.
     """
     import torch
 
@@ -98,6 +101,7 @@ def convert(
     from ..io.save import chosen_layout
     from ..recipes.sources import check_adapters
     from ._differences import differences
+    from ._full_rank import refuse_full_rank
     from ._measure import distinct_ranks, finite, source_bytes, weights_bytes
     from ._naming import reading_of, under_names_of
     from ._outputs import check_outputs
@@ -112,11 +116,15 @@ def convert(
     adapter = load_adapter(path, name=names[0] if names else None, **reading_of(name, reading))
     if recipe is not None:
         check_adapters(recipe, [adapter])
+    refuse_full_rank([adapter], k)
     before = adapter.provenance.format
     wanted, target = target, target or before
     check_outputs([Path(output)], [target], overwrite=overwrite)
     stored = adapter.dtype if dtype is None else getattr(torch, dtype)
     cut = adapter if k is None else _at_rank(adapter, k, stored, jobs)
+    lost_by_cut = None if k is None else _cut_report(cut, adapter)
+    if cut is not adapter and lost_by_cut is not None:
+        cut = _with_error(cut, lost_by_cut["relative_error"])
     made = under_names_of(cut, target, component)
     compact = chosen_layout(target, layout) == "compact"
     # what is there may be IN, which is gone when the two are compared; what needs the base takes long to read
@@ -155,7 +163,7 @@ def convert(
         "relative_error": finite(totals.relative_error or 0.0),
         "worst_module": {"module": worst.module, "relative_error": worst.relative_error},
         "relative_errors": {d.module: d.relative_error for d in found},
-        "cut": None if k is None else _cut_report(cut, adapter),
+        "cut": lost_by_cut,
         "seconds": round(perf_counter() - started, 3),
     }
     if as_json:
@@ -205,6 +213,15 @@ def _cut_report(cut: Adapter, adapter: Adapter) -> dict[str, Any]:
         "worst_module": {"module": worst, "relative_error": finite(compared[worst].relative_error)},
         "relative_errors": {module: finite(one.relative_error) for module, one in compared.items()},
     }
+
+
+def _with_error(cut: Adapter, error: float | None) -> Adapter:
+    """Return an adapter whose record says how far the cut is from what it was made of."""
+    made = cut.provenance.made
+    if made is None or made.step.recipe is None:
+        return cut
+    step = replace(made.step, recipe={**made.step.recipe, "relative_error": error})
+    return cut.with_provenance(made=made._replace(step=step))
 
 
 def _in_memory(adapter: Adapter, *, without_padding: bool) -> Adapter:

@@ -64,8 +64,8 @@ def load_adapter(
         is run: what is no tensor is refused. Needs torch 2.10 or later.
     base : str, PathLike or mapping of str to Tensor, optional
         The model that the adapter was trained on: safetensors files, a folder, or a state dict, as :func:`lorakit.bake`
-        takes it. Used only where the files do not say all of the update: VeRA and MiSS need the widths of the modules;
-        PiSSA and OLoRA began with factors of the base weights, which are computed again.
+        takes it. Used only where the files do not say all of the update: VeRA and MiSS need the widths of the modules,
+        DoRA the weights; PiSSA and OLoRA began with factors of the base weights, which are computed again.
     initial : str or PathLike, optional
         The PEFT directory that was saved before training. Its update is taken away from the adapter's, which gives
         that of PiSSA, OLoRA, CorDA and LoRA-GA on the published base, at twice the rank.

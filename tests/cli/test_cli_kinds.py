@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from lorakit import load_adapter
 from lorakit.adapters import ModuleKind
+from lorakit.files.safetensors import read_header
+from lorakit.io.formats.record import read_record
 
 A, B = "lora_unet_mid_block_attentions_0_proj_in", "lora_unet_down_blocks_0_attentions_1_proj_out"
 
@@ -162,3 +164,80 @@ def test_a_pissa_alone_says_what_it_needs(lorakit_, pissa, out):
     assert "give one path for all adapters, or NAME=PATH" in text
     text = lorakit_("convert", after, "-o", out, "--initial", f"law={before}", code=2).output
     assert "--initial names law; the adapter is after" in text
+
+
+@pytest.fixture
+def dora(tmp_path):
+    """A DoRA and its base, as paths, and the change that it makes."""
+    rng = torch.Generator().manual_seed(0)
+    weight, a, b = (torch.randn(shape, generator=rng) for shape in ((8, 6), (2, 6), (8, 2)))
+    lengths = weight.norm(dim=1) * (1 + torch.rand(8, generator=rng) / 4)
+    tensors = {"lora_A.weight": a / 4, "lora_B.weight": b / 4, "lora_magnitude_vector": lengths}
+    (tmp_path / "dora").mkdir()
+    save_file(
+        {f"base_model.model.q.{part}": tensor for part, tensor in tensors.items()},
+        tmp_path / "dora" / "adapter_model.safetensors",
+    )
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "use_dora": True}
+    (tmp_path / "dora" / "adapter_config.json").write_text(json.dumps(config))
+    save_file({"q.weight": weight}, tmp_path / "base.safetensors")
+    whole = weight + b @ a / 16
+    return (
+        tmp_path / "dora",
+        tmp_path / "base.safetensors",
+        lengths[:, None] * whole / whole.norm(dim=1)[:, None] - weight,
+    )
+
+
+def test_a_dora_is_cut_and_its_error_reported_and_recorded(lorakit_, lorakit_json, dora, out):
+    path, base, change = dora
+    s = torch.linalg.svdvals(change.double())
+    expected = float(s[3:].norm() / s.norm())
+    report = lorakit_json("convert", path, "-o", out, "--base", base, "-k", 3)
+    assert report["cut"]["relative_error"] == pytest.approx(expected, rel=1e-4)
+    written = load_adapter(out)["q"].delta()
+    assert float((written - change).norm() / change.norm()) == pytest.approx(expected, rel=1e-4)
+    (operation,) = read_record(read_header(out / "adapter_model.safetensors").metadata)["operations"]
+    assert (operation["class"], operation["params"]["k"]) == ("SVDPruner", 3)
+    assert operation["relative_error"] == pytest.approx(expected, rel=1e-4)
+    assert lorakit_json("verify", out, "--sources", path, "--base", base)["verdict"] == "yes"
+    text = lorakit_("convert", path, "-o", out, "--base", base, "-k", 3, "--overwrite").stdout
+    assert f"Cut to rank 3: relative error of the update {expected:.2g}" in text
+
+
+def test_a_dora_is_merged_and_baked(lorakit_, dora, tasks, out, tmp_path):
+    path, base, change = dora
+    lorakit_(
+        "merge",
+        path,
+        path,
+        "-o",
+        out,
+        "--base",
+        base,
+        "-k",
+        6,
+        "--scale",
+        1,
+        "--method",
+        "svd",
+        "--name",
+        "x",
+        "--name",
+        "y",
+    )
+    torch.testing.assert_close(load_adapter(out)["q"].delta(), change, rtol=0, atol=1e-5)
+    lorakit_("bake", base, path, "-o", tmp_path / "baked.safetensors")
+    found = load_file(tmp_path / "baked.safetensors")["q.weight"] - load_file(base)["q.weight"]
+    torch.testing.assert_close(found, change, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("command", ["convert", "merge", "prune"])
+def test_a_dora_without_a_rank_or_a_base(lorakit_, dora, out, command):
+    path, base, _ = dora
+    text = lorakit_(command, path, "-o", out, "--base", base, code=2).output
+    assert "dora: is a DoRA, whose update of the base has full rank; pass -k, the rank to cut it to" in text
+    text = lorakit_(command, path, "-o", out, "-k", 3, code=2).output
+    assert "use_dora is set: DoRA" in text
+    assert "pass --base, the model that it was trained on" in text
+    assert not out.exists()

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ...exceptions import UnsupportedAdapterError
+from ...exceptions import Remedy, Setting, UnsupportedAdapterError
 
 __all__ = ["is_marked", "refuse_markers"]
 
@@ -19,14 +19,22 @@ _NO_WEIGHTS = "it changes no weight of the base model; train a plain LoRA instea
 class _Kind(NamedTuple):
     names: str  # parts of a key between dots; PEFT may put the adapter's name and "weight" after them
     text: str
-    remedy: str = _EXTRACT
+    remedy: Remedy = _EXTRACT
     ends: str = ""  # for names that mean other things elsewhere: only at the end of a key
 
 
 # Names as PEFT, LyCORIS, diffusers and ComfyUI write them. Kinds whose tensors stand beside plain factors come first:
 # the error names what makes the file special.
 _KINDS = (
-    _Kind("dora_scale lora_magnitude_vector", "DoRA, which also rescales the base weights", _TRAIN_PLAIN),
+    _Kind(
+        "dora_scale lora_magnitude_vector",
+        "DoRA, which also rescales the base weights",
+        (
+            Setting("base"),
+            ", the model that it was trained on: its update is then read, at full rank; or ",
+            _TRAIN_PLAIN,
+        ),
+    ),
     _Kind("lora_E ranknum", "AdaLoRA, which is read in PEFT directories whose config says so", _TRAIN_PLAIN),
     _Kind(
         "",

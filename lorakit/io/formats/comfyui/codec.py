@@ -16,6 +16,7 @@ from .._servers import ServerCheck, WrittenFile
 from .._unsupported import is_marked
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..diffusers.servers import DIFFUSERS
+from ..dora import rescaled, split_magnitudes
 from ..kinds.single_file import read_kinds, refuse_two_kinds
 from ..peft.keys import is_of_peft, peft_keys
 from ..record import header_metadata, make_record
@@ -35,15 +36,17 @@ def _recognises(location: Location, weights: Path) -> bool:
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = stamp(weights)
     header = location.header(weights)
-    named = {key: info for key, info in header.tensors.items() if _PREFIX.match(key)}
+    magnitudes, tensors = split_magnitudes(header.tensors, options)
+    named = {key: info for key, info in tensors.items() if _PREFIX.match(key)}
     stored, rest = read_kinds(weights, opened, named, options, _scale)
-    rest |= {key: info for key, info in header.tensors.items() if key not in named}
+    rest |= {key: info for key, info in tensors.items() if key not in named}
     pairs, dropped = read_pairs(weights, opened, rest, options, _place, others=bool(stored))
     for module, pair in pairs.items():
         if module in stored:
             refuse_two_kinds(weights, module, pair.key_a, stored[module].keys[0])
         scale = _scale(weights, module, pair.alpha, pair.info.rank, options)
         stored[module] = Stored((pair.key_a, pair.key_b), pair.info, scale, plain)
+    stored = rescaled(weights, header.tensors, stored, magnitudes, options, format="comfyui", metadata=header.metadata)
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
     provenance = Provenance(
         format="comfyui",

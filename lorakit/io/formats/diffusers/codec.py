@@ -15,11 +15,12 @@ from ....files.json_text import parse_json
 from ...names.component import ModuleName, split_component
 from ...names.steps import diffusers_to_diffusers, diffusers_to_peft, peft_to_diffusers
 from .._factors import left_out
-from .._modules import FileModules, Stored, plain, stored_dtype
+from .._modules import FileModules, Stored, kinds_of, plain, stored_dtype
 from .._padding import written_ranks
 from .._pairs import Pair, Place, kept_metadata, read_pairs, write_pairs
 from .._unsupported import is_marked
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
+from ..dora import rescaled, split_magnitudes
 from ..peft.config import PeftConfig, config_of
 from ..peft.keys import PREFIX, is_of_peft, peft_keys
 from ..peft.writing import config_fields, make_plan
@@ -48,7 +49,8 @@ def _recognises(location: Location, weights: Path) -> bool:
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = stamp(weights)
     header = location.header(weights)
-    pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
+    magnitudes, tensors = split_magnitudes(header.tensors, options, _module_of)
+    pairs, dropped = read_pairs(weights, opened, tensors, options, _place)
     names = {module: _name(pair.key_a) for module, pair in pairs.items()}
     _check_one_spelling(weights, names)
     configs = _configs(weights, header.metadata, {name.component for name in names.values()}, options)
@@ -61,12 +63,17 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         )
         for module, pair in pairs.items()
     }
+    _require_magnitudes(weights, names, configs, magnitudes)
+    stored = rescaled(
+        weights, header.tensors, stored, magnitudes, options, format="diffusers", metadata=header.metadata
+    )
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
     bases = dict.fromkeys(config.base_model for config in configs.values() if config.base_model)
     provenance = Provenance(
         format="diffusers",
         base_model=next(iter(bases), None),
         metadata=kept_metadata(header.metadata, _CONFIGS),
+        stored_as=kinds_of(stored),
     )
     unknown = (note for config in configs.values() for note in config.notes)
     return Opened(modules, provenance, (*left_out(weights, dropped), *unknown))
@@ -90,6 +97,27 @@ def _check_one_spelling(weights: Path, names: Mapping[str, ModuleName]) -> None:
 def _place(key: str) -> Place | None:
     found = read_key(key)
     return None if found is None else found[1]._replace(module=found[0].full)
+
+
+def _require_magnitudes(
+    weights: Path, names: Mapping[str, ModuleName], configs: Mapping[str, PeftConfig], magnitudes: Mapping[str, str]
+) -> None:
+    for module, name in names.items():
+        config = configs.get(name.component)
+        if config is not None and config.use_dora and module not in magnitudes:
+            raise CorruptFileError(
+                f"lacks lora_magnitude_vector, and {_CONFIGS} says use_dora",
+                path=weights,
+                module=module,
+                remedy="the file is incomplete, save it again",
+            )
+
+
+def _module_of(start: str) -> str:
+    """Return the module of a key by what stands before its last part."""
+    place = _place(f"{start}.lora_A.weight")
+    assert place is not None
+    return place.module
 
 
 def _name(key: str) -> ModuleName:
@@ -119,13 +147,14 @@ def _configs(
             expected="an object of settings",
         )
     configs = {}
+    given = () if options.base is None else ("dora",)
     for component in sorted(components):
         prefix = f"{component}."
         fields = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
         fields = fields or {key: value for key, value in flat.items() if "." not in key}
         if fields:
             where = Path(f"{weights} ({_CONFIGS}{f' of {component}' if component else ''})")
-            config = config_of(where, {"peft_type": "LORA"} | fields, options.assume_alpha)
+            config = config_of(where, {"peft_type": "LORA"} | fields, options.assume_alpha, given=given)
             if config.target_parameters:
                 raise UnsupportedAdapterError(
                     "target_parameters is set: bare parameters are adapted, which only files of PEFT can hold",

@@ -15,6 +15,7 @@ from .._padding import written_ranks
 from .._pairs import kept_metadata
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..diffusers.servers import DIFFUSERS
+from ..dora import rescaled, split_magnitudes
 from ..record import header_metadata, make_record
 from .about import ABOUT
 from .keys import FAMILY, read_modules, split_modules
@@ -29,7 +30,8 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     header, opened = location.header(weights), stamp(weights)
-    stored, dropped = read_modules(weights, opened, header.tensors, options)
+    magnitudes, tensors = split_magnitudes(header.tensors, options)
+    stored, dropped = read_modules(weights, opened, tensors, options)
     notes = [*left_out(weights, dropped)]
     if split := split_modules({m: place for m, place in stored.items() if place.kind == "LoRA"}, header.metadata):
         notes.append(
@@ -37,6 +39,7 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
             "its own (split_qkv): three or four times the rank of the others. They are read with alpha / all of these "
             "ranks, as sd-scripts and ComfyUI do; what is merged of them cannot be trained on with split_qkv"
         )
+    stored = rescaled(weights, header.tensors, stored, magnitudes, options, format="kohya", metadata=header.metadata)
     metadata = kept_metadata(header.metadata)
     provenance = Provenance(format="kohya", base_model=base_of(metadata), metadata=metadata, stored_as=kinds_of(stored))
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))

@@ -12,6 +12,7 @@ from ....files.json_text import read_json_object
 from ....files.safetensors import write_tensors
 from ...names.steps import mlx_and_peft
 from .._factors import left_out
+from .._modules import kinds_of
 from .._padding import written_ranks
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..record import header_metadata, make_record
@@ -33,7 +34,9 @@ def _recognises(location: Location, weights: Path) -> bool:
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     modules, config, dropped = read_mlx(location, weights, options)
     notes = (*config.notes, *left_out(weights, dropped))
-    return Opened(modules, Provenance(format="mlx", base_model=config.base_model), notes)
+    return Opened(
+        modules, Provenance(format="mlx", base_model=config.base_model, stored_as=kinds_of(modules.stored)), notes
+    )
 
 
 def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:

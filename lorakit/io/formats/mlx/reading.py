@@ -18,11 +18,14 @@ from .._factors import MOST_MODULES, check_factors, refuse_extra_weights
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from .._unsupported import refuse_markers
 from ..codec import Location, ReadOptions
+from ..dora import rescaled
 from .about import CONFIG
 
 KEY = re.compile(r"(.+)\.lora_(a|b)")
 # What models call their embeddings. An embedding's file looks like a linear module's, and only its name tells.
 _EMBEDDING = re.compile(r"(?:.+\.)?(?:embed_tokens|tok_embeddings|word_embeddings|embed_in|wte|wpe)")
+_WITH_BASE = (Setting("base"), ", the model that it was trained on; or ")
+_TRAIN_PLAIN = "train with fine_tune_type='lora', or fuse it into its base model with mlx_lm.fuse"
 
 
 class Config(NamedTuple):
@@ -32,6 +35,7 @@ class Config(NamedTuple):
     scale: float | None
     base_model: str | None
     notes: tuple[str, ...] = ()
+    dora: bool = False
 
 
 def read_mlx(location: Location, weights: Path, options: ReadOptions) -> tuple[FileModules, Config, tuple[str, ...]]:
@@ -47,10 +51,10 @@ def read_mlx(location: Location, weights: Path, options: ReadOptions) -> tuple[F
     config = Config(None, None, None)
     if config_path.exists():
         stamps += ((config_path, stamp(config_path)),)
-        config = _read_config(config_path, read_json_object(config_path))
+        config = _read_config(config_path, read_json_object(config_path), dora=options.base is not None)
     header = location.header(weights).tensors
     refuse_markers(weights, header)
-    slots, extra_weights = _slots(weights, header, options)
+    slots, magnitudes, extra_weights = _slots(weights, header, options)
     stored: dict[str, Stored] = {}
     for module, keys in slots.items():
         for name, place in _stored(weights, module, keys, header).items():
@@ -69,6 +73,15 @@ def read_mlx(location: Location, weights: Path, options: ReadOptions) -> tuple[F
                     remedy="save or download it again",
                 )
             stored[name] = place._replace(scale=_scale(weights, config_path, config, name, place.info.rank, options))
+    lacking = next((module for module in stored if config.dora and module not in magnitudes), None)
+    if lacking is not None:
+        raise CorruptFileError(
+            "lacks m, its lengths, and fine_tune_type is 'dora'",
+            path=weights,
+            module=lacking,
+            remedy="the file is incomplete, save or download it again",
+        )
+    stored = rescaled(weights, header, stored, magnitudes, options, format="mlx", metadata={})
     return FileModules(stamps, stored, stored_dtype(header, stored)), config, extra_weights
 
 
@@ -77,16 +90,16 @@ def transposed(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.T, b.T
 
 
-def _read_config(path: Path, fields: Mapping[str, Any]) -> Config:
+def _read_config(path: Path, fields: Mapping[str, Any], *, dora: bool) -> Config:
     kind = fields.get("fine_tune_type", "lora")
-    if kind != "lora":
+    if kind != "lora" and not (kind == "dora" and dora):
         meaning = {"dora": "DoRA also rescales the base weights", "full": "whole weights were trained"}
         means = meaning.get(str(kind), "it is not known here")
         raise UnsupportedAdapterError(
             f"fine_tune_type is {shown(kind)}",
             path=path,
             expected=f"'lora': {means}, so B @ A is not the update",
-            remedy="train with fine_tune_type='lora', or fuse it into its base model with mlx_lm.fuse",
+            remedy=[*(_WITH_BASE if kind == "dora" else ()), _TRAIN_PLAIN],
         )
     found = fields.get("lora_parameters")
     if not isinstance(found, dict):
@@ -113,7 +126,7 @@ def _read_config(path: Path, fields: Mapping[str, Any]) -> Config:
             expected="a whole number of 1 or more",
             remedy="correct the file",
         )
-    return Config(None if rank is None else int(rank), scale, known, tuple(notes))
+    return Config(None if rank is None else int(rank), scale, known, tuple(notes), kind == "dora")
 
 
 def _number(path: Path, name: str, value: Any) -> float | None:
@@ -156,9 +169,9 @@ def _scale(weights: Path, config_path: Path, config: Config, module: str, rank: 
 
 def _slots(
     weights: Path, header: Mapping[str, TensorInfo], options: ReadOptions
-) -> tuple[dict[str, dict[str, str]], tuple[str, ...]]:
+) -> tuple[dict[str, dict[str, str]], dict[str, str], tuple[str, ...]]:
     slots: dict[str, dict[str, str]] = {}
-    extra_weights = []
+    extra_weights: list[str] = []
     for key in header:
         found = KEY.fullmatch(key)
         if found is None:
@@ -172,17 +185,18 @@ def _slots(
             expected="names like '<module>.lora_a'",
             remedy="is it another kind of adapter, or a whole model?",
         )
-    magnitude = next((key for key in extra_weights if key.endswith(".m") and key.removesuffix(".m") in slots), None)
-    if magnitude is not None:
+    magnitudes = {module: f"{module}.m" for module in slots if f"{module}.m" in header}
+    if magnitudes and options.base is None:
         raise UnsupportedAdapterError(
-            f"{magnitude!r} belongs to DoRA, which also rescales the base weights",
+            f"{next(iter(magnitudes.values()))!r} belongs to DoRA, which also rescales the base weights",
             path=weights,
             expected="lora_a and lora_b only",
-            remedy="train a plain LoRA instead",
+            remedy=[*_WITH_BASE, _TRAIN_PLAIN],
         )
+    extra_weights = [key for key in extra_weights if key not in magnitudes.values()]
     if options.modules_to_save != "drop":
         refuse_extra_weights(weights, extra_weights)
-    return slots, tuple(extra_weights)
+    return slots, magnitudes, tuple(extra_weights)
 
 
 def _stored(weights: Path, module: str, keys: Mapping[str, str], header: Mapping[str, TensorInfo]) -> dict[str, Stored]:

@@ -159,8 +159,8 @@ def read_config(path: Path, assume_alpha: float | None, given: Collection[str] =
         The file; it may be absent if ``assume_alpha`` is given.
     assume_alpha : float or None
         ``lora_alpha`` if the file is absent or does not give it.
-    given : collection of {'base', 'initial'}
-        What the caller has beside the files.
+    given : collection of {'base', 'initial', 'dora'}
+        As in :func:`~lorakit.io.formats.peft.variants.refuse_variants`.
 
     Returns
     -------

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from ....exceptions import Setting, UnsupportedAdapterError
+from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.checks import stamp
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from ..codec import Location, ReadOptions
+from ..dora import rescaled, split_magnitudes
 from .about import CONFIG
 from .config import PeftConfig, read_config
 from .experts import count_targets, find_stacks
 from .extra_weights import FileExtraWeights, carried
 from .initial import before_training, initial_location, less_derived, less_given
-from .keys import Pairs, match_keys
+from .keys import PREFIX, Pairs, match_keys
 from .kinds import check_rank, read_kinds
 
 
@@ -44,9 +46,10 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
         stamps += ((config_path, stamp(config_path)),)
     header = location.header(weights).tensors
     began = initial_location(weights, options)
-    given = ["initial"] if initial else [name for name in ("base", "initial") if getattr(options, name) is not None]
+    given = _given(options, initial)
     config = read_config(config_path, options.assume_alpha, given)
-    others, rest = ({}, header) if config.peft_type == "LORA" else read_kinds(weights, header, config, options)
+    magnitudes, plain_tensors = split_magnitudes(header, options, _without_prefix) if config.use_dora else ({}, header)
+    others, rest = ({}, plain_tensors) if config.peft_type == "LORA" else read_kinds(weights, header, config, options)
     pairs = match_keys(weights, rest, others=bool(others))
     found = _extra_weights(weights, config, pairs, options)
     first = bool(found) and options.modules_to_save == "first"
@@ -76,8 +79,34 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
         stored = less_given(weights, stored, before.modules, kind)
     elif config.init is not None and not initial:
         stored = less_derived(weights, stored, config, kind, options)
+    if config.use_dora:
+        _require_magnitudes(weights, stored, magnitudes)
+        told = config.fan_in_fan_out
+        stored = rescaled(weights, header, stored, magnitudes, options, format="peft", metadata={}, told=told)
     modules = FileModules(stamps, stored, stored_dtype(header, stored))
     return OpenedPeft(modules, config, () if first else found, extra_weights, count_targets(config, stacks))
+
+
+def _given(options: ReadOptions, initial: bool) -> list[str]:
+    """Return what the config may ask for: see :func:`~lorakit.io.formats.peft.variants.refuse_variants`."""
+    if initial:
+        return ["initial"]
+    return ([] if options.base is None else ["base", "dora"]) + ([] if options.initial is None else ["initial"])
+
+
+def _without_prefix(key: str) -> str:
+    return key.removeprefix(PREFIX)
+
+
+def _require_magnitudes(weights: Path, stored: Mapping[str, Stored], magnitudes: Mapping[str, str]) -> None:
+    lacking = next((module for module in stored if module not in magnitudes), None)
+    if lacking is not None:
+        raise CorruptFileError(
+            "lacks lora_magnitude_vector, and the config says use_dora",
+            path=weights,
+            module=lacking,
+            remedy="the file is incomplete, save or download it again",
+        )
 
 
 def _extra_weights(path: Path, config: PeftConfig, pairs: Pairs, options: ReadOptions) -> tuple[str, ...]:

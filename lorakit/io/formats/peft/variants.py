@@ -50,8 +50,8 @@ def refuse_variants(path: Path | str, fields: Mapping[str, Any], given: Collecti
         The config, for messages.
     fields : mapping
         Of the config.
-    given : collection of {'base', 'initial'}
-        What the caller has beside the files.
+    given : collection of {'base', 'initial', 'dora'}
+        What the caller reads with what it has beside the files: an init, given the base or the initial adapter; DoRA.
     """
     for name, meaning, remedy in REFUSED:
         if fields.get(name):
@@ -60,7 +60,7 @@ def refuse_variants(path: Path | str, fields: Mapping[str, Any], given: Collecti
                 path=path,
                 remedy=remedy,
             )
-    if fields.get("use_dora") and "base" not in given:
+    if fields.get("use_dora") and "dora" not in given:
         raise UnsupportedAdapterError(
             "use_dora is set: DoRA also rescales the base weights, so B @ A is not the update",
             path=path,
