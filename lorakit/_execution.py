@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -11,9 +12,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from joblib.parallel import get_active_backend
-from sklearn.utils import check_random_state
-from sklearn.utils.parallel import Parallel, delayed
 from threadpoolctl import ThreadpoolController
 
 from .adapter_set import AdapterSet
@@ -24,6 +22,8 @@ Result = TypeVar("Result")
 Progress = Callable[[int, int], None]  # called with (done, total): numbers of modules, or of steps of a training
 _PART = 16  # modules a worker whose results are held at one time, on engines that cannot stream results
 _BLOCK = 2**25 - 2**16  # bytes; glibc takes its largest threshold, 32 MB, from a block just below
+# What brings a library with threads of its own when it is imported
+_WITH_THREADS = ("numpy", "torch", "scipy.linalg", "scipy.special", "sklearn", "sklearn.cluster", "cuml")
 _progress: ContextVar[Progress | None] = ContextVar("lorakit_progress", default=None)
 
 
@@ -75,14 +75,17 @@ def iter_modules(
         One result for each module, in the order of ``X.module_names``, as soon as it is ready. Results that the caller
         does not keep are not held.
     """
+    from joblib import delayed  # here, as a command that reads one adapter needs none of it
+
     modules = X.module_names
     done = 0
     streams, parts = _parts(modules)
-    parallel = _Parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
+    parallel = _parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
+    config = _sklearn_config()
     # As a context, Parallel keeps its workers between parts: those of Ray take seconds to start.
     with one_thread(), nullcontext() if streams else parallel:
         for part in parts:
-            found = parallel(delayed(_run)(task_of(m), X.only(m), m) for m in part)
+            found = parallel(delayed(_run)(task_of(m), X.only(m), m, config) for m in part)
             with closing(found) if streams else nullcontext():
                 for result in found:
                     done += 1
@@ -90,13 +93,38 @@ def iter_modules(
                     yield result
 
 
-class _Parallel(Parallel):  # type: ignore[misc]  # scikit-learn has no types
-    def _warn_exit_early(self) -> None:
-        """Do not warn: only an error ends a loop early."""
+def _parallel(**options: Any) -> Any:
+    """Return joblib's loop, without its warning where it is left early: only an error does that."""
+    from joblib import Parallel
+
+    parallel = Parallel(**options)
+    parallel._warn_exit_early = lambda: None
+    return parallel
+
+
+def _sklearn_config() -> dict[str, Any] | None:
+    """Return what scikit-learn is configured with, for the workers; None where nothing has imported it."""
+    if "sklearn" not in sys.modules:
+        return None
+    from sklearn import get_config
+
+    config: dict[str, Any] = get_config()
+    return config
+
+
+def _configured(config: dict[str, Any] | None) -> AbstractContextManager[Any]:
+    if config is None:
+        return nullcontext()
+    from sklearn import config_context
+
+    context: AbstractContextManager[Any] = config_context(**config)
+    return context
 
 
 def _parts(modules: Sequence[str]) -> tuple[bool, list[Sequence[str]]]:
     """Return whether the engine streams results, and the modules in parts; one part holds all its results at a time."""
+    from joblib.parallel import get_active_backend
+
     backend, n_workers = get_active_backend(prefer="threads")
     if backend.supports_return_generator:
         return True, [modules]
@@ -104,10 +132,10 @@ def _parts(modules: Sequence[str]) -> tuple[bool, list[Sequence[str]]]:
     return False, [modules[i : i + size] for i in range(0, len(modules), size)]
 
 
-def _run(task: Task[Result], X: AdapterSet, module: str) -> Result:
+def _run(task: Task[Result], X: AdapterSet, module: str, config: dict[str, Any] | None) -> Result:
     _keep_freed_memory()
     try:
-        with one_thread():
+        with one_thread(), _configured(config):
             return task(X, module)
     except Exception as error:
         error.add_note(f"in module {module!r} of the adapters {list(X.names)}")
@@ -125,8 +153,8 @@ def _keep_freed_memory() -> None:
 
 
 @cache
-def _controller() -> ThreadpoolController:
-    return ThreadpoolController()  # scans the loaded libraries: once a process is enough
+def _controller(_: tuple[str, ...]) -> ThreadpoolController:
+    return ThreadpoolController()  # scans the loaded libraries: once is enough until another one is loaded
 
 
 def one_thread() -> AbstractContextManager[Any]:
@@ -136,12 +164,15 @@ def one_thread() -> AbstractContextManager[Any]:
     oversubscribe the cores. The loop sets it around itself as well as in each task, because some libraries keep one
     limit for the process and others one for each thread.
     """
-    limit: AbstractContextManager[Any] = _controller().limit(limits=1)
+    loaded = tuple(name for name in _WITH_THREADS if name in sys.modules)
+    limit: AbstractContextManager[Any] = _controller(loaded).limit(limits=1)
     return limit
 
 
 def base_seed(random_state: Any) -> int:
     """Draw the one number from which every module's seed is derived."""
+    from sklearn.utils import check_random_state
+
     return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from inspect import isabstract
-from typing import Any, Literal
+from typing import Any
 
 import lorakit
 
+from ._listing import FOLDERS, Kind, MethodInfo
 from ._sklearn import StrOptions
 from .base import BaseMerger, BasePruner, BaseTransformer
 
-Kind = Literal["merger", "pruner", "transformer"]
+__all__ = ["Kind", "MethodInfo", "all_estimators", "all_methods", "estimator_named"]
+
 _KINDS = {"merger": BaseMerger, "pruner": BasePruner, "transformer": BaseTransformer}
 
 
@@ -42,42 +45,29 @@ def all_estimators(kind: Kind) -> dict[str, Any]:
     return {cls.method: cls for cls in sorted(found, key=lambda cls: cls.method)}
 
 
-@dataclass(frozen=True)
-class MethodInfo:
-    """One entry of the registry: what a method is and what it needs, with its default parameters.
+def estimator_named(kind: Kind, method: str) -> Any | None:
+    """Return the public estimator of one name, importing no other; None if there is none.
 
     Parameters
     ----------
     kind : {'merger', 'pruner', 'transformer'}
         What it is.
     method : str
-        Its name on the command line.
-    name : str
-        Its class.
-    summary : str
-        First line of its docstring.
-    paper : str or None
-        Where it comes from.
-    needs_equal_ranks, needs_data : bool
-        Whether the adapters must share one rank; whether it takes more than adapters.
-    spaces : tuple of str
-        Values of its parameter ``space``, if it has one.
-    invariances : frozenset of str
-        Reparametrizations of the factors, of :data:`lorakit.base.GAUGES`, that leave its result as it is.
-    parameters : dict
-        Parameters and their defaults.
-    """
+        The name by which the command line knows it.
 
-    kind: Kind
-    method: str
-    name: str
-    summary: str
-    paper: str | None
-    needs_equal_ranks: bool
-    needs_data: bool
-    spaces: tuple[str, ...]
-    invariances: frozenset[str]
-    parameters: dict[str, Any]
+    Examples
+    --------
+    >>> from lorakit.discovery import estimator_named
+    >>> estimator_named("merger", "svd")
+    <class 'lorakit.merging.svd.SVDMerger'>
+    """
+    # the class of a method is in the file of its name
+    home = f"lorakit.{FOLDERS[kind]}.{method}"
+    if method.isidentifier() and not method.startswith("_") and find_spec(home) is not None:
+        for obj in vars(import_module(home)).values():
+            if isinstance(obj, type) and obj.__module__ == home and getattr(obj, "method", None) == method:
+                return obj
+    return all_estimators(kind).get(method)
 
 
 def all_methods(kind: Kind) -> list[MethodInfo]:

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 import lorakit
+from lorakit._listing import FOLDERS, TABLE, listed
 from lorakit.base import BaseMerger, BasePruner, BaseTransformer
-from lorakit.discovery import all_estimators, all_methods
+from lorakit.discovery import all_estimators, all_methods, estimator_named
 
 KINDS = {
     "merger": ("merging", BaseMerger),
@@ -55,3 +56,17 @@ def test_every_public_estimator_is_found_under_a_name_of_its_own():
 def test_a_method_is_named_as_its_file(kind):
     for name, cls in all_estimators(kind).items():
         assert cls.__module__ == f"lorakit.{KINDS[kind][0]}.{name}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_estimator_is_found_by_its_name(kind):
+    for name, cls in all_estimators(kind).items():
+        assert estimator_named(kind, name) is cls
+    for name in ("mystery", "_common", "", "a.b", "../svd", "base"):
+        assert estimator_named(kind, name) is None
+
+
+def test_the_table_of_methods_is_that_of_the_estimators():
+    assert set(FOLDERS) == set(KINDS)
+    for kind in KINDS:
+        assert listed(kind) == all_methods(kind), f"{TABLE} is old: python tests/list_methods.py writes it"

@@ -10,15 +10,13 @@ import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 
 from .._execution import base_seed, read_module
+from .._listing import GAUGES
 from .._ranks import RankBudget
 from .._recipes import recipe_of, recipe_text
 from .._sklearn import Interval, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
 from ..linalg import singular_values_of_sum
 from ..provenance import Step
-
-# What can be done to an adapter's factors without changing its update: reorder, negate or rescale its MSUs; mix them.
-GAUGES = ("permutation", "sign", "rescaling", "GL(r)")
 
 
 class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):

@@ -23,11 +23,20 @@ from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
-from ..linalg import frobenius_norm, residual_norm
 from ..provenance import Made, combined
-from ..results import Results
+from ._comparing import Comparing
 from ._estimator import AdapterEstimator, spectrum_of_mean
-from ._results import Learned, Merge, Outcome, norm_of_merged, warn_of_zeros
+from ._results import (
+    OVERLAP,
+    Learned,
+    Merge,
+    Outcome,
+    Products,
+    error_of_mean,
+    norm_of_merged,
+    rounding_of,
+    warn_of_zeros,
+)
 
 
 def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
@@ -36,7 +45,7 @@ def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
     return factors if k >= factors.rank else LoraFactors(factors.A[:k].clone(), factors.B[:, :k].contiguous())
 
 
-class BaseMerger(AdapterEstimator):
+class BaseMerger(Comparing, AdapterEstimator):
     """Base class of mergers: many adapters in, one out.
 
     A subclass sets ``method`` and implements :meth:`_merge_module_path`; everything else is here. See
@@ -135,7 +144,9 @@ class BaseMerger(AdapterEstimator):
         -------
         list of (LoraFactors, dict)
             For each rank, the merged update before ``scale``, and what the method learned: each entry of the dict
-            becomes the attribute ``<key>_``, a dict by module.
+            becomes the attribute ``<key>_``, a dict by module. But for the entry 'overlap': a function of no arguments
+            that gives the :class:`~lorakit.linalg.Overlap` of the merged update and the updates, for a method that has
+            these products from its own matrices. Without it they are made anew where they are needed.
         """
 
     @fit_context(prefer_skip_nested_validation=False)
@@ -173,6 +184,7 @@ class BaseMerger(AdapterEstimator):
         seed = self._seed()
         worker = self._unfitted()
         worker._subtracts = subtracts
+        worker._compares = self._compares and len(positions) == len(X) and self.strengths is None
         worker = worker._prepared(counted, weights, ranks, seed)
         options: dict[str, Any] = {"weights": weights, "seed": seed, "dtype": counted.dtype}
 
@@ -189,6 +201,8 @@ class BaseMerger(AdapterEstimator):
                 self._rescale(merge, np.abs(weights), counted.dtype)
             merge.fill(X, counted.dtype)
             merger._store(X, positions, merge)
+            if self._compares:
+                merger._overlaps = merge.overlaps
             warn_of_zeros(merger, merge)
 
     def _weighed(self, X: AdapterSet) -> tuple[AdapterSet, np.ndarray, bool]:
@@ -265,31 +279,37 @@ class BaseMerger(AdapterEstimator):
     ) -> list[Outcome]:
         updates = read_module(X, module, self.device)
         merged = self._merge_module_path(updates, weights, ks, module_rng(seed, module))
-        given = [frobenius_norm(update).item() for update in updates] if self.scale == "match" else []
-        return [self._outcome(factors, learned, updates, given, weights, dtype, module) for factors, learned in merged]
+        outcomes = []
+        for factors, learned in merged:
+            products = Products(factors, updates, learned.pop(OVERLAP, None))
+            outcomes.append(self._outcome(factors, learned, products, weights, dtype, module))
+        return outcomes
 
     def _outcome(
         self,
         factors: LoraFactors,
         learned: Learned,
-        updates: Sequence[LoraFactors],
-        given: list[float],
+        products: Products,
         weights: np.ndarray,
         dtype: torch.dtype,
         module: str,
     ) -> Outcome:
         """Scale one module's result, if its scale is known, and bring it back."""
-        norm = norm_of_merged(factors, updates, weights, subtracts=self._subtracts)
-        norms = np.array([norm, *given] if given else [])
+        overlap = products.overlap if self._compares else None
+        norm = norm_of_merged(factors, products, weights, subtracts=self._subtracts)
+        norms = np.array([norm, *products.given] if self.scale == "match" else [])
         if self._scaled_last:
             scale, out = 1.0, factors.to(device="cpu")
         else:
-            scale = self._matching_scale(norms, np.abs(weights)) if given else float(self.scale)
-            out = to_output(factors.scaled(scale), dtype, module)
+            scale = self._matching_scale(norms, np.abs(weights)) if self.scale == "match" else float(self.scale)
+            scaled = factors.scaled(scale)
+            out = to_output(scaled, dtype, module)
+            overlap = overlap and overlap.scaled(scale, rounding_of(scaled, out))
         # what is nothing in the output's dtype is lost as well, unless nothing was asked for
-        gone = norm == 0 or (self.scale != 0 and not all(half.any() for half in out))
-        nothing = gone and not any(frobenius_norm(update) > 0 for update in updates)
-        return Outcome(out, learned, norms, gone, nothing, scale)
+        # (a row is nearly always enough to see)
+        gone = norm == 0 or (self.scale != 0 and not all(half[:1].any() or half.any() for half in out))
+        nothing = gone and not any(products.given)
+        return Outcome(out, learned, norms, gone, nothing, scale, overlap)
 
     @property
     def _scaled_last(self) -> bool:
@@ -305,10 +325,7 @@ class BaseMerger(AdapterEstimator):
     def _rescale(self, merge: Merge, weights: np.ndarray, dtype: torch.dtype) -> None:
         """Bring the results to the one scale that matches the norm of the whole model."""
         scale = self._matching_scale(np.sqrt(np.sum([n**2 for n in merge.norms.values()], axis=0)), weights)
-        scaled = Results()
-        for module in merge.norms:
-            scaled.put(module, to_output(merge.results.pop(module).scaled(scale), dtype, module))
-        merge.results, merge.scales = scaled, dict.fromkeys(merge.norms, scale)
+        merge.rescale(scale, dtype)
 
     def transform(self, X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
         """Return the merged adapter, whatever X holds.
@@ -367,11 +384,4 @@ class BaseMerger(AdapterEstimator):
         check_is_fitted(self)
         X = check_adapters(X)
         self._check_seen(X)
-        mean = [1 / len(X)] * len(X)
-        error = total = 0.0
-        for module, merged in self.merged_.items():
-            updates = X.factors(module) if module in X.module_names else []
-            zero = merged.scaled(0)
-            error += residual_norm(merged, updates, mean[: len(updates)]).item() ** 2
-            total += residual_norm(zero, updates, mean[: len(updates)]).item() ** 2
-        return -float(np.sqrt(error / total)) if total else -float(error > 0)
+        return -error_of_mean(self.merged_, X)

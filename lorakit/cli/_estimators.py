@@ -52,14 +52,18 @@ def make_estimator(
     click.UsageError
         If there is no such method or parameter, naming what is near.
     """
-    from ..discovery import all_estimators
+    from ._late import load_late
 
-    methods = all_estimators(kind)
-    if method not in methods:
+    load_late()
+    from ..discovery import all_estimators, estimator_named
+
+    found = estimator_named(kind, method)
+    if found is None:
+        methods = all_estimators(kind)
         raise click.UsageError(
             f"there is no {kind} {method!r}{nearest(method, list(methods))} The {kind}s are {', '.join(methods)}."
         )
-    estimator = methods[method]()
+    estimator = found()
     known = sorted(estimator.get_params(deep=False))
     values = {name: value for name, value in given.items() if value is not None}
     for name in values:

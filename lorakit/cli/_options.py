@@ -87,7 +87,7 @@ tolerance_option = click.option(
 
 jobs_option = click.option("-j", "--jobs", type=int, metavar="N",
                            help="Modules at a time, -1 for one per core. Never changes the result.  "
-                                "[default: 1]")  # fmt: skip
+                                "[default: the cores that may be used, as far as memory goes]")  # fmt: skip
 
 device_option = click.option("--device", metavar="DEVICE", shell_complete=complete_device,
                              help="Device to compute on, as torch names it.  [default: cpu]")  # fmt: skip

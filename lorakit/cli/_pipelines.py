@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sklearn.base import clone
-from sklearn.pipeline import Pipeline
+if TYPE_CHECKING:  # a run without a recipe needs none of them, and they take long
+    from sklearn.pipeline import Pipeline
 
-from ..base import BaseMerger
-from ..recipes.recipe import Recipe
+    from ..recipes.recipe import Recipe
 
 
 def for_run(pipeline: Pipeline, *, n_jobs: int | None, device: str | None) -> Any:
@@ -17,10 +16,13 @@ def for_run(pipeline: Pipeline, *, n_jobs: int | None, device: str | None) -> An
     Examples
     --------
     >>> from lorakit import SVDMerger, SVDPruner
+    >>> from sklearn.pipeline import Pipeline
     >>> for_run(Pipeline([("prune", SVDPruner(k=4)), ("merge", SVDMerger(k=8))]), n_jobs=2, device=None)
     Pipeline(steps=[('prune', SVDPruner(k=4, n_jobs=2)),
                     ('merge', SVDMerger(k=8, n_jobs=2))])
     """
+    from sklearn.base import clone
+
     copy = clone(pipeline)
     for _, step in copy.steps:
         takes = step.get_params(deep=False)
@@ -30,7 +32,7 @@ def for_run(pipeline: Pipeline, *, n_jobs: int | None, device: str | None) -> An
 
 def method_of(estimator: Any) -> str:
     """Return the methods of an estimator's steps in their order, such as ``select, svd, ties``."""
-    steps = [step for _, step in estimator.steps] if isinstance(estimator, Pipeline) else [estimator]
+    steps = [step for _, step in estimator.steps] if _is_pipeline(estimator) else [estimator]
     return ", ".join(step.method for step in steps)
 
 
@@ -43,7 +45,13 @@ def last_method(recipe: Recipe) -> str:
 
 def reported(estimator: Any) -> Any:
     """Return the estimator whose parameters a report names: of a pipeline, its merger, else its last step."""
-    if not isinstance(estimator, Pipeline):
+    if not _is_pipeline(estimator):
         return estimator
+    from ..base import BaseMerger
+
     mergers = [step for _, step in estimator.steps if isinstance(step, BaseMerger)]
     return mergers[0] if mergers else estimator.steps[-1][1]
+
+
+def _is_pipeline(estimator: Any) -> bool:
+    return hasattr(estimator, "steps")  # no merger and no other step has any

@@ -12,15 +12,15 @@ import torch
 
 from .. import Adapter, AdapterSet, load_adapters, results_on_disk, save_adapter
 from .._version import __version__
+from ..io.formats.record import hash_beside
 from ..io.load import distinct_names, spoken_path
 from ..io.save import chosen_layout
-from ..metrics import compare_adapters, compare_to_each
-from ..recipes.sources import check_adapters
-from ..recipes.steps import left_out_of, steps_of
+from ..metrics import Comparison, compare_adapters, compare_to_each
 from ._dry_run import infos_of_dry_run
 from ._errors import parameters_checked
 from ._estimators import make_estimator
 from ._full_rank import refuse_full_rank
+from ._jobs import modules_at_a_time
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
 from ._pipelines import for_run, method_of, reported
@@ -91,6 +91,8 @@ def run(
     if recipe is None:
         estimator = make_estimator(kind, method, given={**given, **of_run}, params=params, seed=seed)
     else:
+        from ..recipes.sources import check_adapters
+
         check_adapters(recipe, adapters)
         estimator = for_run(recipe.pipeline, **of_run)
         method = method_of(estimator)
@@ -99,8 +101,16 @@ def run(
     if complete is not None:
         estimator = complete(estimator, adapters)
     beside = existing_parent(outputs[0])  # on a disk that has room for what is to be written
-    with progress_bar(f"{method}: modules", quiet=quiet), parameters_checked(), results_on_disk(beside):
-        results = None if dry_run else estimator.fit_transform(adapters)
+    whole = getattr(reported(estimator), "space", "") == "delta"
+    with (
+        progress_bar(f"{method}: modules", quiet=quiet),
+        parameters_checked(),
+        results_on_disk(beside),
+        modules_at_a_time(jobs, adapters, device=device, whole_updates=whole) as workers,
+    ):
+        if workers > 1 and not dry_run:  # on one core it would only be in the way of the rest
+            hash_beside(source for adapter in adapters for source in adapter.provenance.sources)
+        results, compared = (None, []) if dry_run else _made(estimator, adapters, one=one, jobs=jobs)
         made = infos_of_dry_run(estimator, adapters) if results is None else [result.infos for result in results]
     dtypes = [adapters.dtype] if one else [adapter.dtype for adapter in adapters]
     if dtype is not None:
@@ -117,17 +127,13 @@ def run(
     ]
     if results is not None:
         # Measured before it is written: OUT may replace an input, and an interruption until then leaves it as it was.
-        if one:
-            compared = compare_to_each(results[0], adapters, n_jobs=jobs)
-        else:
-            compared = [compare_adapters(result, adapter) for result, adapter in zip(results, adapters, strict=True)]
         for row, comparison in zip(rows, compared, strict=True):
             row |= nearness(comparison)
         for result, target, kept in zip(results, outputs, dtypes, strict=True):
             save_adapter(result, target, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
         sizes = [weights_bytes(target) for target in outputs]
         saving.write(
-            lambda: steps_of(estimator),
+            lambda: _steps().steps_of(estimator),
             adapters,
             output=output,
             written={"layout": layout, "pad_to": pad_to, "dtype": dtype},
@@ -138,7 +144,7 @@ def run(
                 "base": base,
                 "initial": initial,
             },
-            left_out=lambda: left_out_of(estimator),
+            left_out=lambda: _steps().left_out_of(estimator),
         )
     if not one:
         for row, infos, size, target in zip(rows, made, sizes, outputs, strict=True):
@@ -165,6 +171,23 @@ def run(
         show_json(report)
     elif not quiet:
         show_run(report)
+
+
+def _made(estimator: Any, adapters: AdapterSet, *, one: bool, jobs: int | None) -> tuple[AdapterSet, list[Comparison]]:
+    """Run the estimator; return its results, and how near they are to the adapters."""
+    if one and hasattr(estimator, "fit_compare"):
+        compared = estimator.fit_compare(adapters)
+        return estimator.transform(adapters), compared
+    results = estimator.fit_transform(adapters)
+    if one:  # a pipeline, whose first steps change the adapters
+        return results, compare_to_each(results[0], adapters, n_jobs=jobs)
+    return results, [compare_adapters(result, adapter) for result, adapter in zip(results, adapters, strict=True)]
+
+
+def _steps() -> Any:
+    from ..recipes import steps  # few runs save a recipe, and it takes long
+
+    return steps
 
 
 def _factor(result: Adapter) -> dict[str, float] | None:

@@ -96,12 +96,12 @@ def convert(
     """
     import torch
 
-    from .. import load_adapter, save_adapter
+    from .. import AdapterSet, load_adapter, save_adapter
     from ..io.load import distinct_names, spoken_path
     from ..io.save import chosen_layout
-    from ..recipes.sources import check_adapters
     from ._differences import differences
     from ._full_rank import refuse_full_rank
+    from ._jobs import modules_at_a_time
     from ._measure import distinct_ranks, finite, source_bytes, weights_bytes
     from ._naming import reading_of, under_names_of
     from ._outputs import check_outputs
@@ -115,13 +115,16 @@ def convert(
         raise click.UsageError(f"--initial names {', '.join(reading['initial'])}; the adapter is {name}")
     adapter = load_adapter(path, name=names[0] if names else None, **reading_of(name, reading))
     if recipe is not None:
+        from ..recipes.sources import check_adapters
+
         check_adapters(recipe, [adapter])
     refuse_full_rank([adapter], k)
     before = adapter.provenance.format
     wanted, target = target, target or before
     check_outputs([Path(output)], [target], overwrite=overwrite)
     stored = adapter.dtype if dtype is None else getattr(torch, dtype)
-    cut = adapter if k is None else _at_rank(adapter, k, stored, jobs)
+    with modules_at_a_time(jobs, AdapterSet([adapter])):
+        cut = adapter if k is None else _at_rank(adapter, k, stored, jobs)
     lost_by_cut = None if k is None else _cut_report(cut, adapter)
     if cut is not adapter and lost_by_cut is not None:
         cut = _with_error(cut, lost_by_cut["relative_error"])
@@ -182,6 +185,9 @@ def _steps(target: str | None, component: str | None, k: Any) -> list[dict[str, 
 
 def _at_rank(adapter: Adapter, k: Any, dtype: torch.dtype, jobs: int | None) -> Adapter:
     """Return the best approximation of an adapter at a rank, as precise as a file of a dtype holds it."""
+    from ._late import load_late
+
+    load_late()
     from .. import SVDPruner
     from ..factors import promoted_dtype
 

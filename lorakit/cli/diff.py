@@ -53,15 +53,17 @@ def diff(
 
     The relative error is the norm of the difference over the larger norm of the two updates.
     """
-    from .. import load_adapters
+    from .. import AdapterSet, load_adapters
     from ._differences import differences
+    from ._jobs import modules_at_a_time
     from ._naming import named_alike
     from ._report import show_json
 
     if names and len(names) != 2:
         raise click.UsageError("--name must be given twice, once for each adapter")
     x, y = load_adapters((first, second), names=names or None, **reading)
-    found, totals = differences(*named_alike(x, y), tolerance=tolerance, n_jobs=jobs)
+    with modules_at_a_time(jobs, AdapterSet([x, y])):
+        found, totals = differences(*named_alike(x, y), tolerance=tolerance, n_jobs=jobs)
     found.sort(key=lambda d: (d.same, -(float("inf") if d.relative_error is None else d.relative_error)))
     report = {
         "a": first,

@@ -13,7 +13,9 @@ from ._options import json_option
 from ._streams import say
 
 if TYPE_CHECKING:
-    from ..discovery import MethodInfo
+    from .._listing import Kind, MethodInfo
+
+_KINDS: tuple[Kind, ...] = ("merger", "pruner")
 
 
 @click.command()
@@ -26,10 +28,10 @@ def methods(as_json: bool) -> None:
     of factors that leave the updates as they are leave the result as it is too: reordering (permutation), negating
     (sign) or rescaling the units of an adapter, mixing them by any invertible matrix (GL(r)).
     """
-    from ..discovery import all_methods
+    from .._listing import listed
     from ._report import show_json
 
-    found = {f"{kind}s": all_methods(kind) for kind in ("merger", "pruner")}
+    found = {f"{kind}s": listed(kind) for kind in _KINDS}
     if as_json:
         show_json({kind: [_plain(info) for info in infos] for kind, infos in found.items()})
     else:
@@ -49,7 +51,7 @@ def _needs(info: MethodInfo) -> str:
 
 
 def _show(found: dict[str, list[MethodInfo]]) -> None:
-    from ..base import GAUGES
+    from .._listing import GAUGES
     from ._estimators import OWN_OPTIONS
     from ._report import show_table
 

@@ -157,6 +157,7 @@ def _answer(
     n_jobs: int | None,
 ) -> int:
     """Fill the report; return the exit code."""
+    from .. import AdapterSet
     from .._version import __version__
     from ..factors import dtype_name
     from ..files.safetensors import FLOAT_NAMES
@@ -164,8 +165,12 @@ def _answer(
     from ._checkpoints import extracted_again
     from ._contents import other_than_made
     from ._differences import differences
+    from ._jobs import modules_at_a_time
+    from ._late import load_late
     from ._progress import progress_bar
     from ._rebuild import CannotTell
+
+    load_late()
     from ._recompute import match_sources, recompute
 
     record = _record(result)
@@ -173,7 +178,10 @@ def _answer(
         "lorakit": record["versions"]["lorakit"],
         "operations": [operation_text(operation) for operation in record["operations"]],
     }
-    with progress_bar("verify: modules", quiet=False):
+    with (
+        progress_bar("verify: modules", quiet=False),
+        modules_at_a_time(n_jobs, AdapterSet(given or ()), device=device),
+    ):
         if given is None:
             again = extracted_again(record, paths, device=device, n_jobs=n_jobs)
         else:

@@ -10,8 +10,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from sklearn import config_context
-from sklearn.cluster import KMeans
 
 from .._execution import gpu, one_thread
 from ._lloyd_blocks import lloyd as lloyd_blocks
@@ -135,6 +133,8 @@ def solve(problems: Sequence[Problem], backend: Backend, *, max_iter: int) -> li
     """
     # Past 256 rows scikit-learn takes several OpenMP threads and adds their sums in the order in which they finish:
     # results would depend on the machine and, with three threads or more, on the run.
+    if backend.name == "sklearn":
+        import sklearn.cluster  # noqa: F401  # before threads are limited: a library loaded later would have its own
     with one_thread():
         if backend.name == "numpy":
             return [_solve_numpy(problem, max_iter) for problem in problems]
@@ -142,6 +142,8 @@ def solve(problems: Sequence[Problem], backend: Backend, *, max_iter: int) -> li
             return _solve_torch(problems, backend.device, max_iter)
         if backend.name == "cuml":
             return [[lloyd_cuml(p, s, backend.device, max_iter=max_iter) for s in p.starts] for p in problems]
+        from sklearn import config_context
+
         with config_context(assume_finite=True, skip_parameter_validation=True):  # checks take longer than small fits
             return [[lloyd_sklearn(p, s, max_iter=max_iter) for s in p.starts] for p in problems]
 
@@ -169,6 +171,8 @@ def _solve_numpy(problem: Problem, max_iter: int) -> list[Run]:
 
 def lloyd_sklearn(problem: Problem, start: int, *, max_iter: int) -> Run:
     """Run one start with :class:`sklearn.cluster.KMeans`."""
+    from sklearn.cluster import KMeans  # here, as the other backends need none of it, and it takes long
+
     centers = problem.centers(start)
     # Composed, not subclassed: cuml.accel swaps the class, and a subclass of its proxy would run on the CPU unseen
     kmeans = KMeans(len(centers), init=centers, n_init=1, algorithm="lloyd", max_iter=max_iter, tol=problem.tol)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -233,6 +232,8 @@ class MSUKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return data
 
     def _squared_distances(self, X: NDArray[np.floating]) -> Floats:
+        from sklearn.metrics.pairwise import euclidean_distances  # here, as clustering itself needs none of it
+
         centers = self.cluster_centers_.astype(np.float64)
         origin = centers.mean(axis=0)  # a common offset would cost digits in every distance
         squared: Floats = euclidean_distances(X - origin, centers - origin, squared=True)

@@ -9,7 +9,16 @@ from .entries import entry_moments
 from .fisher import entrywise_mean
 from .frames import Compressed, compress, frame_of
 from .msu import align_svd, balance_msus, pool_msus, split_msus
-from .products import frobenius_norm, gram_matrix, inner_product, residual_norm, weighted_concat
+from .products import (
+    Overlap,
+    frobenius_norm,
+    gram_matrix,
+    inner_product,
+    overlap_of,
+    residual_norm,
+    squared_norm,
+    weighted_concat,
+)
 from .regression import regression_mean
 from .signs import disjoint_max, disjoint_mean, disjoint_sum, elect_sign, elected_mean, tally_votes
 from .spaces import core_space, fixed_direction, knots_space
@@ -44,6 +53,7 @@ from .svd import (
     dense_svd,
     singular_values_of_sum,
     split_svd,
+    svd_and_overlap,
     svd_of_sum,
     truncate,
     truncate_wide,
@@ -51,6 +61,7 @@ from .svd import (
 
 __all__ = [
     "Compressed",
+    "Overlap",
     "align_svd",
     "balance_msus",
     "calibrate",
@@ -87,6 +98,7 @@ __all__ = [
     "norm_ratio",
     "numerical_svd",
     "orthogonalize",
+    "overlap_of",
     "pool_msus",
     "rank_probabilities",
     "regression_mean",
@@ -94,6 +106,8 @@ __all__ = [
     "singular_values_of_sum",
     "split_msus",
     "split_svd",
+    "squared_norm",
+    "svd_and_overlap",
     "svd_of_sum",
     "tally_votes",
     "task_svds",

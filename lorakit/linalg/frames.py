@@ -18,7 +18,7 @@ from .signs import fix_signs
 
 # Largest condition number of a Gram matrix, in float64, that is used: its error is then at most 1e-16 * 1e7 = 1e-9, far
 # below the 6e-8 with which float32 factors are known. Above it, QR is used.
-_CONDITION = 1e7
+CONDITION = 1e7
 # Up to this condition number, combining the columns in float32 loses less than 1e-5: float32's 6e-8, times the square
 # root of the condition number.
 _CONDITION_SINGLE = 1e4
@@ -168,7 +168,7 @@ def _gram_frame(columns: Tensor, widths: Sequence[int]) -> _GramFrame | None:
         return None
     triangle = torch.linalg.solve_triangular(lower.mT, torch.eye(len(unit)).to(unit), upper=True)  # L^-T
     condition = _norm_1(unit) * _norm_1(triangle @ triangle.mT)
-    if not condition <= _CONDITION:
+    if not condition <= CONDITION:
         return None
     blocks = (lower.mT * lengths).split(list(widths), dim=1)
     return _GramFrame(list(blocks), columns, inverse_lengths[:, None] * triangle, condition > _CONDITION_SINGLE)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 Update = Iterable[Tensor]  # unpacks as A (r, d_in), B (d_out, r); LoraFactors is one
+_SHORT = 4  # times the number of units: up to this width of a module, products of all units are cheap
 _CHUNK = 2**17  # numbers converted at a time: 1 MB in float64, which stays in the cache
 
 
@@ -109,10 +112,94 @@ def gram_of(columns: Sequence[Tensor]) -> Tensor:
     return gram
 
 
+def cross_gram(x: Tensor, columns: Sequence[Tensor]) -> Tensor:
+    """Inner products of the columns of X, (d, k), with those of T other matrices: (k, R), summed in float64.
+
+    As in :func:`gram_of`, a few rows are converted at a time.
+    """
+    widths, (d, k) = [c.shape[1] for c in columns], x.shape
+    n = sum(widths)
+    total = torch.zeros(k, n, dtype=torch.float64, device=x.device)
+    if total.numel() == 0:
+        return total
+    by_rows = columns[0].stride(1) == 1
+    step = max(1, _CHUNK // (n + k))
+    buffer = total.new_empty(min(step, d) * (n + k))
+    for start in range(0, d, step):
+        rows = slice(start, min(start + step, d))
+        size = rows.stop - start
+        parts = torch.split(buffer[: size * (n + k)], [size * k, size * n])
+        one, many = (part.view((size, -1) if by_rows else (-1, size)) for part in parts)
+        one.copy_(x[rows] if by_rows else x[rows].mT)
+        for piece, c in zip(torch.split(many, widths, dim=1 if by_rows else 0), columns, strict=True):
+            piece.copy_(c[rows] if by_rows else c[rows].mT)
+        total.addmm_(*((one.mT, many) if by_rows else (one, many.mT)))
+    return total
+
+
 def frobenius_norm(x: Update) -> Tensor:
     """Frobenius norm of one update, as a 0-d float64 tensor."""
-    pair = tuple(x)
-    return inner_product(pair, pair).clamp_min(0).sqrt()
+    return squared_norm(x).sqrt()
+
+
+def squared_norm(x: Update) -> Tensor:
+    """Square of the Frobenius norm of one update, as a 0-d float64 tensor."""
+    a, b = narrowed(x)
+    return (gram_of([b]) * gram_of([a.mT])).sum().clamp_min(0)
+
+
+class Overlap(NamedTuple):
+    """Inner products of a merged update W' with itself and with the T updates W_i that it was merged from."""
+
+    squared: float  # <W', W'>
+    inner: np.ndarray  # (T,), <W', W_i>
+    given: np.ndarray  # (T,), <W_i, W_i>
+
+    def scaled(self, factor: float, noise: float = 0.0) -> Overlap:
+        """Return what it is once W' is multiplied by a factor, and gets noise of this squared norm."""
+        return Overlap(factor**2 * self.squared + noise, factor * self.inner, self.given)
+
+
+def overlap_of(merged: Update, updates: Sequence[Update]) -> Overlap:
+    """Inner products of a merged update with itself and with the updates it was merged from.
+
+    Parameters
+    ----------
+    merged : (A, B)
+        The merged update; of any rank.
+    updates : sequence of (A, B)
+        T updates of the same module, or of the same coordinates in orthonormal frames.
+
+    Returns
+    -------
+    Overlap
+        From float64 products.
+    """
+    pair, pairs = narrowed(merged), [narrowed(update) for update in updates]
+    outputs = cross_gram(pair[1], [b for _, b in pairs])  # (k, R)
+    inputs = cross_gram(pair[0].mT, [a.mT for a, _ in pairs])
+    inner = summed_by_update((outputs * inputs).sum(dim=0), [len(a) for a, _ in pairs])
+    return Overlap(squared_norm(pair).item(), inner, _squared_norms(pairs))
+
+
+def _squared_norms(pairs: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Squared Frobenius norms of T updates, (T,)."""
+    ranks = [len(a) for a, _ in pairs]
+    a, b = pairs[0]
+    if a.shape[1] + b.shape[0] > _SHORT * sum(ranks):
+        return np.array([squared_norm(own).item() for own in pairs])
+    # of short units all products take less time than a call for each update
+    products = gram_of([b for _, b in pairs]) * gram_of([a.mT for a, _ in pairs])
+    own = torch.split(torch.arange(len(products), device=products.device), ranks)
+    sizes: np.ndarray = torch.stack([products[i][:, i].sum() for i in own]).clamp_min(0).cpu().numpy()
+    return sizes
+
+
+def summed_by_update(units: Tensor, ranks: Sequence[int]) -> np.ndarray:
+    """Sum numbers of the R units of T updates, (R,), update by update: (T,)."""
+    sums = torch.stack([part.sum() for part in torch.split(units, list(ranks))])
+    found: np.ndarray = sums.cpu().numpy()
+    return found
 
 
 def weighted_concat(updates: Sequence[Update], weights: Sequence[float]) -> tuple[Tensor, Tensor]:

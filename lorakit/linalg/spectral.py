@@ -13,15 +13,14 @@ import torch
 from torch import Tensor
 
 from .products import Update, frobenius_norm
-from .svd import svd_of_sum
+from .svd import svd_of_sum, svds_of_each
 
 Svd = tuple[Tensor, Tensor, Tensor]  # U (d_out, q), S (q,) descending, Vh (q, d_in)
 
 
 def task_svds(updates: Sequence[Update], weights: Sequence[float]) -> list[Svd]:
     """SVD of each ``w_i W_i``, cut to its numerical rank."""
-    svds = [svd_of_sum([update], [w]) for update, w in zip(updates, weights, strict=True)]
-    return [_cut(svd, svd[1][:1]) for svd in svds]
+    return [_cut(svd, svd[1][:1]) for svd in svds_of_each(updates, weights)]
 
 
 def orthogonalize(columns: Tensor) -> Tensor:
@@ -40,9 +39,23 @@ def orthogonalize(columns: Tensor) -> Tensor:
     Tensor of shape (d, n)
         Its singular values are 1, or 0 where those of ``columns`` are round-off.
     """
-    u, s, vh = torch.linalg.svd(columns, full_matrices=False)
-    u, _, vh = _cut((u, s, vh), s[:1])
-    return u @ vh
+    return _polar(columns)[0]
+
+
+def _polar(columns: Tensor) -> tuple[Tensor, bool]:
+    """Return the polar factor of (d, n) columns, and whether all of its singular values are 1."""
+    d, n = columns.shape
+    if columns.dtype == torch.float64 or n > d:
+        u, s, vh = torch.linalg.svd(columns, full_matrices=False)
+        u, kept, vh = _cut((u, s, vh), s[:1])
+        return u @ vh, len(kept) == n
+    # C (C^T C)^(-1/2), in float64: half the time of an SVD. Singular values down to the round-off of float32, below
+    # which they are dropped, are found to three digits or more.
+    wide = columns.double()
+    values, vectors = torch.linalg.eigh(wide.mT @ wide)  # ascending
+    kept = values > values[-1:] * (max(d, n) * torch.finfo(columns.dtype).eps) ** 2
+    vectors, roots = vectors[:, kept], values[kept].sqrt()
+    return (wide @ ((vectors / roots) @ vectors.mT)).to(columns.dtype), len(roots) == n
 
 
 def merge_singular_vectors(svds: Sequence[Svd]) -> Svd:
@@ -59,7 +72,11 @@ def merge_singular_vectors(svds: Sequence[Svd]) -> Svd:
         SVD of the merged update, of rank at most R.
     """
     u, s, vh = _pool(svds)
-    return _svd_of_triples(orthogonalize(u), s, orthogonalize(vh.mT).mT, s)
+    (left, full_left), (right, full_right) = _polar(u), _polar(vh.mT)
+    if full_left and full_right:  # orthonormal columns: it is the SVD already, but for the order
+        order = torch.argsort(s, descending=True, stable=True)
+        return left[:, order], s[order], right[:, order].mT
+    return _svd_of_triples(left, s, right.mT, s)
 
 
 def isotropic_sum(svds: Sequence[Svd], *, common_share: float = 1.0) -> Svd:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .frames import Frame, combine_rows, frame_of, joined
-from .products import Update, gram_of
+from .frames import CONDITION, Frame, combine_rows, frame_of, joined
+from .products import Overlap, Update, gram_of, overlap_of, summed_by_update
 from .signs import fix_signs
 
 # Singular values are square roots of the eigenvalues of a float64 matrix. One that is 1e-4 times the largest has a
@@ -47,21 +49,109 @@ def svd_of_sum(
     Vh : Tensor of shape (min(k, q), d_in)
         Orthonormal rows.
     """
+    return svd_and_overlap(updates, weights, k)[0]
+
+
+def svd_and_overlap(
+    updates: Sequence[Update], weights: Sequence[float], k: int | None = None
+) -> tuple[tuple[Tensor, Tensor, Tensor], Callable[[int], Overlap]]:
+    """Thin SVD of a weighted sum, as :func:`svd_of_sum`, and the inner products of its cuts with each update.
+
+    The inner products come from the R x R matrices of the SVD: they cost next to nothing.
+
+    Returns
+    -------
+    svd : tuple of Tensor
+        U, S, Vh.
+    overlap : callable
+        From a rank, at most the number of triples formed, to the :class:`Overlap` of the sum cut to that rank.
+    """
     pairs = [(a, b) for a, b in updates]
+    ranks = [len(a) for a, _ in pairs]
     outputs = frame_of([b for _, b in pairs])
     mixed = _weighted(outputs, weights)
     columns = joined([a.mT for a, _ in pairs])
     found = _by_eigenvalues(mixed, columns, k)
     if found is not None:
-        u, s, vh = found
-        return outputs.expand(u), s, vh
+        u, s, vh, mix, gram = found
+        return (outputs.expand(u), s.to(columns.dtype), vh), partial(_overlap, s, u, mix, outputs, gram, ranks)
     inputs = frame_of([columns])
-    u, s, vh = torch.linalg.svd(mixed @ inputs.blocks[0].mT, full_matrices=False)
-    return outputs.expand(u[:, :k]), s.to(columns.dtype), inputs.expand_rows(vh[:k])
+    rows = inputs.blocks[0]  # (q, R)
+    u, s, vh = torch.linalg.svd(mixed @ rows.mT, full_matrices=False)
+    u, vh = u[:, :k], vh[:k]
+    small = [(c.mT, b) for c, b in zip(torch.split(rows, ranks, dim=1), outputs.blocks, strict=True)]
+    svd = outputs.expand(u), s.to(columns.dtype), inputs.expand_rows(vh)
+    return svd, lambda k: overlap_of((s[:k, None] * vh[:k], u[:, :k]), small)
 
 
-def _by_eigenvalues(mixed: Tensor, columns: Tensor, k: int | None) -> tuple[Tensor, Tensor, Tensor] | None:
+def svds_of_each(updates: Sequence[Update], weights: Sequence[float]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Thin SVD of each ``w_i W_i``, as :func:`svd_of_sum` gives it for one update: U, S, Vh.
+
+    Updates of one rank and shape are decomposed together: many small decompositions take less time in one call. For
+    float32 they come from the Gram matrices of their factors, where that is as accurate.
+    """
+    pairs = [(a, b) for a, b in updates]
+    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+    small = [len(a) if a.dtype != torch.float64 and 0 < len(a) <= min(a.shape[1], len(b)) else 0 for a, b in pairs]
+    for rank in set(small) - {0}:
+        own = [i for i, r in enumerate(small) if r == rank]
+        if len(own) > 1:
+            svds = _batched([pairs[i] for i in own], [weights[i] for i in own])
+            found |= {i: svd for i, svd in zip(own, svds, strict=True) if svd is not None}
+    return [
+        found[i] if i in found else svd_of_sum([pair], [w])
+        for i, (pair, w) in enumerate(zip(pairs, weights, strict=True))
+    ]
+
+
+def _batched(
+    pairs: Sequence[tuple[Tensor, Tensor]], weights: Sequence[float]
+) -> list[tuple[Tensor, Tensor, Tensor] | None]:
+    """SVDs of T updates of one rank r; None for one whose Gram matrices are not accurate enough.
+
+    With the Cholesky factor ``B^T B = L L^T``, ``Q = B L^-T`` has orthonormal columns, and the eigenvalues of
+    ``L^T (A A^T) L`` are the squared singular values of ``B A``.
+    """
+    dtype = pairs[0][0].dtype
+    a, b = (torch.stack([pair[part] for pair in pairs]).double() for part in (0, 1))  # (T, r, d_in), (T, d_out, r)
+    outputs = b.mT @ b
+    lengths = outputs.diagonal(dim1=1, dim2=2).sqrt()[:, None]  # of the columns of B, (T, 1, r)
+    # Columns are scaled to length 1, so that different lengths cost no digits
+    lower, failed = torch.linalg.cholesky_ex(outputs / (lengths * lengths.mT))
+    inverse = torch.linalg.solve_triangular(lower.mT, torch.eye(b.shape[2]).to(b), upper=True)  # L^-T
+    core = lower.mT * lengths  # coordinates of B in the frame Q
+    square = core @ (a @ a.mT) @ core.mT
+    fine = (failed == 0) & square.isfinite().all(dim=2).all(dim=1)
+    values, vectors = torch.linalg.eigh(torch.where(fine[:, None, None], square, 0))
+    s, vectors = values.flip(1).clamp_min(0).sqrt(), vectors.flip(2)
+    u = b @ ((inverse / lengths.mT) @ vectors)
+    vh = ((vectors.mT @ core) / s[:, :, None]) @ a
+    spread = inverse.square().sum(dim=(1, 2))  # at least the norm of the inverse of the scaled Gram matrix
+    fine = fine & (s[:, -1] > RANGE * s[:, 0]) & (spread * b.shape[2] <= CONDITION)
+    w = torch.tensor(weights).to(s)[:, None]
+    parts = zip((u * w.sign()[:, None]).to(dtype), (s * w.abs()).to(dtype), vh.to(dtype), strict=True)
+    return [triple if accurate else None for triple, accurate in zip(parts, fine.tolist(), strict=True)]
+
+
+def _overlap(s: Tensor, u: Tensor, mix: Tensor, outputs: Frame, gram: Tensor, ranks: Sequence[int], k: int) -> Overlap:
+    """Inner products of ``U diag(s) V^T``, cut to rank k, with each of the updates ``W_i = B_i A_i``.
+
+    ``u`` are coordinates of U in the frame of the outputs, ``V^T = mix @ A``, and ``gram`` is A A^T.
+    """
+    left, right = u[:, :k].mT @ torch.cat(outputs.blocks, dim=1), mix[:k] @ gram  # U^T B and V^T A^T, (k, R)
+    inner = (s[:k, None] * left * right).sum(dim=0)
+    own = torch.split(torch.arange(len(gram), device=gram.device), list(ranks))
+    sizes = torch.stack([(b.mT @ b * gram[i][:, i]).sum() for b, i in zip(outputs.blocks, own, strict=True)])
+    given: np.ndarray = sizes.clamp_min(0).cpu().numpy()
+    return Overlap(float(s[:k].square().sum()), summed_by_update(inner, ranks), given)
+
+
+def _by_eigenvalues(
+    mixed: Tensor, columns: Tensor, k: int | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor] | None:
     """SVD of ``M A``, k triples, from the Gram matrix of A; None where that is not accurate enough.
+
+    After U, S and Vh come the (k, R) matrix of which ``Vh = mix @ A``, and the Gram matrix.
 
     The eigenvalues of ``M (A A^T) M^T`` are the squared singular values, and its eigenvectors are the left vectors U.
     The right vectors are ``S^-1 U^T M A``. This small eigenproblem takes half the time of a frame of the inputs and an
@@ -80,7 +170,7 @@ def _by_eigenvalues(mixed: Tensor, columns: Tensor, k: int | None) -> tuple[Tens
     if not cancelled <= _CANCELLED:
         return None
     vh = combine_rows(mix, columns.mT, double=cancelled > _IN_SINGLE)
-    return u, s.to(columns.dtype), vh
+    return u, s, vh, mix, gram
 
 
 def singular_values_of_sum(updates: Sequence[Update], weights: Sequence[float]) -> Tensor:
@@ -174,8 +264,8 @@ def truncate_wide(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     found = _by_eigenvalues(eye, matrix.mT, k)
     if found is None:
         return truncate((matrix, eye.to(matrix.dtype)), k)
-    u, s, vh = found
-    return split_svd(u.to(vh.dtype), s, vh, k)
+    u, s, vh, *_ = found
+    return split_svd(u.to(vh.dtype), s.to(vh.dtype), vh, k)
 
 
 def truncate(update: Update, k: int) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from sklearn.base import clone
 from torch import Tensor
 
-from ..base import BaseMerger, Learned, leading_msus
+from ..base import OVERLAP, BaseMerger, Learned, leading_msus
 from ..factors import LoraFactors
-from ..linalg import split_svd, truncate
+from ..linalg import Overlap, split_svd, truncate
 
 
 def largest_rank(updates: Sequence[LoraFactors]) -> int:
@@ -25,11 +26,18 @@ def cuts(factors: LoraFactors, ks: Sequence[int | None]) -> list[LoraFactors]:
     return [factors if k is None or k >= factors.rank else leading_msus(truncated, k) for k in ks]
 
 
-def svd_cuts(svd: tuple[Tensor, Tensor, Tensor], ks: Sequence[int]) -> list[tuple[LoraFactors, Learned]]:
-    """Cut one SVD to each rank of ``ks``; what is learned are all singular values, and the norm of those cut."""
+def svd_cuts(
+    svd: tuple[Tensor, Tensor, Tensor], ks: Sequence[int], overlap: Callable[[int], Overlap] | None = None
+) -> list[tuple[LoraFactors, Learned]]:
+    """Cut one SVD to each rank of ``ks``; what is learned are all singular values, and the norm of those cut.
+
+    ``overlap`` gives the products of a cut with the updates, where they are known.
+    """
     u, s, vh = svd
     widest, values = LoraFactors(*split_svd(u, s, vh, max(ks))), s.cpu().numpy()
-    learned = [{"singular_values": values, "truncation_error": float(s[k:].double().norm())} for k in ks]
+    learned: list[Learned] = [{"singular_values": values, "truncation_error": float(s[k:].double().norm())} for k in ks]
+    if overlap is not None:
+        learned = [own | {OVERLAP: partial(overlap, k)} for own, k in zip(learned, ks, strict=True)]
     return list(zip([leading_msus(widest, k) for k in ks], learned, strict=True))
 
 

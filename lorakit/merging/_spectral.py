@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 import numpy as np
 
-from ..base import BaseMerger, Learned, leading_msus
+from ..base import OVERLAP, BaseMerger, Learned, leading_msus
 from ..factors import LoraFactors
-from ..linalg import compress, split_svd
+from ..linalg import compress, overlap_of, split_svd
 from ..linalg.spectral import Svd
 
 
@@ -57,6 +58,10 @@ class SpectralMerger(BaseMerger):
         merged = []
         for (u, s, vh), rule_k in zip(self._merged_svds(given, mean_one, rules), rules, strict=True):
             ranks = [len(s) if k is None else k for k in (ks if self._nested else [rule_k])]
-            widest = LoraFactors(*small.expand(split_svd(u, s, vh, max(ranks))))
-            merged += [(leading_msus(widest, k), {"singular_values": s.cpu().numpy()}) for k in ranks]
+            inside = LoraFactors(*split_svd(u, s, vh, max(ranks)))
+            widest = LoraFactors(*small.expand(inside))
+            for k in ranks:
+                # in orthonormal frames, products are those of the updates themselves
+                overlap = partial(overlap_of, leading_msus(inside, k), given)
+                merged.append((leading_msus(widest, k), {"singular_values": s.cpu().numpy(), OVERLAP: overlap}))
         return merged

@@ -10,7 +10,7 @@ import numpy as np
 from .._ranks import Rank
 from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
-from ..linalg import svd_of_sum
+from ..linalg import svd_and_overlap
 from ._common import largest_rank, svd_cuts
 
 
@@ -121,4 +121,5 @@ class SVDMerger(BaseMerger):
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:
         ranks = [largest_rank(updates) if k is None else k for k in ks]
-        return svd_cuts(svd_of_sum(updates, weights.tolist(), max(ranks)), ranks)
+        svd, overlap = svd_and_overlap(updates, weights.tolist(), max(ranks))
+        return svd_cuts(svd, ranks, overlap)

@@ -3,56 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from math import sqrt
-
-import torch
 
 from .._execution import map_modules
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
-from ..linalg import inner_product
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two adapters' updates over the same modules, as three sums.
-
-    Parameters
-    ----------
-    inner : float
-        ``<X, Y>``, Frobenius.
-    squared_x, squared_y : float
-        ``||X||^2`` and ``||Y||^2``.
-    """
-
-    inner: float
-    squared_x: float
-    squared_y: float
-
-    @property
-    def cosine(self) -> float:
-        """Cosine between X and Y; 0 if either is zero."""
-        norms = sqrt(self.squared_x) * sqrt(self.squared_y)
-        return self.inner / norms if norms else 0.0
-
-    @property
-    def relative_error(self) -> float:
-        """``||X - Y|| / ||Y||``; infinite if Y is zero and X is not."""
-        squared = max(self.squared_x - 2 * self.inner + self.squared_y, 0.0)
-        if self.squared_y:
-            return sqrt(squared / self.squared_y)
-        return float("inf") if squared else 0.0
-
-    @property
-    def norm_ratio(self) -> float:
-        """``||X|| / ||Y||``; infinite if Y is zero and X is not."""
-        if self.squared_y:
-            return sqrt(self.squared_x / self.squared_y)
-        return float("inf") if self.squared_x else 1.0
-
-    def __add__(self, other: Comparison) -> Comparison:
-        return Comparison(self.inner + other.inner, self.squared_x + other.squared_x, self.squared_y + other.squared_y)
+from ..comparison import Comparison, compared_to_each, overlap_at_module, summed
 
 
 def compare_updates(x: Adapter, y: Adapter) -> dict[str, Comparison]:
@@ -77,8 +32,8 @@ def compare_updates(x: Adapter, y: Adapter) -> dict[str, Comparison]:
     1.0
     """
     X = AdapterSet([x, y])
-    compared = map_modules(_compare_module, X, n_jobs=None, verbose=0)
-    return {module: comparison for module, (comparison,) in zip(X.module_names, compared, strict=True)}
+    found = map_modules(overlap_at_module, X, n_jobs=None, verbose=0)
+    return {module: summed([overlap], 1)[0] for module, overlap in zip(X.module_names, found, strict=True)}
 
 
 def compare_to_each(x: Adapter, others: Iterable[Adapter], *, n_jobs: int | None = None) -> list[Comparison]:
@@ -108,22 +63,7 @@ def compare_to_each(x: Adapter, others: Iterable[Adapter], *, n_jobs: int | None
     >>> [round(comparison.cosine, 2) for comparison in compare_to_each(merged, adapters)]
     [0.57, 0.81]
     """
-    X = AdapterSet([x, *others])
-    totals = [Comparison(0.0, 0.0, 0.0)] * (len(X) - 1)
-    for compared in map_modules(_compare_module, X, n_jobs=n_jobs, verbose=0):
-        totals = [total + comparison for total, comparison in zip(totals, compared, strict=True)]
-    return totals
-
-
-def _compare_module(X: AdapterSet, module: str) -> list[Comparison]:
-    """Compare the first adapter with each of the others."""
-    x, *others = X.factors(module)
-    x = x.to(torch.float64)
-    squared = inner_product(x, x).item()
-    compared = []
-    for y in (other.to(torch.float64) for other in others):
-        compared.append(Comparison(inner_product(x, y).item(), squared, inner_product(y, y).item()))
-    return compared
+    return compared_to_each(x, list(others), n_jobs=n_jobs)
 
 
 def compare_adapters(x: Adapter, y: Adapter) -> Comparison:

@@ -9,9 +9,8 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.linalg import subspace_angles
 
-from .._execution import map_modules, read_module
+from .._execution import map_modules, one_thread, read_module
 from .._validation import check_adapters
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
@@ -175,9 +174,12 @@ def principal_angles(
 
 
 def _angles(X: AdapterSet, module: str, *, side: Side) -> NDArray[np.float64]:
+    from scipy.linalg import subspace_angles  # here, as cosines need none of SciPy
+
     u, v = _bases(X, module, side)
     # by sines where they are small: the cosine of a small angle is 1 to all digits
-    return np.sort(subspace_angles(u, v)) if min(u.shape[1], v.shape[1]) else np.empty(0)
+    with one_thread():  # of the library, too, that has just been loaded
+        return np.sort(subspace_angles(u, v)) if min(u.shape[1], v.shape[1]) else np.empty(0)
 
 
 def _bases(X: AdapterSet, module: str, side: Side) -> list[NDArray[np.float64]]:

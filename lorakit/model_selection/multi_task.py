@@ -12,7 +12,7 @@ from sklearn.metrics import get_scorer, log_loss, make_scorer
 from torch import nn
 
 from .._models import BaseModel, Forward, adapted, as_array, outputs_of, sendable
-from .._sklearn import BaseScorer
+from .._sklearn.scoring import BaseScorer
 from ..adapters import Adapter
 from ._answers import ClassAnswers, PlainAnswers, column_labels
 from ._merging import merged_of

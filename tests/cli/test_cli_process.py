@@ -135,3 +135,18 @@ def test_closed_or_full_streams_do_not_change_the_answer(lorakit_, tasks, out, s
 def test_what_cannot_be_printed_is_an_error(tasks):
     assert run_with(">/dev/full", "diff", tasks[0], tasks[0]) == 2
     assert run_with("--all | true; exit ${PIPESTATUS[0]}", "diff", tasks[0], tasks[0]) == 141
+
+
+def test_any_number_of_jobs_gives_the_same_bytes_as_the_default(lorakit_, tmp_path, contents, monkeypatch):
+    """The default takes the cores that there are, and hashes the inputs beside."""
+    from lorakit import save_adapter
+    from lorakit.testing import make_adapters
+
+    folder = tmp_path / "large"
+    made = make_adapters(2, ranks=16, n_modules=3, d_in=1024, d_out=2048, random_state=0)
+    paths = [save_adapter(adapter, folder / adapter.name) for adapter in made]
+    monkeypatch.setattr("lorakit._cores._SMALL", 2**10)
+    monkeypatch.setattr("lorakit._cores.usable_cores", lambda: 3)
+    for name, options in {"one": ["-j", "1"], "two": ["-j", "2"], "default": []}.items():
+        lorakit_("merge", *paths, "-o", tmp_path / name, *options)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "default")

@@ -24,6 +24,70 @@ def test_help_imports_nothing_heavy(process, args):
     assert "orakit" in process(script=HELP.format(args=args)).stdout
 
 
+QUIET = """
+import sys
+import sysconfig
+from lorakit.cli import main
+try:
+    main({args}, prog_name="lorakit")
+except SystemExit as end:
+    assert end.code in {codes}, end.code
+loaded = {{name for name in {names} if name in sys.modules}}
+# scikit-learn's base class imports the last two, which make way for the modules themselves when they are used
+loaded -= {{name for name in loaded if type(sys.modules[name]).__name__ == "_Late"}}
+assert not loaded, loaded
+"""
+SKLEARN = {"sklearn", "scipy"}
+
+
+@pytest.mark.parametrize(
+    ("command", "absent"),
+    [
+        (["methods"], {"torch", "numpy", *SKLEARN}),
+        (["methods", "--json"], {"torch", "numpy", *SKLEARN}),
+        (["inspect", "A"], {"joblib", *SKLEARN}),
+        (["inspect", "A", "B"], SKLEARN),
+        (["diff", "A", "B"], SKLEARN),
+        (["convert", "A", "-o", "OUT"], SKLEARN),
+        (["merge", "A", "B", "-o", "OUT"], {"scipy.stats", "sklearn.metrics", "sklearn.cluster", "numpy.f2py"}),
+        (["merge", "A", "B", "-o", "OUT", "-m", "lego"], {"scipy.stats", "sklearn.metrics", "sklearn.cluster"}),
+        (["prune", "A", "-o", "OUT"], {"scipy.stats", "sklearn.metrics", "sklearn.cluster", "numpy.f2py"}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_command_imports_no_more_than_it_uses(process, tasks, tmp_path, command, absent):
+    given = {"A": str(tasks[0]), "B": str(tasks[1]), "OUT": str(tmp_path / "out")}
+    args = [given.get(word, word) for word in command]
+    process(script=QUIET.format(args=args, codes=(None, 0, 1), names=sorted(absent)))
+
+
+LATE = """
+import importlib, inspect, sys
+import numpy
+from lorakit.cli._late import load_late
+load_late()
+import sklearn.base
+waiting = sys.modules["scipy.stats"]
+assert "scipy.stats._stats_py" not in sys.modules
+inspect.getmodule(lambda: None)  # looks at every module
+assert "scipy.stats._stats_py" not in sys.modules
+from scipy.stats import norm
+assert norm.cdf(0) == 0.5
+assert sys.modules["scipy.stats"] is not waiting
+import scipy.stats
+assert scipy.stats.norm is norm is waiting.norm
+from numpy.f2py import crackfortran
+assert numpy.f2py.crackfortran is crackfortran
+import scipy.stats.qmc
+assert scipy.stats.qmc.Sobol(1).d == 1
+import sklearn.metrics
+"""
+
+
+def test_what_waits_is_loaded_when_it_is_used(process):
+    process(script=LATE)
+
+
 def test_version(process):
     assert process("--version").stdout == f"lorakit {__version__}\n"
 

@@ -170,7 +170,9 @@ def test_k_means_starts_once_from_the_means_of_wards_partition(stand_in, monkeyp
     problem = posed(0, weighted=False, init="ward")
     labels = AgglomerativeClustering(n_clusters=6).fit_predict(problem.points)
     means = np.array([problem.points[labels == c].mean(axis=0) for c in range(6)])
-    monkeypatch.setattr(_backends, "KMeans", lambda *args, **options: calls.append(options) or KMeans(*args, **options))
+    monkeypatch.setattr(
+        "sklearn.cluster.KMeans", lambda *args, **options: calls.append(options) or KMeans(*args, **options)
+    )
     calls = []
     (runs,) = solve([problem], Backend(backend, "cpu"), max_iter=300)
     assert len(runs) == 1

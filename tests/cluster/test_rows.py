@@ -53,7 +53,7 @@ def test_lloyd_runs_on_one_thread(monkeypatch):
         threads.extend(pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "openmp")
         return KMeans(*args, **kwargs)
 
-    monkeypatch.setattr(_backends, "KMeans", spy)
+    monkeypatch.setattr("sklearn.cluster.KMeans", spy)
     _execution._controller.cache_clear()  # other tests may have loaded libraries since that have threads of their own
     X = np.random.default_rng(0).standard_normal((600, 8))
     with threadpool_limits(2, user_api="openmp"):

@@ -116,7 +116,7 @@ def gram_against_qr(monkeypatch, updates, k):
     fast = cut()
     was_gram = is_gram(frame_of([b for _, b in updates])) and is_gram(frame_of([a.mT for a, _ in updates]))
     with monkeypatch.context() as patch:
-        patch.setattr(frames_module, "_CONDITION", 0)  # QR, in float64
+        patch.setattr(frames_module, "CONDITION", 0)  # QR, in float64
         updates = [(a.double(), b.double()) for a, b in updates]
         exact = cut()
     return float((fast - exact).norm() / exact.norm()), was_gram

@@ -8,14 +8,16 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy
-import sklearn
 import torch
 
 from ..._recipes import recipe_text
@@ -115,7 +117,7 @@ def _versions() -> dict[str, str]:
     return {
         "lorakit": __version__,
         "numpy": numpy.__version__,
-        "scikit-learn": sklearn.__version__,
+        "scikit-learn": version("scikit-learn"),  # importing it would take longer than most commands
         "torch": str(torch.__version__),
     }
 
@@ -139,7 +141,7 @@ def file_digest(path: Path | None, opened: FileVersion | None = None) -> str | N
         return None
     found = file_version(path)
     if found is not None and opened in (None, found):
-        digest = _digest(path, found)
+        digest = _known_digest(path, found)
         if file_version(path) == found:
             return digest
     warnings.warn(
@@ -149,6 +151,34 @@ def file_digest(path: Path | None, opened: FileVersion | None = None) -> str | N
         stacklevel=2,
     )
     return None
+
+
+def hash_beside(sources: Iterable[Source]) -> None:
+    """Begin to hash the files of sources, in a thread, as :func:`make_record` will ask for the hashes.
+
+    What a merge is about to read is then in the system's cache before it is asked for. An error comes when the hash is
+    asked for. The thread does not keep a process from ending.
+    """
+    files = [file for source in sources for file in zip((source.path, source.config), source.opened, strict=True)]
+    waiting = {(path, opened): Future[str]() for path, opened in files if path is not None and opened is not None}
+    _beside.update(waiting)
+    Thread(target=_hash_all, args=(waiting,), name="lorakit-hash", daemon=True).start()
+
+
+_beside: dict[tuple[Path, FileVersion], Future[str]] = {}  # being hashed by a thread
+
+
+def _hash_all(waiting: Mapping[tuple[Path, FileVersion], Future[str]]) -> None:
+    for key, future in waiting.items():
+        try:
+            future.set_result(_digest(*key))
+        except OSError as error:
+            future.set_exception(error)
+
+
+def _known_digest(path: Path, version: FileVersion) -> str:
+    beside = _beside.pop((path, version), None)
+    return _digest(path, version) if beside is None else beside.result()
 
 
 @lru_cache(maxsize=1024)

@@ -1,8 +1,0 @@
-"""The private names of scikit-learn that lorakit uses: imported here and nowhere else, so that a change shows here."""
-
-from sklearn.base import _fit_context as fit_context
-from sklearn.metrics._scorer import _BaseScorer as BaseScorer
-from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
-from sklearn.utils.validation import _check_sample_weight as check_sample_weight
-
-__all__ = ["BaseScorer", "Interval", "RealNotInt", "StrOptions", "check_sample_weight", "fit_context"]
