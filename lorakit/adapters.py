@@ -264,7 +264,8 @@ class Adapter(Mapping[str, LoraFactors]):
         Adapter('task0', modules=2, rank=4, dtype=float32)
         """
         reader = _ViewReader(self._reader, {module: module for module in self}, dtype)
-        return Adapter.from_reader(reader, name=self.name, provenance=self.provenance)
+        done = (*self.provenance.conversions, {"dtype": dtype_name(dtype)})
+        return Adapter.from_reader(reader, name=self.name, provenance=replace(self.provenance, conversions=done))
 
     def rename_modules(self, rename: Callable[[str], str]) -> Adapter:
         """Return the same adapter with every module name passed through ``rename``.
@@ -317,9 +318,9 @@ def made_from(adapters: Iterable[Adapter], operation: str) -> Provenance:
     operation : str
         The function, with every argument that bears on the result.
     """
-    given = list(adapters)
-    step = Step(operation, tuple((adapter.name, adapter.provenance.origin) for adapter in given))
-    return combined([adapter.provenance for adapter in given], Made(step))
+    given = [(adapter.name, adapter.provenance) for adapter in adapters]
+    step = Step(operation, tuple((name, p.origin) for name, p in given), None, tuple(p.conversions for _, p in given))
+    return combined([p for _, p in given], Made(step))
 
 
 def _narrowed(reader: ModuleReader, modules: Sequence[str]) -> ModuleReader:

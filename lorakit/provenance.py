@@ -30,6 +30,8 @@ class Source:
         ``hf://org/name@commit``, if the files were taken from the Hugging Face Hub.
     opened : pair of FileVersion or None
         Which version of the weights, and of the config, was opened; None where that is not known.
+    read_with : tuple of (str, object)
+        What was said of the files when they were read, such as ``("assume_alpha", 8.0)``.
     """
 
     name: str
@@ -37,6 +39,7 @@ class Source:
     config: Path | None = None
     hub: str | None = None
     opened: tuple[FileVersion | None, FileVersion | None] = field(default=(None, None), repr=False, compare=False)
+    read_with: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +54,14 @@ class Step:
         Name and origin of each adapter that it was given; None for one whose origin is not known.
     recipe : mapping or None
         The class and the parameters as JSON holds them, for programs; None for what no estimator did.
+    conversions : tuple of tuple of mapping
+        What was done to each of the adapters since it was read or made, as in :class:`Provenance`.
     """
 
     operation: str
     inputs: tuple[tuple[str, Source | Made | None], ...] = field(repr=False)
     recipe: Mapping[str, Any] | None = field(default=None, repr=False)
+    conversions: tuple[tuple[Mapping[str, Any], ...], ...] = field(default=(), repr=False)
 
 
 class Made(NamedTuple):
@@ -122,6 +128,10 @@ class Provenance:
     stored_as : tuple of str, default=('LoRA',)
         The kinds of adapter that its files hold, such as 'LoHa'. All are read as factors A and B, and written as plain
         LoRA.
+    conversions : tuple of mapping
+        What was done to names and stored numbers since it was read or made, in order: ``{"to": format}``, with a
+        ``component`` or not, as :func:`~lorakit.convert_adapter` does; ``{"dtype": name}``; ``{"prefix": [old, new]}``
+        or ``{"names": {old: new, ...}}`` of its modules; ``{"without_padding": True}``.
     """
 
     format: str = "peft"
@@ -136,6 +146,7 @@ class Provenance:
     extra_weights: ExtraWeights | None = None
     target_parameters: Mapping[str, int] = field(default_factory=dict)
     stored_as: tuple[str, ...] = ("LoRA",)
+    conversions: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, compare=False)
 
     @property
     def origin(self) -> Source | Made | None:

@@ -93,7 +93,12 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def _step(self, X: AdapterSet) -> Step:
         """Return what is to be remembered of a run on X."""
         recipe = recipe_of(self.shown())
-        return Step(recipe_text(recipe), tuple((adapter.name, adapter.provenance.origin) for adapter in X), recipe)
+        return Step(
+            recipe_text(recipe),
+            tuple((adapter.name, adapter.provenance.origin) for adapter in X),
+            recipe,
+            tuple(adapter.provenance.conversions for adapter in X),
+        )
 
 
 def spectrum_of_mean(X: AdapterSet, module: str, *, weights: list[float], device: str | None) -> np.ndarray:

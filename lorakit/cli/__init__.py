@@ -20,6 +20,7 @@ from .merge import merge
 from .methods import methods
 from .plot import plot
 from .prune import prune
+from .replay import replay
 from .verify import verify
 
 __all__ = ["main"]
@@ -27,7 +28,7 @@ __all__ = ["main"]
 
 @click.group(
     cls=Commands,
-    commands=[merge, prune, inspect, convert, diff, verify, bake, extract, fit, methods, plot, env],
+    commands=[merge, prune, inspect, convert, diff, verify, replay, bake, extract, fit, methods, plot, env],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
@@ -37,15 +38,16 @@ Examples:
   lorakit convert merged/ -o merged-half/ --dtype bfloat16
   lorakit diff merged/ merged-half/
   lorakit verify merged/ --sources law/ medicine/ finance/
+  lorakit replay merged/
   lorakit bake base/ law/:0.7 medicine/:0.5 -o model/
   lorakit extract tuned/ base/ -k 16 -o adapter/
 
 \b
 Exit codes:
-  0    done; of diff: the same; of verify: yes; of fit: all fit
-  1    of diff: different; of verify: no; of fit: one does not
+  0    done; of diff and replay: the same; of verify: yes; of fit: all fit
+  1    of diff and replay: different; of verify: no; of fit: one does not
   2    wrong usage, unreadable input or refused output
-  3    of diff and verify: cannot tell
+  3    of diff, verify and replay: cannot tell
   70   a bug in lorakit
   130  interrupted""",
 )

@@ -27,6 +27,28 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
+class SourcesCommand(click.Command):
+    """A command whose ``--sources`` takes everything up to the next option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spelled: list[str] = []
+        taking = first = False
+        for arg in args:
+            if arg == "--sources":
+                taking = first = True
+            elif taking and not arg.startswith("-"):
+                spelled += ["--sources", arg]
+                first = False
+            else:
+                if first:
+                    break
+                taking = False
+                spelled.append(arg)
+        if first and not ctx.resilient_parsing:  # which is set while a shell asks what the Tab key offers
+            raise click.UsageError("--sources needs the adapters that the result was made of", ctx)
+        return super().parse_args(ctx, spelled)
+
+
 def needed(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
     """Require a value, unless a recipe is given that may have one."""
     if value in (None, ()) and not ctx.params.get("recipe") and not ctx.resilient_parsing:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .. import Adapter, AdapterSet
 from ..base import BaseTransformer
 from ..io.formats.record import file_digest
+from ._conversions import converted
 from ._rebuild import CannotTell, rebuild
 
 # A pipeline takes each source once for each of its steps, and hands on no more than it took.
@@ -111,7 +112,9 @@ def recompute(
 
     work = _Work(sources)
     for operation, estimator in zip(record["operations"], estimators, strict=True):
-        X = AdapterSet(at(place).renamed(place["name"]) for place in operation["inputs"])
+        X = AdapterSet(
+            converted(at(place), place.get("conversions", [])).renamed(place["name"]) for place in operation["inputs"]
+        )
         work.spend(X)
         name = type(estimator).__name__
         try:

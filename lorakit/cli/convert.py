@@ -99,6 +99,7 @@ def convert(
     from .. import AdapterSet, load_adapter, save_adapter
     from ..io.load import distinct_names, spoken_path
     from ..io.save import chosen_layout
+    from ._conversions import in_memory
     from ._differences import differences
     from ._full_rank import refuse_full_rank
     from ._jobs import modules_at_a_time
@@ -125,14 +126,14 @@ def convert(
     stored = adapter.dtype if dtype is None else getattr(torch, dtype)
     with modules_at_a_time(jobs, AdapterSet([adapter])):
         cut = adapter if k is None else _at_rank(adapter, k, stored, jobs)
-    lost_by_cut = None if k is None else _cut_report(cut, adapter)
+    lost_by_cut = None if k is None else cut_report(cut, adapter)
     if cut is not adapter and lost_by_cut is not None:
-        cut = _with_error(cut, lost_by_cut["relative_error"])
+        cut = with_error(cut, lost_by_cut["relative_error"])
     made = under_names_of(cut, target, component)
     compact = chosen_layout(target, layout) == "compact"
     # what is there may be IN, which is gone when the two are compared; what needs the base takes long to read
     if compact or Path(output).exists() or (reading["base"] and k is None):
-        made = _in_memory(made, without_padding=compact)
+        made = in_memory(made, without_padding=compact)
     bytes_in = source_bytes(adapter)
     save_adapter(made, output, format=target, layout=layout, pad_to=pad_to, dtype=stored, overwrite=overwrite)
     written = load_adapter(output, format=target, modules_to_save=reading.get("modules_to_save", "refuse"))
@@ -198,7 +199,7 @@ def _at_rank(adapter: Adapter, k: Any, dtype: torch.dtype, jobs: int | None) -> 
     return cut
 
 
-def _cut_report(cut: Adapter, adapter: Adapter) -> dict[str, Any]:
+def cut_report(cut: Adapter, adapter: Adapter) -> dict[str, Any]:
     """Return how far an adapter that was cut to a rank is from itself, over all modules and by module."""
     from ..metrics import Comparison, compare_updates
     from ._measure import finite
@@ -221,28 +222,13 @@ def _cut_report(cut: Adapter, adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def _with_error(cut: Adapter, error: float | None) -> Adapter:
+def with_error(cut: Adapter, error: float | None) -> Adapter:
     """Return an adapter whose record says how far the cut is from what it was made of."""
     made = cut.provenance.made
     if made is None or made.step.recipe is None:
         return cut
     step = replace(made.step, recipe={**made.step.recipe, "relative_error": error})
     return cut.with_provenance(made=made._replace(step=step))
-
-
-def _in_memory(adapter: Adapter, *, without_padding: bool) -> Adapter:
-    """Return an adapter that holds its factors; without the units of zeros that padding to one rank left, if wanted."""
-    from .. import Adapter, LoraFactors
-
-    modules = {}
-    for module, factors in adapter.items():
-        a, b = factors
-        if without_padding:
-            kept = a.any(dim=1) & b.any(dim=0)
-            a, b = a[kept], b[:, kept]
-        modules[module] = LoraFactors(a, b)
-    kinds = {module: info.kind for module, info in adapter.infos.items()}
-    return Adapter(modules, name=adapter.name, kinds=kinds, provenance=adapter.provenance)
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -69,6 +69,7 @@ def fit(
     from ..files.open_checkpoint import open_checkpoint
     from ..io.load import distinct_names, spoken_path
     from ..recipes.sources import check_adapters, check_checkpoint
+    from ._conversions import renamed_modules
     from ._report import show_json
 
     if rename is None and saving.file is not None:
@@ -91,7 +92,7 @@ def fit(
         if not renaming:
             why = "fits as it is" if fits[0].fits else "has no names that one change of their beginning would mend"
             raise click.UsageError(f"{paths[0]} {why}, so there is nothing to rename")
-        renamed = adapters[0].rename_modules(lambda module: renaming.get(module, module))
+        renamed = renamed_modules(adapters[0], renaming)
         report["renamed"] = str(save_adapter(renamed, Path(rename), overwrite=overwrite))
         saving.write(lambda: [{"rename": {}}], adapters, base=base, output=rename, reading=reading)
     if as_json:

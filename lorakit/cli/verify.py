@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ._errors import debug_option
-from ._options import device_option, jobs_option, json_option, reading_options, tolerance_option
+from ._options import SourcesCommand, device_option, jobs_option, json_option, reading_options, tolerance_option
 from ._streams import say
 
 if TYPE_CHECKING:
@@ -18,30 +18,8 @@ YES, NO, CANNOT_TELL = 0, 1, 3
 _VERDICTS = {YES: "yes", NO: "no", CANNOT_TELL: "cannot tell"}
 
 
-class _Sources(click.Command):
-    """A command whose ``--sources`` takes everything up to the next option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        spelled: list[str] = []
-        taking = first = False
-        for arg in args:
-            if arg == "--sources":
-                taking = first = True
-            elif taking and not arg.startswith("-"):
-                spelled += ["--sources", arg]
-                first = False
-            else:
-                if first:
-                    break
-                taking = False
-                spelled.append(arg)
-        if first and not ctx.resilient_parsing:  # which is set while a shell asks what the Tab key offers
-            raise click.UsageError("--sources needs the adapters that the result was made of", ctx)
-        return super().parse_args(ctx, spelled)
-
-
 @click.command(
-    cls=_Sources,
+    cls=SourcesCommand,
     epilog="""\b
 Examples:
   lorakit verify merged/ --sources law/ medicine/ finance/

@@ -75,7 +75,12 @@ def convert_adapter(adapter: Adapter, format: str, *, component: str | None = No
         step = steps[here, there](request, list(names.values()))
         names = {module: step[name] for module, name in names.items() if name in step}
     renamed = adapter.select(names).rename_modules(names.__getitem__)
-    return renamed.with_provenance(format=target, base_model=codec(target).base_model(adapter.provenance))
+    done = {"to": target} | ({} if component is None else {"component": component})
+    return renamed.with_provenance(
+        format=target,
+        base_model=codec(target).base_model(adapter.provenance),
+        conversions=(*adapter.provenance.conversions, done),
+    )
 
 
 def _steps() -> dict[tuple[str, str], Step]:

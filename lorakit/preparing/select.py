@@ -91,7 +91,7 @@ class ModuleSelector(BaseTransformer):
         kept = self._kept(X)
         return AdapterSet(
             adapter.select(kept).with_provenance(
-                operations=(*adapter.provenance.operations, made.step.operation), made=made
+                operations=(*adapter.provenance.operations, made.step.operation), made=made, conversions=()
             )
             for adapter, made in zip(X, self._made(X), strict=True)
         )

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..._recipes import is_recipe
 
+_MOST_FORMS = 100  # writings, one after the other
+
 
 def is_well_formed(record: Mapping[str, Any]) -> bool:
     """Whether a record of version 1 or 2 has every part that a record has, and points only at what is in it."""
@@ -22,6 +24,41 @@ def is_well_formed(record: Mapping[str, Any]) -> bool:
         and all(map(_is_source, sources))
         and all(_is_operation(operation, old=old) for operation in operations)
         and (result is None or (_points_at(result, len(sources), len(operations)) and _is_connected(record)))
+    )
+
+
+def is_forms(found: Any) -> bool:
+    """Whether a value says how files were written: a list of them, with None for what is not known."""
+    return isinstance(found, list) and 0 < len(found) <= _MOST_FORMS and all(map(_is_form, found))
+
+
+def _is_form(found: Any) -> bool:
+    if found is None:
+        return True
+    return (
+        isinstance(found, dict)
+        and all(isinstance(found.get(key), str) for key in ("name", "format", "layout", "dtype"))
+        and type(found.get("rank")) is int
+        and isinstance(found.get("of", {}), dict)
+        and is_conversions(found.get("conversions", []))
+    )
+
+
+def is_conversions(found: Any) -> bool:
+    """Whether a value says what was done to an adapter before it was written, or went into an operation."""
+    return isinstance(found, list) and len(found) <= _MOST_FORMS and all(map(_is_conversion, found))
+
+
+def _is_conversion(found: Any) -> bool:
+    if not isinstance(found, dict):
+        return False
+    prefix = found.get("prefix")
+    return (
+        (set(found) <= {"to", "component"} and "to" in found and all(isinstance(text, str) for text in found.values()))
+        or (set(found) == {"dtype"} and isinstance(found["dtype"], str))
+        or (set(found) == {"without_padding"} and found["without_padding"] is True)
+        or (set(found) == {"names"} and isinstance(found["names"], dict) and _is_texts(list(found["names"].values())))
+        or (set(found) == {"prefix"} and isinstance(prefix, list) and len(prefix) == 2 and _is_texts(prefix))
     )
 
 

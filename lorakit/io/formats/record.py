@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import lru_cache
@@ -27,7 +27,7 @@ from ...exceptions import LorakitError
 from ...factors import dtype_name
 from ...files.checks import FileVersion, file_version
 from ...files.safetensors import read_header
-from ._record_form import is_well_formed
+from ._record_form import is_forms, is_well_formed
 from ._record_v1 import upgraded
 
 KEY = "lorakit"
@@ -35,7 +35,7 @@ VERSION = 2  # of the record's own form
 Record = dict[str, Any]
 
 
-def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype) -> Record:
+def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype, rank: int | None = None) -> Record:
     """Return what is to be known of an adapter that is about to be written.
 
     A result that was only read, and is written again, keeps the record of the file that it was read from.
@@ -48,6 +48,9 @@ def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype) -> Record:
         In which it is written.
     dtype : torch.dtype
         In which it is written.
+    rank : int, optional
+        The largest of a module as it is written; in the portable layout that of all. Defaults to the largest that the
+        adapter has.
 
     Returns
     -------
@@ -56,15 +59,22 @@ def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype) -> Record:
         ``operations``: each the ``class`` and ``params`` of an estimator, or the ``text`` of what no estimator did, and
         what went into it: a source or what an operation before it made. ``result``: which of them the file holds; None
         if that is not known. ``versions``: of lorakit and of the libraries that it computed with. ``rounded_to``:
-        dtypes in which the same values were stored before.
+        dtypes in which the same values were stored before. ``written``: how the files were written that hold what the
+        operations made, one after the other: name, format, layout, dtype, rank, and ``conversions`` before that; in
+        all but the first, ``of``: the hashes of the file before. None in place of what an earlier lorakit wrote.
     """
     written = {"dtype": dtype_name(dtype), "layout": layout, "modules": len(adapter)}
+    form: Record = {"name": adapter.name, "format": adapter.provenance.format, "layout": layout}
+    rank = max((info.rank for info in adapter.infos.values()), default=0) if rank is None else rank
+    form |= {"dtype": written["dtype"], "rank": rank, **_conversions(adapter.provenance.conversions)}
     origin = adapter.provenance.origin
     if isinstance(origin, Source):
         before = _inherited(origin, len(adapter))
         if before is not None:
             rounded = {*before["rounded_to"], before["dtype"]} - {written["dtype"]}
-            return {**before, **written, "rounded_to": sorted(rounded)}
+            read = {key: digest for key, digest in _source(origin).items() if key in ("sha256", "config_sha256")}
+            forms = [*(before["written"] if is_forms(before.get("written")) else [None]), {**form, "of": read}]
+            return {**before, **written, "rounded_to": sorted(rounded), "written": forms}
     history = _History()
     result = None if origin is None else history.place(origin)
     if result is None:
@@ -72,11 +82,12 @@ def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype) -> Record:
         history.operations = [{"text": text, "inputs": None} for text in adapter.provenance.operations]
     return {
         "record": VERSION,
-        "versions": _versions(),
+        "versions": versions(),
         "sources": history.sources,
         "operations": history.operations,
         "result": result,
         "rounded_to": [],
+        "written": [form],
         **written,
     }
 
@@ -113,7 +124,8 @@ def operation_text(operation: Mapping[str, Any]) -> str:
     return recipe_text(operation) if "class" in operation else str(operation["text"])
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of lorakit and of the libraries that it computes with."""
     return {
         "lorakit": __version__,
         "numpy": numpy.__version__,
@@ -205,14 +217,19 @@ class _History:
         step = origin.step
         if step not in self._places:
             inputs = []
-            for name, made in step.inputs:
+            for i, (name, made) in enumerate(step.inputs):
+                done = step.conversions[i] if step.conversions else ()
                 found = None if made is None else self.place(made)
                 if found is None:
                     return None
-                inputs.append({"name": name, **found})
+                inputs.append({"name": name, **found, **_conversions(done)})
             self._places[step] = len(self.operations)
             self.operations.append({**_operation(step), "inputs": inputs})
         return {"operation": self._places[step], "output": origin.output}
+
+
+def _conversions(done: Sequence[Mapping[str, Any]]) -> Record:
+    return {"conversions": list(done)} if done else {}
 
 
 def _operation(step: Step) -> Record:
@@ -228,6 +245,7 @@ def _source(source: Source) -> Record:
         "config_sha256": file_digest(source.config, source.opened[1]),
         "in_memory": False,
         **({} if source.hub is None else {"hub": source.hub}),
+        **dict(source.read_with),
     }
 
 

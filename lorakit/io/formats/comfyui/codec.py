@@ -69,7 +69,7 @@ def _place(key: str) -> Place | None:
 
 def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
     ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
-    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype, rank=max(ranks.values()))
     metadata = {**kept_metadata(adapter.provenance.metadata), **header_metadata(record)}
     write_pairs(file, adapter, ranks, options.dtype, _keys, metadata)
 

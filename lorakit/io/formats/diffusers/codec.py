@@ -201,7 +201,7 @@ def _scale(weights: Path, name: ModuleName, pair: Pair, config: PeftConfig | Non
 
 def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
     ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
-    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype, rank=max(ranks.values()))
     configs = json.dumps(_config_fields(adapter, ranks), indent=2, sort_keys=True, ensure_ascii=False)
     metadata = {**kept_metadata(adapter.provenance.metadata), **header_metadata(record), _CONFIGS: configs}
     write_pairs(file, adapter, ranks, options.dtype, peft_keys, metadata)

@@ -49,7 +49,7 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
 def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
     ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
     infos = tensor_infos(adapter, ranks, options.dtype)
-    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype, rank=max(ranks.values()))
     metadata = metadata_of(adapter, ranks) | header_metadata(record)
     write_tensors(file, infos, tensors(adapter, ranks, options.dtype, infos), metadata)
     write_hashes(file)

@@ -49,7 +49,10 @@ def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     named = layers(adapter)
     rank = max(written_ranks(adapter.infos, options.layout, options.pad_to).values())
     infos = tensor_infos(adapter, named, rank, options.dtype)
-    metadata = {"format": "mlx", **header_metadata(make_record(adapter, layout=options.layout, dtype=options.dtype))}
+    metadata = {
+        "format": "mlx",
+        **header_metadata(make_record(adapter, layout=options.layout, dtype=options.dtype, rank=rank)),
+    }
     write_tensors(folder / WEIGHTS, infos, tensors(adapter, named, rank, options.dtype), metadata)
     (folder / CONFIG).write_text(config_text(adapter, named, rank), encoding="utf-8", newline="\n")
 

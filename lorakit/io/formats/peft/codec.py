@@ -55,7 +55,7 @@ def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     ranks = written_ranks(adapter.infos, options.layout, options.pad_to)
     plan = make_plan(adapter, ranks)
     infos = tensor_infos(adapter, plan, options.dtype)
-    record = make_record(adapter, layout=options.layout, dtype=options.dtype)
+    record = make_record(adapter, layout=options.layout, dtype=options.dtype, rank=max(ranks.values()))
     write_tensors(folder / WEIGHTS, infos, tensors(adapter, plan, options.dtype), header_metadata(record))
     (folder / CONFIG).write_text(config_text(adapter, plan), encoding="utf-8", newline="\n")
     card = model_card(adapter, record, rank=max(ranks.values()))
