@@ -55,5 +55,6 @@ from .pruning.lego import LegoPruner as LegoPruner
 from .pruning.svd import SVDPruner as SVDPruner
 from .recipes.files import load_recipe as load_recipe
 from .recipes.files import save_recipe as save_recipe
+from .reporting.report import report as report
 from .results import results_on_disk as results_on_disk
 from .retrieval import AdapterRetriever as AdapterRetriever

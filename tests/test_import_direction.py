@@ -48,6 +48,7 @@ ORDER = [
     "discovery",
     "recipes",
     "plotting",
+    "reporting",
     "testing",
     "cli",
     "__main__",

@@ -21,6 +21,7 @@ from .methods import methods
 from .plot import plot
 from .prune import prune
 from .replay import replay
+from .report import report
 from .verify import verify
 
 __all__ = ["main"]
@@ -28,7 +29,7 @@ __all__ = ["main"]
 
 @click.group(
     cls=Commands,
-    commands=[merge, prune, inspect, convert, diff, verify, replay, bake, extract, fit, methods, plot, env],
+    commands=[merge, prune, inspect, convert, diff, verify, replay, bake, extract, fit, methods, plot, report, env],
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="""\b
 Examples:
@@ -39,6 +40,7 @@ Examples:
   lorakit diff merged/ merged-half/
   lorakit verify merged/ --sources law/ medicine/ finance/
   lorakit replay merged/
+  lorakit report merged/ -o merged.html
   lorakit bake base/ law/:0.7 medicine/:0.5 -o model/
   lorakit extract tuned/ base/ -k 16 -o adapter/
 

@@ -164,6 +164,8 @@ writing_options = together(
     click.option("-n", "--dry-run", is_flag=True,
                  help="Read and check everything, try the method on one module of each shape, say what would be "
                       "done; write nothing."),
+    click.option("--report", "with_report", is_flag=True,
+                 help="Write an HTML page about the result beside it, as OUT.report.html."),
     json_option,
     click.option("-q", "--quiet", is_flag=True, help="No table and no progress; warnings and errors only."),
     debug_option,

@@ -56,6 +56,8 @@ def show_run(result: Mapping[str, Any]) -> None:
     )
     end = "dry run, nothing written; would write" if result["dry_run"] else "wrote"
     say(f"{end} {result['output']} ({result['dtype']}, {result['layout']})")
+    if result["report"] is not None:
+        say(f"{end} {result['report']}")
 
 
 def _factor_text(factor: Mapping[str, float] | None) -> str:

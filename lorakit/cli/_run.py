@@ -23,6 +23,7 @@ from ._full_rank import refuse_full_rank
 from ._jobs import modules_at_a_time
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
+from ._page_beside import PageBeside
 from ._pipelines import for_run, method_of, reported
 from ._progress import progress_bar
 from ._report import show_json, show_run
@@ -58,6 +59,7 @@ def run(
     dry_run: bool,
     as_json: bool,
     quiet: bool,
+    with_report: bool = False,
     strict: bool = False,
     complete: Callable[[Any, AdapterSet], Any] | None = None,
     recipe: Recipe | None = None,
@@ -87,6 +89,7 @@ def run(
     formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged
     outputs = [Path(output)] if one else one_output_each(Path(output), stems, formats)
     check_outputs(outputs, formats, overwrite=overwrite)
+    page = PageBeside(output, wanted=with_report, overwrite=overwrite)
     of_run: dict[str, Any] = {"n_jobs": jobs, "device": device}
     if recipe is None:
         estimator = make_estimator(kind, method, given={**given, **of_run}, params=params, seed=seed)
@@ -129,8 +132,10 @@ def run(
         # Measured before it is written: OUT may replace an input, and an interruption until then leaves it as it was.
         for row, comparison in zip(rows, compared, strict=True):
             row |= nearness(comparison)
+        page.make(adapters, estimator, results, n_jobs=jobs)
         for result, target, kept in zip(results, outputs, dtypes, strict=True):
             save_adapter(result, target, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
+        page.save()
         sizes = [weights_bytes(target) for target in outputs]
         saving.write(
             lambda: _steps().steps_of(estimator),
@@ -158,6 +163,7 @@ def run(
         "factor": _factor(results[0]) if one and results is not None else None,
         "adapters": rows,
         "output": output,
+        "report": None if page.path is None else str(page.path),
         "format": "/".join(sorted(set(formats))),
         "layout": "/".join(sorted(set(layouts))),
         "dtype": "/".join(sorted({str(kept).removeprefix("torch.") for kept in dtypes})),
