@@ -1,5 +1,6 @@
 # The public names of lorakit and where each lives: read by type checkers, and by lazy_loader when lorakit is imported.
 from ._environment import show_versions as show_versions
+from ._groups import merge_in_groups as merge_in_groups
 from ._ranks import RankBudget as RankBudget
 from .activations import collect_grams as collect_grams
 from .adapter_set import AdapterSet as AdapterSet

@@ -36,6 +36,7 @@ ORDER = [
     "_validation",
     "cluster",
     "base",
+    "_groups",
     "distillation",
     "merging",
     "pruning",

@@ -12,9 +12,10 @@ from ..base import BaseMerger, Learned
 from ..factors import LoraFactors
 from ..linalg import svd_and_overlap
 from ._common import largest_rank, svd_cuts
+from ._running import RunningSumMixin
 
 
-class SVDMerger(BaseMerger):
+class SVDMerger(RunningSumMixin, BaseMerger):
     r"""Best rank-k approximation of the weighted mean of the updates.
 
     .. math:: B' A' = \mathrm{SVD}_k\Big(\sum_i w_i B_i A_i\Big)

@@ -16,9 +16,10 @@ from ..factors import LoraFactors
 from ..linalg import svd_of_sum
 from ._common import svd_cuts
 from ._elementwise import ElementwiseMerger
+from ._running import RunningSumMixin
 
 
-class TaskArithmeticMerger(ElementwiseMerger):
+class TaskArithmeticMerger(RunningSumMixin, ElementwiseMerger):
     r"""Task arithmetic [1]_: add the updates up and multiply by one coefficient.
 
     .. math:: W' = \mathrm{SVD}_k\Big(p \sum_i c_i B_i A_i\Big)
@@ -143,6 +144,14 @@ class TaskArithmeticMerger(ElementwiseMerger):
         if self.coefficient is not None:
             return self.coefficient
         return 0.4 if self.strengths is None else 1.0
+
+    def _check_partial(self) -> int:
+        if self.space == "factors":
+            raise ValueError("partial_fit adds updates; in space='factors' A and B are added, which needs fit")
+        return super()._check_partial()
+
+    def _sum_factor(self, n: int, weight: float) -> float:
+        return self._p * n / weight
 
     def _merge_active(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
