@@ -17,10 +17,10 @@ from ..io.load import distinct_names, spoken_path
 from ..io.save import chosen_layout
 from ..metrics import Comparison, compare_adapters, compare_to_each
 from ._dry_run import infos_of_dry_run
+from ._engine import check_engine, on_engine
 from ._errors import parameters_checked
 from ._estimators import make_estimator
 from ._full_rank import refuse_full_rank
-from ._jobs import modules_at_a_time
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
 from ._page_beside import PageBeside
@@ -52,6 +52,8 @@ def run(
     format: str | None,
     base: str | None,
     initial: Any,
+    engine: str | None,
+    address: str | None,
     layout: Literal["portable", "compact"] | None,
     pad_to: Any,
     dtype: str | None,
@@ -71,6 +73,8 @@ def run(
     gives the estimator what can be known only when the adapters are open.
     """
     started = perf_counter()
+    check_engine(engine, address)
+    own_jobs = jobs if engine is None else None  # a number of an estimator's own would beat the engine
     one = kind == "merger"  # all adapters become one; a pruner makes one of each
     named = names or distinct_names([spoken_path(path) for path in paths])
     stems = [] if one else distinct_stems(named)
@@ -90,7 +94,7 @@ def run(
     outputs = [Path(output)] if one else one_output_each(Path(output), stems, formats)
     check_outputs(outputs, formats, overwrite=overwrite)
     page = PageBeside(output, wanted=with_report, overwrite=overwrite)
-    of_run: dict[str, Any] = {"n_jobs": jobs, "device": device}
+    of_run: dict[str, Any] = {"n_jobs": own_jobs, "device": device}
     if recipe is None:
         estimator = make_estimator(kind, method, given={**given, **of_run}, params=params, seed=seed)
     else:
@@ -109,11 +113,11 @@ def run(
         progress_bar(f"{method}: modules", quiet=quiet),
         parameters_checked(),
         results_on_disk(beside),
-        modules_at_a_time(jobs, adapters, device=device, whole_updates=whole) as workers,
+        on_engine(engine, address, jobs, adapters, device=device, whole_updates=whole) as workers,
     ):
         if workers > 1 and not dry_run:  # on one core it would only be in the way of the rest
             hash_beside(source for adapter in adapters for source in adapter.provenance.sources)
-        results, compared = (None, []) if dry_run else _made(estimator, adapters, one=one, jobs=jobs)
+        results, compared = (None, []) if dry_run else _made(estimator, adapters, one=one, jobs=own_jobs)
         made = infos_of_dry_run(estimator, adapters) if results is None else [result.infos for result in results]
     dtypes = [adapters.dtype] if one else [adapter.dtype for adapter in adapters]
     if dtype is not None:

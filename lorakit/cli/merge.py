@@ -8,6 +8,7 @@ import click
 
 from ._completion import methods_of
 from ._distill import METHOD, completion, distill_options
+from ._engine import engine_options
 from ._options import (
     method_options,
     needed,
@@ -66,6 +67,7 @@ Examples:
 )
 @distill_options
 @method_options
+@engine_options
 @recipe_options
 @reading_options
 @strict_option

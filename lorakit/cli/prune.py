@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ._completion import methods_of
+from ._engine import engine_options
 from ._options import (
     adapters_argument,
     method_options,
@@ -39,6 +40,7 @@ Examples:
 )
 @rank_option
 @method_options
+@engine_options
 @recipe_options
 @reading_options
 @writing_options

@@ -185,7 +185,8 @@ def _place(text: str, folder: Path, *, file: bool) -> str:
     if text.startswith("hf://"):
         return text
     path = _from(folder, text)
-    on_hub = not file and hub_id(text) is not None and not os.path.lexists(path)
+    # where there is such a folder, it was meant
+    on_hub = not file and hub_id(text) is not None and not os.path.lexists(path) and not Path(path).parent.is_dir()
     return text if on_hub else path
 
 
