@@ -128,6 +128,8 @@ class Provenance:
     stored_as : tuple of str, default=('LoRA',)
         The kinds of adapter that its files hold, such as 'LoHa'. All are read as factors A and B, and written as plain
         LoRA.
+    source_metadata : tuple of (str, mapping of str to str)
+        Of a result of several adapters: the name and the ``metadata`` of each, if some had any.
     conversions : tuple of mapping
         What was done to names and stored numbers since it was read or made, in order: ``{"to": format}``, with a
         ``component`` or not, as :func:`~lorakit.convert_adapter` does; ``{"dtype": name}``; ``{"prefix": [old, new]}``
@@ -146,6 +148,7 @@ class Provenance:
     extra_weights: ExtraWeights | None = None
     target_parameters: Mapping[str, int] = field(default_factory=dict)
     stored_as: tuple[str, ...] = ("LoRA",)
+    source_metadata: tuple[tuple[str, Mapping[str, str]], ...] = field(default=(), repr=False, compare=False)
     conversions: tuple[Mapping[str, Any], ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -180,5 +183,17 @@ def combined(given: Sequence[Provenance], made: Made) -> Provenance:
         operations=(*dict.fromkeys(op for p in given for op in p.operations), made.step.operation),
         made=made,
         extra_weights=next((p.extra_weights for p in given if p.extra_weights is not None), None),
+        source_metadata=_metadata_of(given, made),
         target_parameters=parameters[0] if parameters and all(p == parameters[0] for p in parameters[1:]) else {},
     )
+
+
+def _metadata_of(given: Sequence[Provenance], made: Made) -> tuple[tuple[str, Mapping[str, str]], ...]:
+    """Return the metadata of each source; of one adapter, what it was merged from before."""
+    if len(given) == 1:
+        return given[0].source_metadata
+    names = [name for name, _ in made.step.inputs]
+    found = [
+        source for name, p in zip(names, given, strict=False) for source in (p.source_metadata or ((name, p.metadata),))
+    ]
+    return tuple(found) if any(metadata for _, metadata in found) else ()

@@ -80,7 +80,8 @@ def test_from_the_cache(cache, tmp_path, given, seed, name, origin):
     again = pickle.loads(pickle.dumps(adapter))  # by its path: a worker needs no network
     assert torch.equal(again["enc.0.q"].A, adapter["enc.0.q"].A)
     card = (save_adapter(adapter, tmp_path / "out") / "README.md").read_text()
-    assert f"| {name} ({origin}) | `" in card
+    where = origin.removeprefix("hf://").replace("@", "/blob/" if origin.endswith(".safetensors") else "/tree/")
+    assert f"| {name} ([{origin}](https://huggingface.co/{where})) | `" in card
 
 
 def test_a_local_path_goes_first(cache, tmp_path):

@@ -18,6 +18,7 @@ from ....files.safetensors import FLOAT_DTYPES, FLOAT_NAMES, TensorInfo
 from .._padding import plain_factors, plain_infos
 from .._pairs import kept_metadata
 from .keys import ALPHA, DOWN, UP, network_args
+from .uniting import united
 
 MODEL_HASH, LEGACY_HASH = "sshs_model_hash", "sshs_legacy_hash"
 _HASH_LENGTHS = {MODEL_HASH: 64, LEGACY_HASH: 8}
@@ -36,7 +37,8 @@ def common_alpha(ranks: Mapping[str, int]) -> int:
 
 def metadata_of(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, str]:
     """Return the metadata to write, with placeholders for the hashes."""
-    texts = kept_metadata(adapter.provenance.metadata)
+    said = adapter.provenance.source_metadata
+    texts = kept_metadata(united(said) if said else adapter.provenance.metadata)
     args = network_args(texts)
     kernels = {module for module, info in adapter.infos.items() if set(info.kind.kernel) - {1}}
     dims = [rank for module, rank in ranks.items() if module not in kernels]

@@ -11,6 +11,7 @@ from ....adapters import Adapter
 from ....files.printable import printable
 from ..record import operation_text
 
+_ON_HUB = re.compile(r"hf://([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)@([\w.-]+)(/[\w./-]+)?", re.ASCII)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
 
@@ -24,7 +25,7 @@ def model_card(adapter: Adapter, record: Mapping[str, Any], *, rank: int) -> str
     front = ["library_name: peft", "tags:", "- lora", "- lorakit"]
     if base and _HUB_ID.fullmatch(base):  # the hub refuses a card with a local path
         front.insert(0, f"base_model: {json.dumps(base)}")
-    sources = [f"| {_cell(_origin(source))} | {_digest(source)} |" for source in record["sources"]]
+    sources = [f"| {_origin(source)} | {_digest(source)} |" for source in record["sources"]]
     table = ["| adapter | sha256 of its weights |", "|---|---|", *sources] if sources else ["None known."]
     done = dict.fromkeys(map(operation_text, record["operations"]))
     operations = [f"{i}. `{_line(text)}`" for i, text in enumerate(done, start=1)] or ["None."]
@@ -57,7 +58,14 @@ def _extra_weights(adapter: Adapter) -> list[str]:
 
 
 def _origin(source: Mapping[str, Any]) -> str:
-    return f"{source['name']} ({source['hub']})" if source.get("hub") else str(source["name"])
+    """Name a source, with a link to the Hub if it was taken from there."""
+    name, hub = str(source["name"]), source.get("hub")
+    found = _ON_HUB.fullmatch(hub) if isinstance(hub, str) else None
+    if found is None:
+        return _cell(f"{name} ({hub})" if hub else name)
+    repo, commit, part = found.groups()
+    kind = "blob" if part and part.endswith(".safetensors") else "tree"  # a file, or a folder
+    return f"{_cell(name)} ([{hub}](https://huggingface.co/{repo}/{kind}/{commit}{part or ''}))"
 
 
 def _digest(source: Mapping[str, Any]) -> str:
