@@ -66,8 +66,11 @@ def iter_modules(
         still lazy: a worker in another process opens the files itself, and receives nothing that it does not need.
     X : AdapterSet
         The adapters.
-    n_jobs, verbose : int
+    n_jobs : int or None
         As in joblib. Threads are preferred; ``joblib.parallel_config`` can choose another engine.
+    verbose : int
+        From 1, a progress bar is drawn, unless :func:`report_progress` has somebody watch already; above 1, joblib
+        writes its messages too.
 
     Yields
     ------
@@ -80,17 +83,27 @@ def iter_modules(
     modules = X.module_names
     done = 0
     streams, parts = _parts(modules)
-    parallel = _parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
+    talk = verbose if verbose > 1 else 0
+    parallel = _parallel(n_jobs=n_jobs, verbose=talk, prefer="threads", return_as="generator" if streams else "list")
     config = _sklearn_config()
     # As a context, Parallel keeps its workers between parts: those of Ray take seconds to start.
-    with one_thread(), nullcontext() if streams else parallel:
+    with one_thread(), _drawn(verbose) as tell, nullcontext() if streams else parallel:
         for part in parts:
             found = parallel(delayed(_run)(task_of(m), X.only(m), m, config) for m in part)
             with closing(found) if streams else nullcontext():
                 for result in found:
                     done += 1
-                    report_done(done, len(modules))
+                    tell(done, len(modules))
                     yield result
+
+
+def _drawn(verbose: int) -> AbstractContextManager[Progress]:
+    """Return the context of a bar over modules, if it is asked for and nobody else draws one; it gives whom to tell."""
+    if not verbose or _progress.get() is not None:
+        return nullcontext(report_done)
+    from ._bars import bar
+
+    return bar("modules")
 
 
 def _parallel(**options: Any) -> Any:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from html import escape
 from typing import Any, overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ._html import html_table
 from .adapters import Adapter, ModuleInfo
-from .factors import LoraFactors, promoted_dtype
+from .factors import LoraFactors, dtype_name, promoted_dtype
 from .linalg import pool_msus
 
 __all__ = ["AdapterSet"]
+
+
+_MOST_ROWS = 200  # of the table in a notebook
 
 
 class AdapterSet(Sequence[Adapter]):
@@ -163,14 +166,15 @@ class AdapterSet(Sequence[Adapter]):
         return f"AdapterSet([{', '.join(shown)}], modules={len(self.module_names)}, dtype={dtype})"
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th>{escape(a.name)}</th><td>{'/'.join(map(str, a.ranks))}</td><td>{len(a)}</td>"
-            f"<td>{a.n_parameters:,}</td><td>{str(a.dtype).removeprefix('torch.')}</td>"
-            f"<td>{escape(a.provenance.base_model or '')}</td></tr>"
-            for a in self._adapters
-        )
-        head = "".join(f"<th>{title}</th>" for title in ("adapter", "rank", "modules", "parameters", "dtype", "base"))
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        shown = self._adapters[:_MOST_ROWS]
+        rows = [
+            (a.name, a.provenance.base_model or "", dtype_name(a.dtype), "/".join(map(str, a.ranks)), f"{len(a):,}",
+             f"{a.n_parameters:,}")
+            for a in shown
+        ]  # fmt: skip
+        more = "" if len(shown) == len(self) else f"; the first {len(shown)}"
+        caption = f"AdapterSet: {len(self)} adapters, {len(self.module_names):,} modules{more}"
+        return html_table(caption, ("adapter", "base", "dtype", "rank", "modules", "parameters"), rows, words=3)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(

@@ -9,22 +9,12 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import torch
 
+from ._html import modules_table
 from .factors import LoraFactors, dtype_name, promoted_dtype
 from .provenance import ExtraWeights, Made, Provenance, Source, Step, combined
 
-__all__ = [
-    "Adapter",
-    "ExtraWeights",
-    "LoraFactors",
-    "Made",
-    "ModuleInfo",
-    "ModuleKind",
-    "ModuleReader",
-    "Provenance",
-    "Source",
-    "Step",
-    "made_from",
-]
+__all__ = ["Adapter", "ExtraWeights", "LoraFactors", "Made", "ModuleInfo", "ModuleKind", "ModuleReader", "Provenance",
+           "Source", "Step", "made_from"]  # fmt: skip
 
 SVD: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
 
@@ -306,6 +296,13 @@ class Adapter(Mapping[str, LoraFactors]):
     def __repr__(self) -> str:
         ranks = "/".join(map(str, self.ranks)) or "0"
         return f"Adapter({self.name!r}, modules={len(self)}, rank={ranks}, dtype={dtype_name(self.dtype)})"
+
+    def _repr_html_(self) -> str:
+        groups: dict[ModuleInfo, list[str]] = {}
+        for module, info in self.infos.items():
+            groups.setdefault(info, []).append(module)
+        base = f", of {self.provenance.base_model}" if self.provenance.base_model else ""
+        return modules_table(f"Adapter {self.name!r}: {len(self):,} modules, {dtype_name(self.dtype)}{base}", groups)
 
 
 def made_from(adapters: Iterable[Adapter], operation: str) -> Provenance:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ._execution import map_modules
+from ._html import html_table
 from .adapter_set import AdapterSet
 from .adapters import Adapter
 from .linalg import Overlap, inner_product
@@ -51,6 +52,11 @@ class Comparison:
         if self.squared_y:
             return sqrt(self.squared_x / self.squared_y)
         return float("inf") if self.squared_x else 1.0
+
+    def _repr_html_(self) -> str:
+        numbers = [f"{value:.4g}" for value in (self.cosine, self.relative_error, self.norm_ratio)]
+        return html_table("Comparison of two updates", ("", "cosine", "relative error", "ratio of norms"),
+                          [("X to Y", *numbers)])  # fmt: skip
 
     def __add__(self, other: Comparison) -> Comparison:
         return Comparison(self.inner + other.inner, self.squared_x + other.squared_x, self.squared_y + other.squared_y)

@@ -15,6 +15,8 @@ ORDER = [
     "_listing",
     "exceptions",
     "files",
+    "_html",
+    "_bars",
     "_frozen",
     "linalg",
     "factors",

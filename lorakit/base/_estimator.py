@@ -17,6 +17,7 @@ from .._sklearn import Interval, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
 from ..linalg import singular_values_of_sum
 from ..provenance import Step
+from ._doc_link import doc_link
 
 
 class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -70,6 +71,9 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
                 "for the steps of a pipeline that give arrays; set it on those alone"
             )
         return self
+
+    def _get_doc_link(self) -> str:  # scikit-learn's HTML display asks for it
+        return doc_link(type(self))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -1,10 +1,11 @@
-"""A bar over the steps of a training, on stderr."""
+"""A bar over the steps of a training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .._bars import bar
 from .._execution import report_progress
 
 
@@ -14,11 +15,5 @@ def step_bar(verbose: int) -> Iterator[None]:
     if not verbose:
         yield
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("distill: steps", total=None)
-        with report_progress(lambda done, total: progress.update(task, completed=done, total=total)):
-            yield
+    with bar("distill: steps") as drawn, report_progress(drawn):
+        yield

@@ -125,7 +125,7 @@ class DistillMerger(BaseMerger):
     device : str, default=None
         Torch device of the start and of the factors in training. None: the CPU for the start, and the model's device.
     verbose : int, default=0
-        Verbosity of joblib; from 1, a bar over the steps on stderr.
+        From 1, a progress bar over the steps, or over modules; above 1, joblib's messages too.
 
     Attributes
     ----------

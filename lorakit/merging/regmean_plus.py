@@ -78,7 +78,7 @@ class RegMeanPlusMerger(RegMeanMerger):
     device : str, default=None
         Torch device of the algebra; None is the CPU. The model runs where it is.
     verbose : int, default=0
-        Verbosity of joblib.
+        From 1, a progress bar over the modules; above 1, joblib's messages too.
 
     Attributes
     ----------

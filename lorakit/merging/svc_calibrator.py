@@ -65,7 +65,8 @@ class SVCCalibrator(RespacedMerger):
     device : str, default=None
         Torch device of the algebra; None is the CPU. If it is given, ``merger`` uses it too.
     verbose : int, default=0
-        Verbosity of joblib. If it is not 0, ``merger`` uses it too.
+        From 1, a progress bar over the modules; above 1, joblib's messages too. If it is not 0, ``merger`` uses it
+        too.
 
     Attributes
     ----------

@@ -82,7 +82,7 @@ class LegoPruner(BasePruner):
     device : str, default=None
         Torch device of the algebra and of ``backend``; None is the CPU. NumPy and scikit-learn stay on the CPU.
     verbose : int, default=0
-        Verbosity of joblib.
+        From 1, a progress bar over the modules; above 1, joblib's messages too.
 
     Attributes
     ----------

@@ -26,7 +26,7 @@ class SVDPruner(BasePruner):
     device : str, default=None
         Torch device of the algebra; None is the CPU.
     verbose : int, default=0
-        Verbosity of joblib.
+        From 1, a progress bar over the modules; above 1, joblib's messages too.
 
     Attributes
     ----------
