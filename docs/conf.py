@@ -87,9 +87,26 @@ def write_estimator_lists(app):
         Path(app.srcdir, f"_{kind}s.rst").write_text(listed, encoding="utf-8")
 
 
+def write_family_table(app):
+    """Write the table of families of diffusion transformers from the tables of their names."""
+    from lorakit.io.names.families import FAMILIES
+
+    lines = [".. list-table::", "   :header-rows: 1", "", "   * - ``family``", "     - models", "     - layers"]
+    lines += ["     - layers that are split and joined"]
+    for family in FAMILIES:
+        original = family.rows["original"]
+        fused = [row.name.replace("#.", "").replace("#", "") for row in original if len(row.parts) > 1]
+        shown = ", ".join(f"``{name}``" for name in dict.fromkeys(fused)) or "none"
+        lines += [f"   * - ``{family.name}``", f"     - {family.title}", f"     - {len(original)}", f"     - {shown}"]
+    target = Path(app.srcdir) / "generated" / "families.inc"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 def setup(app):
     """Called by Sphinx."""
     app.connect("builder-inited", write_method_table)
+    app.connect("builder-inited", write_family_table)
     app.connect("builder-inited", write_estimator_lists, priority=400)  # before autosummary, which reads the lists
 
 

@@ -49,6 +49,8 @@ from .model_selection.multi_task import MultiTaskScorer as MultiTaskScorer
 from .model_selection.rank_path import rank_path as rank_path
 from .model_selection.splits import AllAdapters as AllAdapters
 from .model_selection.weight_search import WeightSearch as WeightSearch
+from .pieces import join_modules as join_modules
+from .pieces import split_modules as split_modules
 from .preparing.balance import NormBalancer as NormBalancer
 from .preparing.pico import PicoDamper as PicoDamper
 from .preparing.select import ModuleSelector as ModuleSelector

@@ -161,7 +161,7 @@ class Adapter(Mapping[str, LoraFactors]):
 
     def read_in(self, module: str, dtype: torch.dtype) -> LoraFactors:
         """Read one module in ``dtype`` or a better one, in which the scale of its file is folded into the factors."""
-        return _read_in(self._reader, module, dtype)
+        return read_in(self._reader, module, dtype)
 
     def svd(self, module: str, k: int | None = None) -> SVD | None:
         """Return the SVD of a module's update where its file has a form that gives it without A and B, as LoKr's does.
@@ -197,6 +197,11 @@ class Adapter(Mapping[str, LoraFactors]):
     def infos(self) -> Mapping[str, ModuleInfo]:
         """Rank, widths and kind by module, known without reading weights."""
         return self._reader.infos
+
+    @property
+    def reader(self) -> ModuleReader:
+        """What its modules are read from."""
+        return self._reader
 
     @property
     def checked(self) -> bool:
@@ -291,7 +296,7 @@ class Adapter(Mapping[str, LoraFactors]):
         """
         wanted = {module for module in modules if module in self}
         names = list(wanted) if len(wanted) < 2 else [module for module in self if module in wanted]
-        return Adapter.from_reader(_narrowed(self._reader, names), name=self.name, provenance=self.provenance)
+        return Adapter.from_reader(narrowed(self._reader, names), name=self.name, provenance=self.provenance)
 
     def __repr__(self) -> str:
         ranks = "/".join(map(str, self.ranks)) or "0"
@@ -320,13 +325,14 @@ def made_from(adapters: Iterable[Adapter], operation: str) -> Provenance:
     return combined([p for _, p in given], Made(step))
 
 
-def _narrowed(reader: ModuleReader, modules: Sequence[str]) -> ModuleReader:
+def narrowed(reader: ModuleReader, modules: Sequence[str]) -> ModuleReader:
     """Return a reader of these modules alone, which pickles without the others."""
     only: Callable[[Sequence[str]], ModuleReader] | None = getattr(reader, "only", None)
     return only(modules) if only is not None else _ViewReader(reader, {module: module for module in modules})
 
 
-def _read_in(reader: ModuleReader, module: str, dtype: torch.dtype) -> LoraFactors:
+def read_in(reader: ModuleReader, module: str, dtype: torch.dtype) -> LoraFactors:
+    """Read one module in ``dtype`` or a better one."""
     asked: Callable[[str, torch.dtype], LoraFactors] | None = getattr(reader, "read_in", None)
     if asked is not None:
         return asked(module, dtype)
@@ -394,4 +400,4 @@ class _ViewReader:
 
     def only(self, modules: Sequence[str]) -> _ViewReader:
         old_names = {new: self.old_names[new] for new in modules}
-        return _ViewReader(_narrowed(self.reader, list(old_names.values())), old_names, self._cast)
+        return _ViewReader(narrowed(self.reader, list(old_names.values())), old_names, self._cast)

@@ -132,8 +132,8 @@ class Provenance:
         Of a result of several adapters: the name and the ``metadata`` of each, if some had any.
     conversions : tuple of mapping
         What was done to names and stored numbers since it was read or made, in order: ``{"to": format}``, with a
-        ``component`` or not, as :func:`~lorakit.convert_adapter` does; ``{"dtype": name}``; ``{"prefix": [old, new]}``
-        or ``{"names": {old: new, ...}}`` of its modules; ``{"without_padding": True}``.
+        ``component`` and a ``family`` or not, as :func:`~lorakit.convert_adapter` does; ``{"dtype": name}``;
+        ``{"prefix": [old, new]}`` or ``{"names": {old: new, ...}}`` of its modules; ``{"without_padding": True}``.
     """
 
     format: str = "peft"

@@ -58,7 +58,7 @@ def converted(adapter: Adapter, conversions: Sequence[Mapping[str, Any]]) -> Ada
 
 def _converted(adapter: Adapter, step: Mapping[str, Any]) -> Adapter:
     if "to" in step:
-        return convert_adapter(adapter, step["to"], component=step.get("component"))
+        return convert_adapter(adapter, step["to"], component=step.get("component"), family=step.get("family"))
     if "dtype" in step:
         dtypes = {dtype_name(dtype): dtype for dtype in FLOAT_DTYPES.values()}
         if step["dtype"] not in dtypes:

@@ -23,7 +23,12 @@ _REPORT = "This is a bug in lorakit. Please report it with the output of the sam
 _DEBUG = "lorakit.debug"  # in click's meta, which a command shares with its group
 
 # What a remedy asks for is an argument of the library; here it is an option, by the same name but for these.
-_AS_OPTIONS = {"same_base": "leave out --strict", "component": "run lorakit convert --component {}", "k": "pass -k"}
+_AS_OPTIONS = {
+    "same_base": "leave out --strict",
+    "component": "run lorakit convert --component {}",
+    "family": "run lorakit convert --family {}",
+    "k": "pass -k",
+}
 
 
 def _remember_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:

@@ -17,7 +17,7 @@ def reading_of(name: str | None, reading: Mapping[str, Any]) -> dict[str, Any]:
     return {**reading, "initial": initial.get(name) if name is not None else None}
 
 
-def under_names_of(adapter: Adapter, format: str, component: Any = None) -> Adapter:
+def under_names_of(adapter: Adapter, format: str, component: Any = None, family: Any = None) -> Adapter:
     """Return an adapter with its modules named as files of a format name them.
 
     Raises
@@ -29,7 +29,7 @@ def under_names_of(adapter: Adapter, format: str, component: Any = None) -> Adap
         return adapter
     from ..io.convert import convert_adapter
 
-    return convert_adapter(adapter, format, component=component)
+    return convert_adapter(adapter, format, component=component, family=family)
 
 
 def named_alike(x: Adapter, y: Adapter) -> tuple[Adapter, Adapter]:

@@ -56,6 +56,12 @@ Examples:
     help="Model of a diffusion pipeline: the one to take, of several; or the one that the modules belong to, where "
     "their names do not say.  [default: all]",
 )
+@click.option(
+    "--family",
+    metavar="FAMILY",
+    help="Family of diffusion transformers that the adapter is for, such as flux or wan, where its names do not show "
+    "it; an error lists those that it can be of.",
+)
 @rank_option
 @jobs_option
 @recipe_options
@@ -70,6 +76,7 @@ def convert(
     output: str,
     target: str | None,
     component: str | None,
+    family: str | None,
     k: Any,
     jobs: int | None,
     layout: Any,
@@ -88,6 +95,9 @@ def convert(
     Any format that can be read is taken. What was written is read back and compared with IN, module by module: the
     updates are the same but for rounding to the dtype of the file, and the largest relative error is reported. The
     compact layout leaves out units of zeros, which padding to one rank made.
+
+    Transformers of FLUX, Stable Diffusion 3, HunyuanVideo, Wan, Qwen-Image, Z-Image and others have other names in each
+    format. Layers that are one in some and several in others, such as Q, K and V, are split and joined exactly.
 
     LoHa, LoKr and AdaLoRA become plain LoRA, exactly, at whatever rank that takes; so do VeRA, MiSS, PiSSA and others
     with --base or --initial. With -k each module is cut to its best approximation of that rank, as `lorakit prune`
@@ -129,7 +139,7 @@ def convert(
     lost_by_cut = None if k is None else cut_report(cut, adapter)
     if cut is not adapter and lost_by_cut is not None:
         cut = with_error(cut, lost_by_cut["relative_error"])
-    made = under_names_of(cut, target, component)
+    made = under_names_of(cut, target, component, family)
     compact = chosen_layout(target, layout) == "compact"
     # what is there may be IN, which is gone when the two are compared; what needs the base takes long to read
     if compact or Path(output).exists() or (reading["base"] and k is None):

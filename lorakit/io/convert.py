@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
+from typing import NoReturn
 
 from ..adapters import Adapter
-from ..exceptions import UnsupportedAdapterError
+from ..exceptions import Setting, UnsupportedAdapterError
+from ..pieces import Piece, put_together
 from .formats.registry import about, codec, codecs
+from .names.families import FAMILIES
+from .names.families.family import Family
+from .names.kohya import ONE_TRAINER, model_of
 from .names.steps import COMPONENTS, Request, Step
+from .names.translate import NAMELESS, Known, Plan, candidates, family_plan, in_diffusers, refuse_unknown
 
 __all__ = ["convert_adapter"]
 
 
-def convert_adapter(adapter: Adapter, format: str, *, component: str | None = None) -> Adapter:
+def convert_adapter(
+    adapter: Adapter, format: str, *, component: str | None = None, family: str | None = None
+) -> Adapter:
     """Return the same updates with modules named as another family of files names them.
 
-    No weights are read: modules are read under their new names when they are asked for. Only names with an exact
-    counterpart are translated; nothing is split, joined, reordered or guessed.
+    Only names with an exact counterpart are translated, and nothing is guessed. Layers that are one in the first code
+    of a model and several in diffusers, such as Q, K and V of FLUX.1, are split and joined exactly, as
+    :func:`~lorakit.split_modules` and :func:`~lorakit.join_modules` do; they are read once, to know their ranks. Other
+    modules are read under their new names when they are asked for.
 
     Parameters
     ----------
     adapter : Adapter
         The adapter. Its ``provenance.format`` says what its names are.
-    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}
-        The family whose names the result has. Conversions exist between kohya and diffusers, diffusers and PEFT, kohya
+    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx', 'bare', 'xlabs', 'control_lora'}
+        The format whose names the result has. Transformers of the families below are converted between all formats of
+        diffusion models. For other models there are conversions between kohya and diffusers, diffusers and PEFT, kohya
         and PEFT, kohya and ComfyUI, MLX and PEFT.
     component : {'unet', 'transformer', 'text_encoder', 'text_encoder_2', 'text_encoder_3'}, optional
         A model of a diffusion pipeline. If the adapter has modules of several models, the result has only those of this
         one. If the names do not say which model they belong to, they belong to this one. Defaults to all models, and
         for PEFT to the one that the names show.
+    family : {'flux', 'flux2', 'sd3', 'hunyuan-video', 'wan', 'qwen-image', 'z-image', 'ltx', 'lumina2', 'mochi'}, \
+optional
+        The family of diffusion transformers that the adapter is for. Defaults to what its files or the names of its
+        modules show.
 
     Returns
     -------
@@ -39,10 +54,12 @@ def convert_adapter(adapter: Adapter, format: str, *, component: str | None = No
     Raises
     ------
     UnsupportedAdapterError
-        If there is no conversion between the two families, a module has no name of its own in the target, or a PEFT
+        If there is no conversion between the two formats, a module has no name of its own in the target, its names can
+        be of several families that the target names differently, its widths are not those of its family, or a PEFT
         adapter would hold several models at once.
     ValueError
-        If ``format`` or ``component`` is not one of those above, or ``component`` has no meaning for these families.
+        If ``format``, ``component`` or ``family`` is not one of those above, or ``component`` has no meaning for these
+        formats.
 
     Examples
     --------
@@ -57,29 +74,109 @@ def convert_adapter(adapter: Adapter, format: str, *, component: str | None = No
     >>> list(convert_adapter(adapter, "peft"))
     ['mid_block.attentions.0.proj_in']
     """
+    return convert_among(adapter, format, component=component, family=family)
+
+
+def convert_among(
+    adapter: Adapter,
+    format: str,
+    *,
+    component: str | None = None,
+    family: str | None = None,
+    among: Iterable[Family] = FAMILIES,
+) -> Adapter:
+    """Convert as :func:`convert_adapter` does, to be of one of these families if it is of any."""
     target = about(format).name
     if component is not None and component not in COMPONENTS:
         raise ValueError(f"component must be one of {', '.join(map(repr, COMPONENTS))}, got {component!r}")
+    names = [known.name for known in FAMILIES]
+    if family is not None and family not in names:
+        raise ValueError(f"family must be one of {', '.join(map(repr, names))}, got {family!r}")
     source = adapter.provenance.format
     if source == target and component is None:
         return adapter
-    steps = _steps()
+    plan: Plan = {}
+    rest = list(adapter)
+    spellings = codec(source).spellings
+    told = bool(spellings and spellings[0].prefix)  # the names say which model they are of
+    if component in (None, "transformer") or told:
+        plan, rest = _by_family(adapter, target, family, among)
+        plan = plan if component in (None, "transformer") else {}
+    if rest or not plan:
+        if plan and target == "peft" and component is None:
+            _refuse_several(adapter, rest[0])
+        plan |= _by_steps(adapter, target, rest, component, transformer=bool(plan))
+    order = {module: i for i, module in enumerate(adapter)}
+    ordered = sorted(plan, key=lambda name: min(order[p.module] for p in plan[name] if p.module is not None))
+    made = put_together(adapter, {name: plan[name] for name in ordered})
+    nameless = next((name for name in made if name.startswith(NAMELESS)), None)
+    if nameless is not None:
+        refuse_unknown(adapter.name, plan[nameless][0].module, nameless.removeprefix(NAMELESS))
+    done = {"to": target, "component": component, "family": family}
+    return made.with_provenance(
+        format=target,
+        base_model=codec(target).base_model(adapter.provenance),
+        conversions=(*adapter.provenance.conversions, {key: text for key, text in done.items() if text is not None}),
+    )
+
+
+def what_is_known(adapter: Adapter) -> Known:
+    """Return what an adapter says of the model that it is for."""
+    origin = adapter.provenance
+    return Known(
+        adapter.name,
+        adapter.infos,
+        codec(origin.format).spellings,
+        tuple(name for name in (origin.base_model, origin.metadata.get("ss_sd_model_name")) if name),
+        model_of(origin.metadata),
+        origin.metadata,
+    )
+
+
+def _by_family(adapter: Adapter, target: str, family: str | None, among: Iterable[Family]) -> tuple[Plan, list[str]]:
+    """Return what makes each module of a transformer whose family is known, and the modules that are of none."""
+    spellings = codec(target).spellings
+    known = what_is_known(adapter)
+    found = candidates(known, family, among) if spellings and known.spellings else None
+    if found is None or not found.modules:
+        return {}, list(adapter)
+    of_family = set(found.modules)
+    rest = [module for module in adapter if module not in of_family]
+    alike = in_diffusers(known, found)
+    if alike and {adapter.provenance.format, target} <= {"diffusers", "peft"}:
+        if target == "peft":
+            return {}, list(adapter)
+        return {f"transformer.{module}": _whole(adapter, module) for module in found.modules}, rest
+    unsure = ONE_TRAINER if alike and ONE_TRAINER in spellings else None
+    plan, _ = family_plan(known, found, spellings, unsure=unsure)
+    return plan, rest
+
+
+def _by_steps(adapter: Adapter, target: str, modules: list[str], component: str | None, *, transformer: bool) -> Plan:
+    source, steps = adapter.provenance.format, _steps()
     way = _way(adapter.name, source, target, steps)
     if component is not None and "diffusers" not in way:
         raise ValueError(
             f"component is for the models of diffusion pipelines; from {source} to {target} it has no meaning"
         )
-    request = Request(adapter.name, source, adapter.provenance.metadata, component)
-    names = {module: module for module in adapter}
+    request = Request(adapter.name, source, adapter.provenance.metadata, component, transformer)
+    names = {module: module for module in modules}
     for here, there in pairwise(way):
         step = steps[here, there](request, list(names.values()))
         names = {module: step[name] for module, name in names.items() if name in step}
-    renamed = adapter.select(names).rename_modules(names.__getitem__)
-    done = {"to": target} | ({} if component is None else {"component": component})
-    return renamed.with_provenance(
-        format=target,
-        base_model=codec(target).base_model(adapter.provenance),
-        conversions=(*adapter.provenance.conversions, done),
+    return {name: _whole(adapter, module) for module, name in names.items()}
+
+
+def _whole(adapter: Adapter, module: str) -> tuple[Piece, ...]:
+    return (Piece(module, 0, adapter.infos[module].d_out),)
+
+
+def _refuse_several(adapter: Adapter, module: str) -> NoReturn:
+    raise UnsupportedAdapterError(
+        f"holds modules of a transformer, and others such as {module!r}",
+        adapters=[adapter.name],
+        expected="those of one model, as a PEFT directory holds",
+        remedy=[Setting("component", "transformer"), ", or another of the pipeline's models"],
     )
 
 

@@ -50,7 +50,7 @@ def load_adapter(
         'lorakit[hub]'``); its config and weights are then fetched, or found in the cache.
     name : str, optional
         Defaults to the name of the directory, or of the file without its suffix.
-    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}, optional
+    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx', 'bare', 'xlabs', 'control_lora'}, optional
         The format of the files. Defaults to what their content shows.
     modules_to_save : {'refuse', 'drop', 'first'}, default='refuse'
         What to do with extra weights, which were trained beside the LoRA factors: whole modules such as a

@@ -42,7 +42,7 @@ def save_adapter(
     path : str or PathLike
         Where to write: a directory for PEFT and MLX, a ``.safetensors`` file for the other formats. Missing parent
         directories are created.
-    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx'}, optional
+    format : {'peft', 'kohya', 'diffusers', 'comfyui', 'mlx', 'bare', 'xlabs', 'control_lora'}, optional
         Format of the output. Defaults to the adapter's own, ``adapter.provenance.format``, which is 'peft' for an
         adapter made in memory. For another format, modules are renamed as :func:`~lorakit.convert_adapter` does.
     layout : {'portable', 'compact'}, optional

@@ -8,6 +8,7 @@ from .damping import damp_shared_outputs
 from .entries import entry_moments
 from .fisher import entrywise_mean
 from .frames import Compressed, compress, frame_of
+from .fused import join_outputs, slice_outputs
 from .msu import align_svd, balance_msus, pool_msus, split_msus
 from .products import (
     Overlap,
@@ -86,6 +87,7 @@ __all__ = [
     "gram_matrix",
     "inner_product",
     "isotropic_sum",
+    "join_outputs",
     "keep_above",
     "keep_between",
     "keep_middle",
@@ -104,6 +106,7 @@ __all__ = [
     "regression_mean",
     "residual_norm",
     "singular_values_of_sum",
+    "slice_outputs",
     "split_msus",
     "split_svd",
     "squared_norm",

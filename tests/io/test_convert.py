@@ -87,7 +87,8 @@ def test_a_single_text_encoder_of_a_larger_model_keeps_its_number():
     numbered = ["lora_te1_text_model_encoder_layers_0_mlp_fc1"]
     assert names([module], "diffusers", "kohya", ss_base_model_version="sdxl_base_v1-0") == numbered
     assert names([module], "diffusers", "kohya", ss_base_model_version="flux1") == numbered
-    assert names([module, "transformer.proj_out"], "diffusers", "kohya")[:1] == numbered
+    modules = [module, "transformer.single_transformer_blocks.0.proj_mlp"]
+    assert names(modules, "diffusers", "kohya")[:1] == numbered
 
 
 def test_a_model_with_more_blocks_than_stable_diffusion_xl_keeps_the_names_of_diffusers():
@@ -123,8 +124,8 @@ def test_tables_look_at_whole_numbers_only():
 @pytest.mark.parametrize(
     ("kohya", "comfyui"),
     [
-        ("lora_unet_double_blocks_3_img_attn_qkv", "diffusion_model.double_blocks.3.img_attn.qkv"),
-        ("lora_unet_final_layer_adaLN_modulation_1", "diffusion_model.final_layer.adaLN_modulation.1"),
+        ("lora_unet_double_blocks_3_img_mlp_0", "diffusion_model.double_blocks.3.img_mlp.0"),
+        ("lora_unet_single_blocks_0_modulation_lin", "diffusion_model.single_blocks.0.modulation.lin"),
         ("lora_unet_joint_blocks_0_x_block_attn2_qkv", "diffusion_model.joint_blocks.0.x_block.attn2.qkv"),
         ("lora_unet_blocks_7_cross_attn_k_img", "diffusion_model.blocks.7.cross_attn.k_img"),
         ("lora_unet_input_blocks_4_1_proj_in", "diffusion_model.input_blocks.4.1.proj_in"),
@@ -135,16 +136,23 @@ def test_kohya_and_comfyui(kohya, comfyui):
     assert names([comfyui], "comfyui", "kohya") == [kohya]
 
 
-@pytest.mark.parametrize("model", ["flux2", "FLUX.2-dev", "hunyuan_video", "chroma"])
-def test_names_that_other_models_share_with_flux(model):
-    module = "lora_unet_double_blocks_3_img_attn_proj"
+@pytest.mark.parametrize(
+    ("model", "comfyui"),
+    [("flux1", "img_attn.qkv"), ("FLUX.2-dev", "img_attn.qkv"), ("chroma", "img_attn.qkv"),
+     ("hunyuan_video", "img_attn_qkv")],
+)  # fmt: skip
+def test_names_that_models_share(model, comfyui):
+    """The training metadata tell, also where the flat names are the same."""
+    module = "lora_unet_double_blocks_3_img_attn_qkv"
+    assert names([module], "kohya", "comfyui", ss_base_model_version=model) == [
+        f"diffusion_model.double_blocks.3.{comfyui}"
+    ]
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"several models.*FLUX.1 \('diffusion_model.double_blocks.3.img_"
+    ):
+        names([module], "kohya", "comfyui")
     with pytest.raises(UnsupportedAdapterError, match="has no name of its own in diffusers"):
-        names([module], "kohya", "diffusers", ss_base_model_version=model)
-    for known in ("flux1", "flux", ""):
-        assert names([module], "kohya", "diffusers", ss_base_model_version=known)
-    if model == "hunyuan_video":
-        with pytest.raises(UnsupportedAdapterError, match="has no name of its own in comfyui"):
-            names([module], "kohya", "comfyui", **{"modelspec.architecture": "hunyuan-video"})
+        names([module], "kohya", "diffusers", ss_base_model_version="hunyuan_image_2.1")
 
 
 def test_diffusers_and_peft():
@@ -153,7 +161,7 @@ def test_diffusers_and_peft():
     assert names(modules, "diffusers", "peft") == bare
     assert names(bare, "peft", "diffusers") == modules
     assert names(["transformer.proj_out"], "diffusers", "peft") == ["proj_out"]
-    assert names(["proj_out"], "peft", "diffusers") == ["transformer.proj_out"]
+    assert names(["proj_out", "conv_in"], "peft", "diffusers") == ["transformer.proj_out", "unet.conv_in"]
     text = ["text_model.encoder.layers.0.mlp.fc1"]
     assert names(text, "peft", "diffusers", "text_encoder_2") == [f"text_encoder_2.{text[0]}"]
     assert names(["encoder.layers.0.mlp.fc1"], "peft", "diffusers", "text_encoder") == [f"text_encoder.{text[0]}"]
@@ -179,12 +187,17 @@ def test_one_model_of_several():
         names(kohya, "kohya", "peft", "transformer")
 
 
-def test_a_component_that_the_names_do_not_say():
-    assert names(["transformer_blocks.0.attn.to_q"], "diffusers", "kohya", "transformer") == [
-        "lora_transformer_transformer_blocks_0_attn_to_q"
-    ]
-    with pytest.raises(UnsupportedAdapterError, match=r"'transformer_blocks.0.attn.to_q' has no name of its own"):
-        names(["transformer_blocks.0.attn.to_q"], "diffusers", "kohya")
+def test_a_family_that_the_names_do_not_say():
+    adapter = adapter_of(["transformer_blocks.0.attn.to_out.0"], "diffusers")
+    for family, expected in (("sd3", "joint_blocks_0_x_block_attn_proj"), ("flux", "double_blocks_0_img_attn_proj")):
+        assert list(convert_adapter(adapter, "kohya", family=family)) == [f"lora_unet_{expected}"]
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"several models.*pass family='flux' or 'flux2' or 'sd3'"
+    ) as caught:
+        convert_adapter(adapter, "kohya")
+    assert caught.value.module == "transformer_blocks.0.attn.to_out.0"
+    with pytest.raises(ValueError, match=r"family must be one of 'flux'.*got 'sdxl'"):
+        convert_adapter(adapter, "kohya", family="sdxl")
 
 
 def test_mlx_and_peft():
@@ -198,11 +211,6 @@ def test_mlx_and_peft():
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        ("lora_unet_double_blocks_0_img_attn_qkv", "Q, K and V are one module there"),
-        ("lora_unet_single_blocks_0_linear1", "Q, K and V are one module there"),
-        ("lora_unet_joint_blocks_0_context_block_attn_qkv", "Q, K and V are one module there"),
-        ("lora_unet_final_layer_adaLN_modulation_1", "scale and shift in the other order"),
-        ("lora_unet_joint_blocks_23_context_block_adaLN_modulation_1", "scale and shift in the other order"),
         ("lora_unet_down_blocks_0_attentions_0_something", "expected kohya names"),
         ("lora_unet_down_blocks_x_attentions_0_proj_in", "expected kohya names"),
         ("lora_unet_input_blocks_9_0_op", "expected kohya names"),

@@ -11,11 +11,16 @@ from lorakit.exceptions import LorakitError, UnsupportedAdapterError
 from lorakit.io.formats.codec import Location
 from lorakit.io.formats.registry import codecs
 
+MOCHI, XLABS = "blocks.0.attn.qkv_x", "single_blocks.0.processor.proj_lora"
 OLD = "mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_q_lora"
 
 
 def down_up(start):
     return pair(f"{start}down.weight", f"{start}up.weight")
+
+
+def default_ab(module):
+    return pair(f"{module}.lora_A.default.weight", f"{module}.lora_B.default.weight")
 
 
 # Name of the sample: (format, what writes it below a folder and returns the path to open)
@@ -46,6 +51,21 @@ SAMPLES = {
     "diffusers, old": ("diffusers", lambda p: write_file(p / "x.safetensors", down_up(f"{OLD}."))),
     "comfyui": ("comfyui", lambda p: write_file(p / "x.safetensors", lora_ab("diffusion_model.q"))),
     "comfyui, text encoder": ("comfyui", lambda p: write_file(p / "x.safetensors", lora_ab("text_encoders.clip_l.q"))),
+    "bare, diffusers' names": (
+        "bare", lambda p: write_file(p / "x.safetensors", default_ab("transformer_blocks.0.attn.to_q"))),
+    "bare, Wan": ("bare", lambda p: write_file(p / "x.safetensors", lora_ab("blocks.0.self_attn.q"))),
+    "bare, a model without a table": (
+        "bare", lambda p: write_file(p / "x.safetensors", down_up("transformer_blocks.0.new_layer.lora_"))),
+    "bare, Mochi": (
+        "bare", lambda p: write_file(p / "x.safetensors", pair(f"{MOCHI}.lora_A", f"{MOCHI}.lora_B"))),
+    "xlabs": ("xlabs", lambda p: write_file(p / "x.safetensors", down_up("double_blocks.0.processor.qkv_lora1."))),
+    "xlabs, with a prefix": (
+        "xlabs", lambda p: write_file(p / "x.safetensors", down_up(f"diffusion_model.{XLABS}."))),
+    "control_lora": (
+        "control_lora",
+        lambda p: write_file(
+            p / "x.safetensors", {"lora_controlnet": torch.zeros(0)} | pair("input_blocks.0.down", "input_blocks.0.up"))
+    ),
     "mlx": ("mlx", lambda p: write_mlx(p / "task")),
     "mlx, its file": ("mlx", lambda p: write_mlx(p / "task") / "adapters.safetensors"),
     "mlx, a checkpoint": (

@@ -54,7 +54,11 @@ def _is_conversion(found: Any) -> bool:
         return False
     prefix = found.get("prefix")
     return (
-        (set(found) <= {"to", "component"} and "to" in found and all(isinstance(text, str) for text in found.values()))
+        (
+            set(found) <= {"to", "component", "family"}
+            and "to" in found
+            and all(isinstance(text, str) for text in found.values())
+        )
         or (set(found) == {"dtype"} and isinstance(found["dtype"], str))
         or (set(found) == {"without_padding"} and found["without_padding"] is True)
         or (set(found) == {"names"} and isinstance(found["names"], dict) and _is_texts(list(found["names"].values())))

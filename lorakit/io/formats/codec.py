@@ -16,6 +16,7 @@ from ...adapters import Adapter, Provenance
 from ...files.pickled import is_pickled, read_pickled_header
 from ...files.safetensors import Header, read_header
 from ..names.kohya import hub_name
+from ..names.spelling import Spelling
 from ..names.steps import Step
 from ._modules import FileModules
 from ._servers import Server
@@ -140,6 +141,9 @@ class Codec(NamedTuple):
         Pairs of formats without a step of their own, and the format that a conversion goes through.
     base_model : callable
         From the provenance of an adapter of any format to the name that this format gives its base model, or None.
+    spellings : tuple of Spelling
+        How its files spell the names of the families of diffusion models that are known; the first is written. A
+        conversion to another format that has some needs no step.
     servers : tuple of Server
         Programs that load the format, and what they do with it.
     """
@@ -152,4 +156,5 @@ class Codec(NamedTuple):
     ways: Mapping[tuple[str, str], Step] = MappingProxyType({})
     detours: Mapping[tuple[str, str], str] = MappingProxyType({})
     base_model: Callable[[Provenance], str | None] = hub_name
+    spellings: tuple[Spelling, ...] = ()
     servers: tuple[Server, ...] = ()

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["FORMATS", "about", "abouts", "codec", "codecs"]
 
 # A file is offered to the formats in this order. The lists for people show the reverse order, the most common first.
-FORMATS = (f"{__package__}.mlx", f"{__package__}.diffusers", f"{__package__}.comfyui",
-           f"{__package__}.kohya", f"{__package__}.peft")  # fmt: skip
+FORMATS = (f"{__package__}.control_lora", f"{__package__}.xlabs", f"{__package__}.bare", f"{__package__}.mlx",
+           f"{__package__}.diffusers", f"{__package__}.comfyui", f"{__package__}.kohya",
+           f"{__package__}.peft")  # fmt: skip
 
 
 def abouts() -> tuple[About, ...]:

@@ -9,8 +9,9 @@ from functools import cache
 from ...exceptions import IncompatibleAdaptersError
 from ...files.checkpoint import HEAD, Checkpoint
 from .diffusion import sgm_to_diffusers
-from .kohya import diffusers_names, flat
+from .kohya import SPELLINGS, diffusers_names, flat
 from .table import NameTable
+from .translate import one_part
 
 # Where the models of a pipeline lie in single files and in folders, and what kohya's names begin with for each
 _IN_KOHYA = (
@@ -113,7 +114,7 @@ def _spellings(
     if format == "kohya":
         known = _kohya_spellings(checkpoint)
         yield {module: known.get(module, module) for module in modules}
-        own = {module: name or module for module, name in diffusers_names(modules, metadata).items()}
+        own = {module: name or _in_transformer(module) for module, name in diffusers_names(modules).items()}
         yield own
     if any(name.startswith(_SINGLE_FILE) for name in checkpoint.infos):
         table = _single_file(4 if f"{_SINGLE_FILE}input_blocks.11.0.in_layers.0.weight" in checkpoint else 3)
@@ -121,6 +122,11 @@ def _spellings(
             yield {module: table.left_of(prefix + name) or name for module, name in own.items()}
     if any(_MIXTRAL[1] in name for name in checkpoint.infos):
         yield {module: module.replace(*_MIXTRAL) for module in modules}
+
+
+def _in_transformer(module: str) -> str:
+    name = one_part(SPELLINGS, module)
+    return module if name is None else f"transformer.{name}"
 
 
 def _kohya_spellings(checkpoint: Checkpoint) -> dict[str, str]:

@@ -8,34 +8,21 @@ from functools import cache
 from typing import NamedTuple
 
 from ...provenance import Provenance
-from .diffusion import (
-    CLIP,
-    CLIP_WITHOUT_TEXT_MODEL,
-    FLUX_TO_DIFFUSERS,
-    SD3_TO_DIFFUSERS,
-    T5,
-    TRANSFORMER,
-    UNET,
-    sgm_to_diffusers,
-)
+from .diffusion import CLIP, CLIP_WITHOUT_TEXT_MODEL, T5, UNET, sgm_to_diffusers
+from .spelling import Spelling
 from .table import NameTable
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
 
-# What is one module on one side and none, or several, on the other
-_NOT_ONE_TO_ONE = (
-    (
-        r"lora_unet_.*(_attn2?_qkv|_self_attn_qkv)|lora_unet_single_blocks_\d+_linear1",
-        "Q, K and V are one module there, and modules of their own in diffusers",
-    ),
-    (
-        r"lora_unet_.*adaLN_modulation_1",
-        "diffusers may hold scale and shift in the other order there, so that the update is not the same matrix",
-    ),
+# OneTrainer has diffusers' names of FLUX.1 and Stable Diffusion 3, and says so by its branch
+ONE_TRAINER = Spelling("diffusers", "lora_transformer_", flat=True, marked_by="ot_branch")
+SPELLINGS = (
+    Spelling("original", "lora_unet_", flat=True),
+    ONE_TRAINER,
+    Spelling("diffusers", "lora_unet_", flat=True),  # FramePack in musubi-tuner
+    Spelling("diffusers", "lycoris_", flat=True),  # SimpleTuner
 )
-
-# FLUX.2, HunyuanVideo and others share flat names with it that mean other modules to diffusers
-_FLUX_1 = re.compile(r"flux(?![._-]?2)")
+_NUMBERED = re.compile(r"flux|sd3")  # trainers number the text encoders of these, also where they train one
 _DEEP = re.compile(r"\.transformer_blocks\.[1-9]")  # SD 1 and 2 have one block an attention, SDXL up to ten
 
 
@@ -44,9 +31,6 @@ class _Dialects(NamedTuple):
     sgm: NameTable  # SDXL as sd-scripts trains it
     one_encoder: NameTable  # lora_te_
     encoders: NameTable  # lora_te1_, lora_te2_, lora_te3_
-    transformer: NameTable  # OneTrainer: diffusers' names, flattened
-    flux: NameTable  # sd-scripts: names of the first implementation
-    sd3: NameTable
 
 
 @cache
@@ -64,9 +48,6 @@ def dialects() -> _Dialects:
                 *_flattened("lora_te3", "text_encoder_3", T5),
             ]
         ),
-        transformer=NameTable(_flattened("lora_transformer", "transformer", TRANSFORMER)),
-        flux=NameTable(_renamed("lora_unet", "transformer", FLUX_TO_DIFFUSERS)),
-        sd3=NameTable(_renamed("lora_unet", "transformer", SD3_TO_DIFFUSERS)),
     )
 
 
@@ -97,11 +78,9 @@ def hub_name(known: Provenance) -> str | None:
     return name if _HUB_ID.fullmatch(name) else None
 
 
-def diffusers_names(modules: Iterable[str], metadata: Mapping[str, str]) -> dict[str, str | None]:
-    """Translate kohya's names, of whatever dialect; None where there is no translation."""
-    known, model = dialects(), model_of(metadata)
-    tables = [table for table in known if table is not known.flux or not model or _FLUX_1.match(model)]
-    return {module: _right_of_any(tables, module) for module in modules}
+def diffusers_names(modules: Iterable[str]) -> dict[str, str | None]:
+    """Translate kohya's names of UNets and text encoders, of whatever dialect; None where there is no translation."""
+    return {module: _right_of_any(dialects(), module) for module in modules}
 
 
 def two_spellings(modules: Iterable[str]) -> tuple[str, str] | None:
@@ -110,18 +89,18 @@ def two_spellings(modules: Iterable[str]) -> tuple[str, str] | None:
     SDXL's UNet is ``input_blocks`` to sd-scripts and ``down_blocks`` to OneTrainer, one text encoder ``te`` or ``te1``.
     """
     first: dict[str, str] = {}
-    for module, meant in diffusers_names(modules, {}).items():
+    for module, meant in diffusers_names(modules).items():
         if meant is not None and first.setdefault(meant, module) != module:
             return first[meant], module
     return None
 
 
-def kohya_names(modules: Sequence[str], metadata: Mapping[str, str]) -> dict[str, str | None]:
-    """Translate diffusers' names; None where there is no translation.
+def kohya_names(modules: Sequence[str], metadata: Mapping[str, str], transformer: bool) -> dict[str, str | None]:
+    """Translate diffusers' names of UNets and text encoders; None where there is no translation.
 
     One module may have several names in kohya files. The other modules and ``ss_base_model_version`` tell which one to
-    take, so that a conversion there and back restores the names: sgm's for SDXL's UNet, lora_te1_ where there are
-    several text encoders, and for FLUX.1 and SD3 those of the first implementation, if all modules have one.
+    take, so that a conversion there and back restores the names: sgm's for SDXL's UNet, and lora_te1_ where there are
+    several text encoders or a transformer.
     """
     known, model = dialects(), model_of(metadata)
     parts: dict[str, list[str]] = {}
@@ -129,23 +108,15 @@ def kohya_names(modules: Sequence[str], metadata: Mapping[str, str]) -> dict[str
         parts.setdefault(module.partition(".")[0], []).append(module)
     more = {"text_encoder_2", "text_encoder_3"} & set(parts)
     sdxl = model.startswith("sdxl") or ("unet" in parts and (more or any(map(_DEEP.search, parts["unet"]))))
-    native = [known.flux] * bool(_FLUX_1.match(model)) + [known.sd3] * model.startswith("sd3")
+    numbered = sdxl or more or transformer or "transformer" in parts or bool(_NUMBERED.match(model))
     tables: dict[str, tuple[NameTable, ...]] = {
         "unet": (known.sgm, known.unet) if sdxl else (known.unet,),
-        "transformer": (*native, known.transformer),
-        "text_encoder": (known.one_encoder,),
+        "text_encoder": (known.encoders if numbered else known.one_encoder,),
     }
-    if sdxl or more or native or "transformer" in parts:
-        tables["text_encoder"] = (known.encoders,)
     named: dict[str, str | None] = {}
     for part, members in parts.items():
         named |= _first_for_all(tables.get(part, (known.encoders,)), members)
     return {module: named[module] for module in modules}
-
-
-def why_not(module: str) -> str:
-    """Say why a kohya name has no translation, if that is known."""
-    return next((f": {reason}" for pattern, reason in _NOT_ONE_TO_ONE if re.fullmatch(pattern, module)), "")
 
 
 def _right_of_any(tables: Iterable[NameTable], module: str) -> str | None:

@@ -8,17 +8,8 @@ from typing import NamedTuple, NoReturn
 
 from ...exceptions import Setting, UnsupportedAdapterError
 from .component import split_component
-from .diffusion import (
-    FLUX_ALONE,
-    FLUX_TO_DIFFUSERS,
-    SD3_ALONE,
-    SD3_TO_DIFFUSERS,
-    TRANSFORMER,
-    UNET,
-    WAN,
-    sgm_to_diffusers,
-)
-from .kohya import diffusers_names, flat, kohya_names, model_of, why_not
+from .diffusion import UNET, sgm_to_diffusers
+from .kohya import diffusers_names, flat, kohya_names
 from .language import MLX_AND_PEFT
 from .table import NameTable
 
@@ -32,6 +23,7 @@ class Request(NamedTuple):
     format: str  # that its modules are named by
     metadata: Mapping[str, str]
     component: str | None
+    transformer: bool = False  # whether there is a transformer besides, whose names need no step
 
 
 Step = Callable[[Request, Sequence[str]], dict[str, str]]
@@ -39,7 +31,7 @@ Step = Callable[[Request, Sequence[str]], dict[str, str]]
 
 def kohya_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
     """Translate kohya's names, of all models or of one component, to diffusers'."""
-    named = _complete(request, diffusers_names(modules, request.metadata), "diffusers")
+    named = _complete(request, diffusers_names(modules), "diffusers")
     if request.component is None:
         return named
     return _one_component(request, named)
@@ -53,7 +45,7 @@ def diffusers_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str
 def diffusers_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
     """Translate diffusers' names to kohya's."""
     full = _one_component(request, {module: module for module in modules})
-    found = kohya_names(list(full.values()), request.metadata)
+    found = kohya_names(list(full.values()), request.metadata, request.transformer)
     return _complete(request, {module: found[name] for module, name in full.items()}, "kohya")
 
 
@@ -75,28 +67,26 @@ def peft_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str
     """Prefix a model's own names with its component, which the request or the names show."""
     component = request.component
     if component is None:
-        known = {"unet": UNET, "transformer": TRANSFORMER}
-        fits = [name for name, names in known.items() if _knows_all(names, modules)]
-        if len(fits) != 1:
+        if not _knows_all(UNET, modules):
             raise UnsupportedAdapterError(
                 f"modules such as {modules[0]!r} do not show which model of a pipeline they belong to",
                 adapters=[request.name],
                 expected="names of a UNet or a transformer of diffusers",
                 remedy=["say which it is: ", Setting("component", "text_encoder"), ", for example"],
             )
-        component = fits[0]
+        component = "unet"
     return {module: split_component(f"{component}.{module}").full for module in modules}
 
 
 def kohya_to_comfyui(request: Request, modules: Sequence[str]) -> dict[str, str]:
     """Translate kohya's names to ComfyUI's."""
-    table = _comfyui(model_of(request.metadata))
+    table = _comfyui()
     return _complete(request, {module: table.right_of(module) for module in modules}, "comfyui")
 
 
 def comfyui_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
     """Translate ComfyUI's names to kohya's."""
-    table = _comfyui(model_of(request.metadata))
+    table = _comfyui()
     return _complete(request, {module: table.left_of(module) for module in modules}, "kohya")
 
 
@@ -118,7 +108,7 @@ def _one_component(request: Request, named: dict[str, str]) -> dict[str, str]:
     if {name.component for name in split.values()} == {""}:
         return {module: split_component(f"{request.component}.{name.local}").full for module, name in split.items()}
     chosen = {module: named[module] for module, name in split.items() if name.component == request.component}
-    if not chosen:
+    if not chosen and not request.transformer:
         have = sorted({name.component for name in split.values()})
         raise UnsupportedAdapterError(
             f"has no modules of {request.component!r}, it has those of {', '.join(map(repr, have))}",
@@ -149,9 +139,8 @@ def _complete(request: Request, found: Mapping[str, str | None], other: str) -> 
 
 def _refuse(request: Request, module: str, unknown: Sequence[str], other: str) -> NoReturn:
     more = f" (and {len(unknown) - 1} more)" if unknown[1:] else ""
-    reason = why_not(module) if other == "diffusers" else ""
     raise UnsupportedAdapterError(
-        f"module {module!r}{more} has no name of its own in {other} files that lorakit knows{reason}",
+        f"module {module!r}{more} has no name of its own in {other} files that lorakit knows",
         adapters=[request.name],
         expected=(
             f"{request.format} names that it can translate exactly. Keep the adapter as it is (merge "
@@ -172,8 +161,6 @@ def _identity(names: tuple[str, ...]) -> NameTable:
 
 
 @cache
-def _comfyui(model: str) -> NameTable:
+def _comfyui() -> NameTable:
     """Return the names that sd-scripts flattens, left, and ComfyUI's files give as they are, right."""
-    flux = () if "hunyuan" in model else (*FLUX_TO_DIFFUSERS, *FLUX_ALONE)  # there img_attn_qkv is flat from the start
-    names = (*flux, *SD3_TO_DIFFUSERS, *SD3_ALONE, *sgm_to_diffusers(), *WAN)
-    return NameTable((f"lora_unet_{flat(name)}", f"diffusion_model.{name}") for name in names)
+    return NameTable((f"lora_unet_{flat(name)}", f"diffusion_model.{name}") for name in sgm_to_diffusers())

@@ -9,6 +9,11 @@ from typing import NamedTuple
 _NUMBER = re.compile(r"(?<![^._])\d+(?![^._])")  # a whole part of a name: the 0 of net.0, not the 1 of conv1
 
 
+def shape_of(name: str) -> str:
+    """Return a name with ``#`` for every number in it."""
+    return _NUMBER.sub("#", name)
+
+
 class _Rule(NamedTuple):
     pattern: re.Pattern[str]
     numbers: int
@@ -60,12 +65,12 @@ def _rules(pairs: Iterable[tuple[str, str]]) -> dict[str, list[_Rule]]:
         if source.count("#") != target.count("#"):
             raise ValueError(f"{source!r} and {target!r} have different numbers of #")
         rule = _Rule(pattern, source.count("#"), target.replace("#", "{}"))
-        rules.setdefault(_NUMBER.sub("#", source), []).append(rule)  # by shape: one look-up instead of hundreds
+        rules.setdefault(shape_of(source), []).append(rule)  # by shape: one look-up instead of hundreds
     for alike in rules.values():
         alike.sort(key=lambda rule: rule.numbers)  # literal numbers before any number
     return rules
 
 
 def _look_up(rules: dict[str, list[_Rule]], name: str) -> str | None:
-    alike = rules.get(_NUMBER.sub("#", name), ())
+    alike = rules.get(shape_of(name), ())
     return next((found for rule in alike if (found := rule.apply(name)) is not None), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ....adapters import Adapter, ModuleInfo, Provenance
 from ....exceptions import OutputError
 from ....files.checks import stamp
+from ...names.spelling import Spelling
 from .._factors import left_out
 from .._modules import FileModules, Stored, kinds_of, plain, stored_dtype
 from .._padding import written_ranks
@@ -30,7 +31,8 @@ _PREFIX = re.compile(r"(?:diffusion_model|text_encoders)\.")
 def _recognises(location: Location, weights: Path) -> bool:
     if is_of_peft(weights):
         return False
-    return any(_PREFIX.match(key) and (place_of_key(key) or is_marked(key)) for key in location.header(weights).tensors)
+    keys = [key for key in location.header(weights).tensors if ".processor." not in key]  # those are XLabs'
+    return any(_PREFIX.match(key) and (place_of_key(key) or is_marked(key)) for key in keys)
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
@@ -102,5 +104,6 @@ CODEC = Codec(
     _open,
     _write,
     base_model=_base_model,
+    spellings=(Spelling("original", "diffusion_model."), Spelling("diffusers", "diffusion_model.")),
     servers=(DIFFUSERS._replace(rules=_loaded, kinds=("LoRA", "LoKr")),),
 )

@@ -13,6 +13,7 @@ from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.checks import stamp
 from ....files.json_text import parse_json
 from ...names.component import ModuleName, split_component
+from ...names.spelling import Spelling
 from ...names.steps import diffusers_to_diffusers, diffusers_to_peft, peft_to_diffusers
 from .._factors import left_out
 from .._modules import FileModules, Stored, kinds_of, plain, stored_dtype
@@ -230,5 +231,11 @@ CODEC = Codec(
         ("diffusers", "peft"): diffusers_to_peft,
         ("peft", "diffusers"): peft_to_diffusers,
     },
+    spellings=(
+        Spelling("diffusers", "transformer."),
+        Spelling("original", "transformer."),
+        Spelling("diffusers"),
+        Spelling("original"),
+    ),
     servers=(DIFFUSERS,),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from ....adapters import Adapter, Provenance
 from ....files.checks import stamp
 from ....files.safetensors import write_tensors
-from ...names.kohya import base_of, two_spellings, version_name
+from ...names.kohya import SPELLINGS, base_of, two_spellings, version_name
 from ...names.steps import comfyui_to_kohya, diffusers_to_kohya, kohya_to_comfyui, kohya_to_diffusers
 from .._factors import left_out
 from .._modules import FileModules, kinds_of, stored_dtype
@@ -69,5 +69,6 @@ CODEC = Codec(
     },
     detours={("kohya", "peft"): "diffusers", ("peft", "kohya"): "diffusers"},
     base_model=version_name,
+    spellings=SPELLINGS,
     servers=(DIFFUSERS,),
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ....adapters import Adapter, Provenance
 from ....files.safetensors import write_tensors
+from ...names.spelling import Spelling
 from .._factors import left_out
 from .._modules import kinds_of
 from .._padding import written_ranks
@@ -13,7 +14,7 @@ from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..record import header_metadata, make_record
 from .about import ABOUT, CARD, CONFIG, WEIGHTS
 from .card import model_card
-from .keys import PREFIX
+from .keys import PREFIX, has_config
 from .reading import read_peft
 from .servers import SERVERS
 from .writing import config_text, make_plan, tensor_infos, tensors
@@ -25,10 +26,7 @@ def _recognises(location: Location, weights: Path) -> bool:
     if weights.name in (*ABOUT.weights, *ABOUT.pickles):
         return True
     keys = location.header(weights).tensors
-    if any(key.startswith(PREFIX) for key in keys):
-        return True
-    # mlx-lm calls its config the same; bare keys of LoRA beside one are a model's that was not wrapped
-    return (weights.parent / CONFIG).exists() and any(".lora_A" in key or ".lora_embedding_A" in key for key in keys)
+    return any(key.startswith(PREFIX) for key in keys) or has_config(weights, keys)
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
@@ -62,4 +60,11 @@ def _write(adapter: Adapter, folder: Path, options: WriteOptions) -> None:
     (folder / CARD).write_text(card, encoding="utf-8", newline="\n")
 
 
-CODEC = Codec(ABOUT, _recognises, _open, _write, servers=SERVERS)
+CODEC = Codec(
+    ABOUT,
+    _recognises,
+    _open,
+    _write,
+    spellings=(Spelling("diffusers"), Spelling("original")),
+    servers=SERVERS,
+)

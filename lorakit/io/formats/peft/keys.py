@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,6 +48,12 @@ def peft_keys(module: str, info: ModuleInfo) -> tuple[str, str]:
 def is_of_peft(weights: Path) -> bool:
     """Whether a file is half of a PEFT directory, whose config says how its factors scale, whatever its keys."""
     return weights.name == WEIGHTS and (weights.parent / CONFIG).exists()
+
+
+def has_config(weights: Path, keys: Iterable[str]) -> bool:
+    """Whether keys without PEFT's prefix stand beside its config, as those of a model that was not wrapped do."""
+    # mlx-lm calls its config the same
+    return (weights.parent / CONFIG).exists() and any(".lora_A" in key or ".lora_embedding_A" in key for key in keys)
 
 
 def match_keys(path: Path, header: Mapping[str, TensorInfo], *, others: bool = False) -> Pairs:

@@ -1,0 +1,1 @@
+"""Single files whose keys begin with nothing but the name of a layer."""

@@ -1,0 +1,1 @@
+"""XLabs' single file."""
