@@ -19,7 +19,7 @@ Command = Callable[..., Any]
 _OF_THE_RUN = {
     *("recipe", "save_recipe", "paths", "path", "base", "tuned", "given", "output", "rename", "names"),
     *("overwrite", "dry_run", "as_json", "quiet", "strict", "allow_pickle", "jobs", "device", "engine", "address"),
-    *("model", "heads", "prompts", "initial"),
+    *("model", "heads", "prompts", "initial", "with_report"),
 }
 _COMMANDS = {"rename": "fit"}  # of the other steps it is the name
 

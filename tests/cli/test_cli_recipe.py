@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from lorakit import Adapter, LoraFactors, load_adapter, load_recipe, save_adapter
 from lorakit.adapters import Provenance
+from lorakit.cli import main
+from lorakit.cli._recipe import _OF_THE_RUN
 from lorakit.testing import make_adapters
 
 
@@ -195,6 +197,26 @@ def test_usage(lorakit_, tasks, tmp_path):
     error = lorakit_("merge", *tasks, "--recipe", recipe, "-o", "out", code=2).stderr
     assert "r.yaml: line 2: steps[0].merge.desity: there is no 'desity'" in error
     assert "no such recipe" in lorakit_("merge", "--recipe", tmp_path / "other", "-o", "out", code=2).stderr
+
+
+SAID_BY_A_RECIPE = {
+    *("method", "k", "weights", "scale", "params", "seed", "format", "modules_to_save", "assume_alpha", "layout"),
+    *("pad_to", "dtype", "target", "component", "patterns", "rest", "exact"),
+}
+
+
+def test_every_option_is_of_the_run_or_of_the_recipe():
+    """An option that is new must be put on one side."""
+    commands = [main.commands[name] for name in ("merge", "prune", "convert", "extract", "bake", "fit")]
+    options = {param.name for command in commands for param in command.params if param.expose_value}
+    assert options - _OF_THE_RUN == SAID_BY_A_RECIPE
+
+
+def test_a_report_beside_a_recipe(lorakit_, tasks, tmp_path, out):
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("sources: [in/task0, in/task1]\nsteps: [merge: {k: 4}]")
+    lorakit_("merge", "--recipe", recipe, "-o", out, "--report")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".html"]
 
 
 def test_the_recipe_is_written_like_any_output(lorakit_, tasks, tmp_path):

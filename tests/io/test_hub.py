@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from peft_files import pair, write_directory
 
 from lorakit import SVDMerger, load_adapter, load_adapters, save_adapter
+from lorakit.cli import main
 from lorakit.exceptions import UnsupportedAdapterError
 from lorakit.io.hub import HubId, hub_id
 
@@ -244,6 +247,7 @@ def server(tmp_path):
 # In a process of its own: huggingface_hub reads its settings when it is imported.
 SCRIPT = """
 import sys
+from lorakit.cli import main
 from lorakit import load_adapter
 for given in sys.argv[1:]:
     try:
@@ -283,3 +287,28 @@ def test_from_a_server_then_without_it(server, tmp_path):
     for message, line in zip(REFUSED.values(), refused, strict=True):
         assert re.match(message, line), line
     assert ask("org/law", tmp_path=tmp_path, HF_HUB_OFFLINE="1") == [expected]
+
+
+def test_recipes_and_replay_take_the_same_commit_again(cache, tmp_path, monkeypatch):
+    """Also from a copy that somebody has: the record says where the source came from."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        done = CliRunner().invoke(main, [str(arg) for arg in args])
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    run("merge", "org/law", "hf://org/kit/adapters/tiny", "-o", "out", "-k", "2", "--save-recipe", "r.yaml")
+    recipe = (tmp_path / "r.yaml").read_text()
+    assert f"path: hf://org/law@{COMMIT}\n" in recipe
+    assert f"path: hf://org/kit@{COMMIT}/adapters/tiny\n" in recipe
+    run("merge", "--recipe", "r.yaml", "-o", "again")
+    for name in ("adapter_model.safetensors", "adapter_config.json", "README.md"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert f"hf://org/law@{COMMIT}" in run("replay", "out")
+    for name, folder in (
+        ("law", "org--law/snapshots/" + COMMIT),
+        ("tiny", f"org--kit/snapshots/{COMMIT}/adapters/tiny"),
+    ):
+        shutil.copytree(cache / f"models--{folder}", tmp_path / "copies" / name)
+    assert "the same: all 3 files" in run("replay", "out", "--sources", "copies")
