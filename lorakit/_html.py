@@ -35,7 +35,7 @@ def html_table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[obje
 def modules_table(caption: str, groups: Mapping[Any, Sequence[str]]) -> str:
     """Return a table of the modules of an adapter, by groups of modules that are alike."""
     rows = [
-        (names[0], str(info.kind), f"{len(names):,}", info.rank, f"{info.d_out} x {info.d_in}",
+        (names[0], str(info.kind), f"{len(names):,}", info.rank, f"{info.d_out}×{info.d_in}",
          f"{len(names) * info.n_parameters:,}")
         for info, names in groups.items()
     ]  # fmt: skip
