@@ -156,6 +156,7 @@ def _of_recipe(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
     elif recipe.step == "convert":
         found |= {"path": (_instead(recipe, [params["path"]] if params["path"] else [], here))[0]}
         found |= {"target": recipe.options.get("to"), "component": recipe.options.get("component")}
+        found |= {"family": recipe.options.get("family")}
         found |= {"k": recipe.options.get("k")}
     elif recipe.step == "extract":
         tuned = params["tuned"]

@@ -152,7 +152,7 @@ def convert(
     if lost:
         raise RuntimeError(f"{output}: was written, and holds other updates than {path} in {', '.join(lost[:3])}")
     saving.write(
-        lambda: _steps(wanted, component, k),
+        lambda: _steps(wanted, component, family, k),
         [adapter],
         output=output,
         written={"layout": layout, "pad_to": pad_to, "dtype": dtype},
@@ -186,11 +186,11 @@ def convert(
         _show(report)
 
 
-def _steps(target: str | None, component: str | None, k: Any) -> list[dict[str, Any]]:
+def _steps(target: str | None, component: str | None, family: str | None, k: Any) -> list[dict[str, Any]]:
     """Return the step of a recipe that these options are."""
     from ..recipes.steps import readable_rank
 
-    given = {"to": target, "component": component, "k": None if k is None else readable_rank(k)}
+    given = {"to": target, "component": component, "family": family, "k": None if k is None else readable_rank(k)}
     return [{"convert": {name: value for name, value in given.items() if value is not None}}]
 
 

@@ -14,6 +14,7 @@ from sklearn.pipeline import Pipeline
 from ..files.safetensors import FLOAT_DTYPES
 from ..io.formats.registry import abouts
 from ..io.hub import hub_id
+from ..io.names.families import FAMILIES
 from ..io.names.steps import COMPONENTS
 from .steps import kinds, make_pipeline
 from .text import Node, read_text
@@ -21,7 +22,7 @@ from .text import Node, read_text
 FORM = 1  # of the file
 # Steps that stand alone: commands that no estimator does. What each of them takes.
 ALONE: dict[str, tuple[str, ...]] = {
-    "convert": ("to", "component", "k"),
+    "convert": ("to", "component", "family", "k"),
     "extract": ("k", "modules", "rest", "exact", "random_state"),
     "bake": (),
     "rename": (),
@@ -224,6 +225,8 @@ def _options(step: str, node: Node) -> dict[str, Any]:
             options[name] = value.choice([known.name for known in abouts()])
         elif name == "component":
             options[name] = value.choice(COMPONENTS)
+        elif name == "family":
+            options[name] = value.choice([known.name for known in FAMILIES])
         elif name == "rest":
             options[name] = value.choice(["refuse", "drop"])
         elif name == "modules":

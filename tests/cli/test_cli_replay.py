@@ -330,3 +330,16 @@ def test_without_a_record_or_sources(lorakit_, lorakit_json, tasks, tmp_path, ou
     assert "Missing argument" in lorakit_("replay", code=2).stderr
     assert "--name has no meaning here" in lorakit_("replay", out, "--name", "a", code=2).stderr
     assert "--overwrite is for -o" in lorakit_("replay", out, "--overwrite", code=2).stderr
+
+
+def test_a_family_of_transformers(lorakit_, replayed, tmp_path):
+    """Which is said on the command line, as the names do not show it."""
+    factors = {"transformer_blocks.0.attn.to_out.0": LoraFactors(torch.ones(2, 4), torch.ones(4, 2))}
+    adapter = Adapter(factors, provenance=Provenance(format="diffusers"))
+    path = save_adapter(adapter, tmp_path / "in" / "one.safetensors")
+    recipe, out, again = (tmp_path / name for name in ("r.yaml", "out.safetensors", "again.safetensors"))
+    lorakit_("convert", path, "-o", out, "--to", "kohya", "--family", "sd3", "--save-recipe", recipe)
+    assert list(load_adapter(out)) == ["lora_unet_joint_blocks_0_x_block_attn_proj"]
+    replayed(out)
+    lorakit_("convert", "--recipe", recipe, "-o", again)
+    assert again.read_bytes() == out.read_bytes()
