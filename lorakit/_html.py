@@ -32,8 +32,11 @@ def html_table(caption: str, titles: Sequence[str], rows: Iterable[Sequence[obje
     return f"<table><caption>{_text(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def modules_table(caption: str, groups: Mapping[Any, Sequence[str]]) -> str:
+def modules_table(caption: str, infos: Mapping[str, Any]) -> str:
     """Return a table of the modules of an adapter, by groups of modules that are alike."""
+    groups: dict[Any, list[str]] = {}
+    for module, info in infos.items():
+        groups.setdefault(info, []).append(module)
     rows = [
         (names[0], str(info.kind), f"{len(names):,}", info.rank, f"{info.d_out}×{info.d_in}",
          f"{len(names) * info.n_parameters:,}")

@@ -303,11 +303,10 @@ class Adapter(Mapping[str, LoraFactors]):
         return f"Adapter({self.name!r}, modules={len(self)}, rank={ranks}, dtype={dtype_name(self.dtype)})"
 
     def _repr_html_(self) -> str:
-        groups: dict[ModuleInfo, list[str]] = {}
-        for module, info in self.infos.items():
-            groups.setdefault(info, []).append(module)
         base = f", of {self.provenance.base_model}" if self.provenance.base_model else ""
-        return modules_table(f"Adapter {self.name!r}: {len(self):,} modules, {dtype_name(self.dtype)}{base}", groups)
+        return modules_table(
+            f"Adapter {self.name!r}: {len(self):,} modules, {dtype_name(self.dtype)}{base}", self.infos
+        )
 
 
 def made_from(adapters: Iterable[Adapter], operation: str) -> Provenance:
