@@ -42,6 +42,7 @@ def modules_table(caption: str, infos: Mapping[str, Any]) -> str:
          f"{len(names) * info.n_parameters:,}")
         for info, names in groups.items()
     ]  # fmt: skip
+    caption = f"{caption}, {len(infos):,} modules"
     return html_table(caption, ("such as", "kind", "modules", "rank", "widths", "parameters"), rows, words=2)
 
 

@@ -303,10 +303,8 @@ class Adapter(Mapping[str, LoraFactors]):
         return f"Adapter({self.name!r}, modules={len(self)}, rank={ranks}, dtype={dtype_name(self.dtype)})"
 
     def _repr_html_(self) -> str:
-        base = f", of {self.provenance.base_model}" if self.provenance.base_model else ""
-        return modules_table(
-            f"Adapter {self.name!r}: {len(self):,} modules, {dtype_name(self.dtype)}{base}", self.infos
-        )
+        base = f", of {known}" if (known := self.provenance.base_model) else ""
+        return modules_table(f"Adapter {self.name!r}: {dtype_name(self.dtype)}{base}", self.infos)
 
 
 def made_from(adapters: Iterable[Adapter], operation: str) -> Provenance:

@@ -37,7 +37,7 @@ def test_an_adapter_is_shown_without_being_read():
     (known,) = make_adapters(1, random_state=0)
     reader = SimpleNamespace(infos=known.infos, dtype=known.dtype)  # it has no read()
     html = Adapter.from_reader(reader, name="lazy", provenance=Provenance())._repr_html_()
-    assert "2 modules, float32" in html
+    assert "float32, 2 modules" in html
 
 
 def test_a_set_and_a_comparison(X):
