@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from .._sklearn import StrOptions
 from ..adapters import ModuleInfo
-from ..base import BaseMerger, Learned, leading_msus
+from ..base import OVERLAP, BaseMerger, Learned, leading_msus
 from ..factors import LoraFactors
 from ..linalg import (
+    Overlap,
     compress,
     core_space,
     dense_randomized_svd,
@@ -24,6 +26,7 @@ from ..linalg import (
     fixed_direction,
     knots_space,
     norm_ratio,
+    overlap_of,
     split_svd,
     truncate_wide,
 )
@@ -36,6 +39,17 @@ _OVERSAMPLED = 16  # columns of the sketch beyond k
 _LARGE = 1024  # width from which a full SVD takes seconds
 
 SIGN_ELECTION: list[Any] = ["boolean", StrOptions({"frequency"})]  # what the parameter of this name may be
+
+
+class Inside(NamedTuple):
+    """A merged update and the updates that it was merged from, in orthonormal frames: products are the updates' own."""
+
+    merged: LoraFactors
+    updates: Sequence[tuple[Tensor, Tensor]]
+
+    def overlap(self, k: int) -> Callable[[], Overlap]:
+        """Return the function that gives the products of the leading k units."""
+        return partial(overlap_of, leading_msus(self.merged, k), self.updates)
 
 
 class ElementwiseMerger(BaseMerger):
@@ -157,27 +171,27 @@ class ElementwiseMerger(BaseMerger):
         ranks = [largest_rank(updates) if k is None else k for k in ks]
         if any(update.rank for update in updates):
             merged = self._merge_active(updates, weights, ranks, rng)
-            if merged[0].rank:
-                return [(factors, {}) for factors in merged]
+            if merged[0][0].rank:
+                return merged
         # nothing is there to merge: no adapter that has the module has trained it
         a, b = updates[0]
         return [(LoraFactors(a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)), {}) for _ in ks]
 
     def _merge_active(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
-    ) -> list[LoraFactors]:
+    ) -> list[tuple[LoraFactors, Learned]]:
         """Merge adapters that are there and count, and cut the result to each rank of ``ks``."""
         # in 'delta' the noise of the randomised SVD comes after these draws
         rngs = streams(updates, weights, rng) if self._draws or self.space == "delta" else [rng] * len(updates)
         w = torch.tensor(weights).to(updates[0].A)  # a copy: engines may send read-only weights
         if self.space == "factors":
             a, b = (self._rule(matrices, w, rngs) for matrices in self._seen(updates, weights))
-            return cuts(LoraFactors(a, b), ks)
+            return [(factors, {}) for factors in cuts(LoraFactors(a, b), ks)]
         if self.space == "delta":
-            return self._cut_delta(self._rule(Products(updates), w, rngs), ks, rng)
+            return [(factors, {}) for factors in self._cut_delta(self._rule(Products(updates), w, rngs), ks, rng)]
         matrices, back = self._small_space(updates, weights)
-        widest = back(self._rule(matrices, w, rngs), max(ks))
-        return [leading_msus(widest, k) for k in ks]
+        widest, inside = back(self._rule(matrices, w, rngs), max(ks))
+        return [(leading_msus(widest, k), {} if inside is None else {OVERLAP: inside.overlap(k)}) for k in ks]
 
     def _seen(self, updates: Sequence[LoraFactors], weights: np.ndarray) -> list[Matrices]:
         """Return all that the rule sees of one module: one group of T matrices, or in 'factors' those of A and of B."""
@@ -187,14 +201,17 @@ class ElementwiseMerger(BaseMerger):
 
     def _small_space(
         self, updates: Sequence[LoraFactors], weights: np.ndarray
-    ) -> tuple[Matrices, Callable[[Tensor, int], LoraFactors]]:
-        """Return the updates in small common bases, and the way back to the leading k units of what is merged there."""
+    ) -> tuple[Matrices, Callable[[Tensor, int], tuple[LoraFactors, Inside | None]]]:
+        """Return the updates in small common bases, and the way back to the leading k units of what is merged there.
+
+        With these comes what they are in orthonormal frames, if there are such.
+        """
         if self.space == "knots":
             space = knots_space(updates, weights.tolist())
 
-            def expanded(merged: Tensor, k: int) -> LoraFactors:
+            def expanded(merged: Tensor, k: int) -> tuple[LoraFactors, None]:
                 a, b = truncate_wide(merged, k)
-                return LoraFactors(a, space.expand(b))
+                return LoraFactors(a, space.expand(b)), None
 
             return Products([LoraFactors(*part) for part in space.representations]), expanded
         small = compress(updates)
@@ -206,9 +223,10 @@ class ElementwiseMerger(BaseMerger):
         balanced = self.space == "core"
         u, v, cores = core_space(small.updates, weights.tolist(), balanced=balanced, along=along)
 
-        def lifted(merged: Tensor, k: int) -> LoraFactors:
+        def lifted(merged: Tensor, k: int) -> tuple[LoraFactors, Inside]:
             a, b = truncate_wide(merged, k)
-            return LoraFactors(*small.expand((a @ v.mT, u @ b)))
+            inside = LoraFactors(a @ v.mT, u @ b)
+            return LoraFactors(*small.expand(tuple(inside))), Inside(inside, small.updates)
 
         return Stack(cores), lifted
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, ClassVar
 
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
+from ..base import OVERLAP, Learned
 from ..factors import LoraFactors
-from ..linalg import svd_of_sum
+from ..linalg import svd_and_overlap
 from ._common import svd_cuts
 from ._elementwise import ElementwiseMerger
 from ._running import RunningSumMixin
@@ -155,11 +157,14 @@ class TaskArithmeticMerger(RunningSumMixin, ElementwiseMerger):
 
     def _merge_active(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
-    ) -> list[LoraFactors]:
+    ) -> list[tuple[LoraFactors, Learned]]:
         if self.space == "factors":
             return super()._merge_active(updates, weights, ks, rng)
         total = weights * (self._p * len(updates))
-        return [factors for factors, _ in svd_cuts(svd_of_sum(updates, total.tolist(), max(ks)), ks)]
+        svd, overlap = svd_and_overlap(updates, total.tolist(), max(ks))
+        return [
+            (factors, {OVERLAP: partial(overlap, k)}) for (factors, _), k in zip(svd_cuts(svd, ks), ks, strict=True)
+        ]
 
     def _combine(self, stack: Tensor, weights: Tensor, survey: None) -> Tensor:
         return torch.tensordot(weights * (self._p * len(stack)), stack, dims=1)
