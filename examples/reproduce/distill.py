@@ -43,7 +43,15 @@ TASKS = Recipe("multi-head, task texts", own=N_TEXTS, own_weight=4.0)
 ALL = Recipe("multi-head, all three", generic=700, pseudo=60, own=N_TEXTS)
 LONGER = {
     "free": replace(FREE, epochs=16, learning_rate=2e-3),
-    "all": replace(ALL, epochs=12, learning_rate=2e-3),
+    "all": Recipe(
+        "multi-head, all three and fragments of task texts",
+        generic=350,
+        pseudo=30,
+        own=N_TEXTS,
+        fragments=60,
+        epochs=12,
+        learning_rate=2e-3,
+    ),
 }
 RECIPES = {"free": FREE, "all": ALL, "own": OWN, "tasks": TASKS}
 LIMITS = {
@@ -194,7 +202,7 @@ def longer(bench: Bench, report: Report) -> None:
         values = [bench.kept(right)[0] for right, _ in found]
         report.numbers[f"longer, {name}"] = values
         means = {task: np.mean([right[task] for right, _ in found], axis=0) for task in start}
-        n = recipe.generic + (recipe.pseudo + recipe.own) * len(bench.adapters)
+        n = recipe.generic + (recipe.pseudo + recipe.own + recipe.fragments) * len(bench.adapters)
         about = [_label(recipe), str(n), str(recipe.epochs), f"{recipe.learning_rate:g}"]
         kept = _shown(bench.kept(found[0][0])) if len(values) == 1 else mean_spread(values)
         seconds = np.mean([seconds for _, seconds in found])
@@ -268,7 +276,7 @@ def _trained(bench: Bench, recipe: Recipe) -> tuple[Right, float]:
 def _compared(bench: Bench, recipe: Recipe) -> list[str]:
     start = bench.right(TSVMerger(recipe.k, scale="match").fit(bench.adapters).merged_)
     right, seconds = _trained(bench, recipe)
-    n = recipe.generic + (recipe.pseudo + recipe.own) * len(bench.adapters)
+    n = recipe.generic + (recipe.pseudo + recipe.own + recipe.fragments) * len(bench.adapters)
     kept, gained = _shown(bench.kept(right)), _signed(bench.difference(right, start))
     about = [recipe.name, str(len(bench.adapters)), str(recipe.k), str(n)]
     return [*about, _shown(bench.kept(start)), kept, gained, f"{seconds:.0f}"]

@@ -98,10 +98,12 @@ def choose_targets(
     return targets
 
 
-def one_run(tasks: list[str], seed: int, draw: int, targets: dict[str, dict[str, float]], test: Evaluator) -> Scores:
+def one_run(
+    groups: dict[str, list[str]], seed: int, draw: int, targets: dict[str, dict[str, float]], test: Evaluator
+) -> Scores:
     """Merge and measure every group by every method."""
     found: Scores = {}
-    for group, names in groups_of(tasks).items():
+    for group, names in groups.items():
         adapters = load_tasks(names, seed=seed)
         found[group] = {}
         for method in METHODS:
