@@ -11,6 +11,7 @@ import argparse
 import os
 import platform
 import re
+import shlex
 import sys
 import textwrap
 import time
@@ -199,7 +200,7 @@ def command() -> str:
         if not skip and not word.startswith(("--page", "--figures")):
             words.append(word)
         skip = word in ("--page", "--figures")
-    return " ".join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words])
+    return shlex.join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words])
 
 
 def machine() -> str:

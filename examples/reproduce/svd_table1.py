@@ -147,9 +147,8 @@ def noise_table(by_seed: list[Scores], options: argparse.Namespace) -> Table:
         "of its rank too."
     )
     caption = _caption(by_seed, options, about)
-    return Table(
-        "svd-table-1-noise", ["tasks", "method", *ADDED], rows_of(by_seed, ADDED), caption, noise_verdict(by_seed)
-    )
+    name = "svd-table-1-noise-all" if options.all_only else "svd-table-1-noise"
+    return Table(name, ["tasks", "method", *ADDED], rows_of(by_seed, ADDED), caption, noise_verdict(by_seed))
 
 
 def _caption(by_seed: list[Scores], options: argparse.Namespace, about: str) -> str:
