@@ -1,5 +1,6 @@
 """Sphinx: ``sphinx-build -W --keep-going -b html docs docs/_build/html`` builds the pages, without a network."""
 
+import sys
 from importlib import import_module
 from inspect import cleandoc
 from pathlib import Path
@@ -8,6 +9,8 @@ from types import FunctionType
 from numpydoc.xref import DEFAULT_LINKS
 
 import lorakit
+
+sys.path.insert(0, str(Path(__file__).with_name("_extensions")))
 
 project = "lorakit"
 author = "The lorakit developers"
@@ -19,9 +22,19 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # its scripts and fonts lie beside the pages
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
     "numpydoc",
     "sphinx_gallery.gen_gallery",
+    "arxiv",
+    "summaries",
 ]
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+viewcode_line_numbers = True
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "_*s.rst", "auto_examples/**/*.ipynb", "auto_examples/**/*.py", "conftest.py"]
 default_role = "literal"
@@ -137,7 +150,11 @@ html_static_path = ["_static"]
 html_css_files = ["lorakit.css"]
 html_theme = "pydata_sphinx_theme"
 html_title = "lorakit"
+html_favicon = "_static/logo.svg"
 html_theme_options = {
+    "logo": {"text": "lorakit", "image_light": "_static/logo.svg", "image_dark": "_static/logo.svg", "alt_text": ""},
+    "navbar_start": ["navbar-logo", "version"],
+    "header_links_before_dropdown": 7,
     "show_prev_next": False,
     "show_version_warning_banner": False,
     "navbar_align": "left",

@@ -9,6 +9,7 @@ asks for the best rank for one task alone, by cross-validation over its texts. R
     python examples/plot_grid_search_k.py
 """
 
+# sphinx_gallery_thumbnail_path = "user_guide/grid_search_k.png"
 import argparse
 import tempfile
 import time

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,3 +43,29 @@ def one_blas_thread() -> Iterator[None]:
 def real_adapter_paths() -> dict[str, Path]:
     """The trained adapters that ship with the examples, by name."""
     return {path.parent.name: path.parent for path in sorted((ROOT / "examples" / "adapters").glob("*/*.safetensors"))}
+
+
+@pytest.fixture(scope="session")
+def browser_or_none() -> Iterator[Any]:
+    """Chromium without a window; None where it is not installed."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        yield None
+        return
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    started = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield started
+    started.quit()
+
+
+@pytest.fixture(scope="session")
+def browser(browser_or_none: Any) -> Any:
+    """The same; the test is skipped where it is not installed."""
+    if browser_or_none is None:
+        pytest.skip("Chromium and its driver are not installed: Debian's packages chromium and chromium-driver")
+    return browser_or_none

@@ -46,6 +46,8 @@ def show_run(result: Mapping[str, Any]) -> None:
         [[text(row[key]) for _, key, text in present] for row in rows],
         left=1,
     )
+    if "rank_out" not in rows[0] and len(rows) > 1:  # a merge of several, and no prune of several
+        say(f"\n{_what_is_usual(len(rows))}")
     about = "about " if result["dry_run"] else ""
     scale = result["parameters"].get("scale")
     how = result["method"] if scale is None else f"{result['method']}, scale {scale}{_factor_text(result['factor'])}"
@@ -58,6 +60,21 @@ def show_run(result: Mapping[str, Any]) -> None:
     say(f"{end} {result['output']} ({result['dtype']}, {result['layout']})")
     if result["report"] is not None:
         say(f"{end} {result['report']}")
+
+
+def _what_is_usual(count: int) -> str:
+    """Say what the numbers of a table of several adapters are to be compared with, which a newcomer cannot know.
+
+    Examples
+    --------
+    >>> print(_what_is_usual(4))
+    4 adapters that have nothing in common can each have a cosine of 0.50 with their merge, so errors near 1 are
+    usual. Neither number says how much accuracy is kept.
+    """
+    return (
+        f"{count} adapters that have nothing in common can each have a cosine of {count**-0.5:.2f} with their merge, "
+        "so errors near 1 are\nusual. Neither number says how much accuracy is kept."
+    )
 
 
 def _factor_text(factor: Mapping[str, float] | None) -> str:
