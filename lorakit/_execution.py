@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from .adapter_set import AdapterSet
-from .exceptions import OutputError
+from .exceptions import OutputError, ParameterError
 from .factors import LoraFactors, all_finite, promoted_dtype
 
 Result = TypeVar("Result")
@@ -217,8 +217,22 @@ def read_module(X: AdapterSet, module: str, device: str | torch.device | None) -
 
 def to_compute(factors: Sequence[LoraFactors], device: str | torch.device | None) -> list[LoraFactors]:
     """Move one module's factors to the device, in one dtype: theirs, but at least float32."""
+    if device is not None:
+        _require_device(str(device))
     dtype = promoted_dtype([torch.float32, *(f.dtype for f in factors if f.rank)])
     return [f.to(dtype=dtype, device=device or "cpu") for f in factors]
+
+
+@cache
+def _require_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises any of these
+        raise ParameterError(
+            f"device {device!r} cannot be used: {str(error).partition(chr(10))[0]}",
+            expected="a device that this torch was built for and this machine has",
+            remedy="leave `device` out to compute on the CPU",
+        ) from error
 
 
 def to_output(factors: LoraFactors, dtype: torch.dtype, module: str) -> LoraFactors:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._base_models import differing_bases
+from ._nearest import nearest
 from .adapter_set import AdapterSet
 from .adapters import Adapter
 from .exceptions import IncompatibleAdaptersError, ParameterError, Setting
@@ -130,7 +131,9 @@ def check_weights(
     elif isinstance(weights, Mapping):
         missing = [name for name in names if name not in weights]
         if missing:
-            raise ValueError(f"weights names no weight for the adapters {missing}; it names {list(weights)}")
+            others = [name for name in weights if name not in names]
+            near = f", but {others[0]!r}{nearest(str(others[0]), missing)} It" if others else "; it"
+            raise ValueError(f"weights names no weight for the adapters {missing}{near} names {list(weights)}")
         values = np.array([weights[name] for name in names], dtype=np.float64)
     else:
         values = np.asarray(weights, dtype=np.float64)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._html import html_table
+from ._nearest import nearest
 from .adapters import Adapter, ModuleInfo
 from .factors import LoraFactors, dtype_name, promoted_dtype
 from .linalg import pool_msus
@@ -95,8 +96,12 @@ class AdapterSet(Sequence[Adapter]):
 
     def _by_name(self, name: str) -> Adapter:
         found = [adapter for adapter in self._adapters if adapter.name == name]
-        if len(found) != 1:
-            raise KeyError(f"{len(found)} adapters are named {name!r}; the names are {list(self.names)}")
+        if not found:
+            raise KeyError(
+                f"no adapter is named {name!r}{nearest(str(name), self.names)} The names are {list(self.names)}"
+            )
+        if len(found) > 1:
+            raise KeyError(f"{len(found)} adapters are named {name!r}; take one by its position")
         return found[0]
 
     __eq__ = object.__eq__
@@ -186,19 +191,23 @@ class AdapterSet(Sequence[Adapter]):
         return self  # immutable
 
 
+_LIVE = "for a model of PEFT's, use lorakit.from_peft; for adapters in files, lorakit.load_adapters"
+
+
 def _items(adapters: object) -> tuple[Adapter, ...]:
     """Return what an AdapterSet is to hold, or say what it is instead."""
     if isinstance(adapters, Mapping):
-        raise TypeError("AdapterSet takes a list of adapters, got a mapping; pass list(mapping.values())")
+        holds_tensors = any(isinstance(value, torch.Tensor) for value in adapters.values())
+        what = f"a state dict; {_LIVE}" if holds_tensors else "a mapping; pass list(mapping.values())"
+        raise TypeError(f"AdapterSet takes a list of adapters, got {what}")
     if not isinstance(adapters, Iterable):
         raise TypeError(f"AdapterSet takes a list of adapters, got {type(adapters).__name__}")
     items = tuple(adapters)
     for item in items:
         if not isinstance(item, Adapter):
-            raise TypeError(
-                f"AdapterSet takes Adapter objects, got {type(item).__name__}; "
-                "for files, pass their paths to lorakit.load_adapters"
-            )
+            live = isinstance(item, (torch.nn.Module, torch.Tensor, Mapping))
+            hint = _LIVE if live else "for files, pass their paths to lorakit.load_adapters"
+            raise TypeError(f"AdapterSet takes Adapter objects, got {type(item).__name__}; {hint}")
     return items
 
 

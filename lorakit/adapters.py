@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import torch
 
 from ._html import modules_table
+from ._nearest import nearest
 from .factors import LoraFactors, dtype_name, promoted_dtype
 from .provenance import ExtraWeights, Made, Provenance, Source, Step, combined
 
@@ -27,8 +28,7 @@ class ModuleKind:
     ----------
     name : {'linear', 'embedding', 'conv', 'expert'}, default='linear'
         'embedding': the weight changes by ``(B @ A).T``. 'conv': A is the flattened kernel, (r, in * prod(kernel)).
-        'expert': one matrix of a parameter that holds those of several experts; the last part of the module's name is
-        its number.
+        'expert': one matrix of a parameter that holds those of several experts; its number ends the module's name.
     kernel : tuple of int, default=()
         Kernel shape of a convolution, empty otherwise.
     experts : int, default=0
@@ -155,9 +155,9 @@ class Adapter(Mapping[str, LoraFactors]):
         self.provenance = provenance if provenance is not None else Provenance(sources=(Source(name),))
 
     def __getitem__(self, module: str) -> LoraFactors:
-        if module not in self._reader.infos:
-            raise KeyError(module)
-        return self._reader.read(module)
+        if module in self._reader.infos:
+            return self._reader.read(module)
+        raise KeyError(f"no module is named {module!r}{nearest(str(module), self._reader.infos)}")
 
     def read_in(self, module: str, dtype: torch.dtype) -> LoraFactors:
         """Read one module in ``dtype`` or a better one, in which the scale of its file is folded into the factors."""

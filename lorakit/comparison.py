@@ -53,6 +53,12 @@ class Comparison:
             return sqrt(self.squared_x / self.squared_y)
         return float("inf") if self.squared_x else 1.0
 
+    def __repr__(self) -> str:
+        return (
+            f"Comparison(cosine={self.cosine:.4g}, relative_error={self.relative_error:.4g}, "
+            f"norm_ratio={self.norm_ratio:.4g})"
+        )
+
     def _repr_html_(self) -> str:
         numbers = [f"{value:.4g}" for value in (self.cosine, self.relative_error, self.norm_ratio)]
         return html_table("Comparison of two updates", ("", "cosine", "relative error", "ratio of norms"),

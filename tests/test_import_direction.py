@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "lorakit"
 ORDER = [
     "_version",
     "_environment",
+    "_nearest",
     "_recipes",
     "_listing",
     "exceptions",
@@ -89,7 +90,19 @@ FLOORS = {
         "writing",
         "baking",
     ],
-    "io": ["names", "formats", "hub", "convert", "opening", "load", "save", "_live_layers", "live", "servers"],
+    "io": [
+        "names",
+        "formats",
+        "hub",
+        "_given",
+        "convert",
+        "opening",
+        "load",
+        "save",
+        "_live_layers",
+        "live",
+        "servers",
+    ],
     "io/names": [
         "table",
         "families",

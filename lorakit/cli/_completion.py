@@ -34,6 +34,11 @@ def methods_of(kind: Literal["merger", "pruner"]) -> Completer:
     return lambda ctx, param, typed: _starting(typed, method_names(kind))
 
 
+def complete_method(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
+    """Complete the name of a method of any kind."""
+    return _starting(typed, sorted({*method_names("merger"), *method_names("pruner")}))
+
+
 def complete_format(ctx: click.Context, param: click.Parameter, typed: str) -> list[str]:
     """Complete the name of a format."""
     return _starting(typed, [known.name for known in abouts()])

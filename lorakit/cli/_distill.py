@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._nearest import nearest
 from ._options import together
-from ._values import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

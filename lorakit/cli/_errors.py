@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -165,10 +166,25 @@ def _show_usage(error: click.ClickException) -> None:
     if type(error).__name__ == "NoArgsIsHelpError":  # `lorakit` alone; its message is the help
         error.show()
         return
-    say_aside(error.format_message(), kind="error")
     ctx = getattr(error, "ctx", None)
+    say_aside(_parameter_meant(error, ctx) or error.format_message(), kind="error")
     if ctx is not None:
         say_aside(f"Try '{ctx.command_path} --help'.")
+
+
+def _parameter_meant(error: click.ClickException, ctx: click.Context | None) -> str | None:
+    """Say how to give a parameter of a method, where it was given like an option, such as ``--density 0.3``."""
+    if not isinstance(error, click.NoSuchOption) or ctx is None or ctx.info_name not in ("merge", "prune"):
+        return None
+    from .._listing import listed
+
+    parameters = {name for kind in ("merger", "pruner") for info in listed(kind) for name in info.parameters}
+    typed = error.option_name.lstrip("-").replace("-", "_")
+    near = get_close_matches(typed, sorted(parameters), n=1, cutoff=0.8)
+    if not near:
+        return None
+    asked = "" if near[0] == typed else f" Did you mean the parameter {near[0]!r}?"
+    return f"No such option '{error.option_name}'.{asked} Parameters of a method are given by --param {near[0]}=VALUE."
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import click
 
-from ._values import nearest
+from .._nearest import nearest
 
 # Parameters that have an option of their own, so that one thing is said in one way.
 OWN_OPTIONS = {

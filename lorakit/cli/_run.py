@@ -11,6 +11,7 @@ import click
 import torch
 
 from .. import Adapter, AdapterSet, load_adapters, results_on_disk, save_adapter
+from .._nearest import nearest
 from .._version import __version__
 from ..io.formats.record import hash_beside
 from ..io.load import distinct_names, spoken_path
@@ -27,7 +28,6 @@ from ._page_beside import PageBeside
 from ._pipelines import for_run, method_of, reported
 from ._progress import progress_bar
 from ._report import show_json, show_run
-from ._values import nearest
 
 if TYPE_CHECKING:
     from ..recipes.recipe import Recipe

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Sequence
-from difflib import get_close_matches
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -54,20 +53,6 @@ def read_padding(ctx: click.Context, param: click.Parameter, given: str | None) 
     if not 1 <= rank <= _LARGEST_RANK:
         raise click.BadParameter(f"{given!r} is neither server nor a rank from 1 to {_LARGEST_RANK}", ctx, param)
     return rank
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """End a sentence with the known word that is near, if one is.
-
-    Examples
-    --------
-    >>> nearest("densty", ["density", "space"])
-    "; did you mean 'density'?"
-    >>> nearest("colour", ["density", "space"])
-    '.'
-    """
-    near = get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def read_assignments(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:

@@ -133,6 +133,33 @@ def test_methods_lists_every_estimator(lorakit_, lorakit_json):
     assert "lego" not in equal
 
 
+OWN_OPTIONS = {"k", "weights", "strengths", "scale", "random_state", "n_jobs", "device", "verbose"}
+
+
+@pytest.mark.parametrize("method", sorted(all_estimators("merger")))
+def test_methods_says_all_of_one(method, lorakit_, lorakit_json):
+    shown = lorakit_("methods", method).stdout
+    entry = lorakit_json("methods", method)["mergers"][0]
+    assert entry["class"] in shown
+    assert entry["summary"].split()[0] in shown
+    assert all(len(line) <= 80 for line in shown.splitlines())
+    assert (entry["paper"] or "") in shown
+    for name in set(entry["parameters"]) - OWN_OPTIONS:
+        assert f"    {name}=" in shown
+
+
+def test_methods_refuses_names_of_none(lorakit_):
+    assert "no method 'tis'; did you mean 'ties'?" in lorakit_("methods", "tis", code=2).stderr
+
+
+@pytest.mark.parametrize("typed", ["--density", "--denstiy"])
+def test_a_parameter_that_is_given_as_an_option(typed, lorakit_):
+    said = lorakit_("merge", "a", "b", "-o", "c", typed, "0.3", code=2).stderr
+    assert f"No such option '{typed}'" in said
+    assert "--param density=VALUE" in said
+    assert "--param" not in lorakit_("merge", "a", "b", "-o", "c", "--overwite", code=2).stderr
+
+
 def offered(args, monkeypatch, capsys):
     """What the Tab key offers after these words: kind and word of each."""
     from click.shell_completion import BashComplete
@@ -154,6 +181,7 @@ def offered(args, monkeypatch, capsys):
         ("inspect --format p", ["peft"]),
         ("merge --device cu", ["cuda"]),
         ("insp", ["inspect"]),
+        ("methods leg", ["lego"]),
     ],
 )
 def test_tab_offers_words(args, words, monkeypatch, capsys):
