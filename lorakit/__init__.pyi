@@ -53,6 +53,7 @@ from .pieces import join_modules as join_modules
 from .pieces import split_modules as split_modules
 from .preparing.balance import NormBalancer as NormBalancer
 from .preparing.pico import PicoDamper as PicoDamper
+from .preparing.scale import ModuleScaler as ModuleScaler
 from .preparing.select import ModuleSelector as ModuleSelector
 from .pruning.lego import LegoPruner as LegoPruner
 from .pruning.svd import SVDPruner as SVDPruner

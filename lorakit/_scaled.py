@@ -21,20 +21,20 @@ def scaled_adapter(adapter: Adapter, factors: float | Mapping[str, float]) -> Ad
         One factor, or one for each module; a module that a mapping does not name keeps its update.
     """
     by_module = factors if isinstance(factors, Mapping) else dict.fromkeys(adapter, factors)
-    left_out = [module for module in adapter if by_module.get(module, 1.0) == 0]
-    kept = adapter.select(module for module in adapter if module not in left_out) if left_out else adapter
+    kept = [module for module in adapter if by_module.get(module, 1.0) != 0]
     changed = {module: float(by_module[module]) for module in kept if by_module.get(module, 1.0) != 1}
-    if not changed and not left_out:
+    narrowed = len(kept) < len(adapter)
+    if not changed and not narrowed:
         return adapter
-    reader = ScaledReader(kept, changed, (*adapter.left_out, *left_out))
+    reader = ScaledReader(adapter.select(kept) if narrowed else adapter, changed, narrowed or adapter.narrowed)
     return Adapter.from_reader(reader, name=adapter.name, provenance=adapter.provenance)
 
 
 class ScaledReader:
     """The modules of another adapter, with some updates multiplied."""
 
-    def __init__(self, adapter: Adapter, factors: Mapping[str, float], left_out: Sequence[str] = ()) -> None:
-        self.adapter, self.factors, self.left_out = adapter, factors, tuple(left_out)
+    def __init__(self, adapter: Adapter, factors: Mapping[str, float], narrowed: bool) -> None:
+        self.adapter, self.factors, self.narrowed = adapter, factors, narrowed
         self.infos = adapter.infos
         self.dtype = adapter.dtype
         self.checked = adapter.checked  # products are looked at here
@@ -64,5 +64,4 @@ class ScaledReader:
 
     def only(self, modules: Sequence[str]) -> ScaledReader:
         kept = {module: self.factors[module] for module in modules if module in self.factors}
-        # what is sent to a worker is one module, and nobody asks there
-        return ScaledReader(self.adapter.select(modules), kept, self.left_out if len(modules) > 1 else ())
+        return ScaledReader(self.adapter.select(modules), kept, self.narrowed)

@@ -209,9 +209,9 @@ class Adapter(Mapping[str, LoraFactors]):
         return bool(getattr(self._reader, "checked", False))
 
     @property
-    def left_out(self) -> tuple[str, ...]:
-        """Names of modules that a factor of 0 took out of it, for checks of whether adapters belong together."""
-        return tuple(getattr(self._reader, "left_out", ()))
+    def narrowed(self) -> bool:
+        """Whether a factor of 0 took modules out of it, so that it need not share one with other adapters."""
+        return bool(getattr(self._reader, "narrowed", False))
 
     def scale(self, module: str) -> float | None:
         """Return the factor that a module's file gives ``B @ A``, such as ``lora_alpha / r``; None in memory.
@@ -379,7 +379,7 @@ class _ViewReader:
         self.infos = {new: reader.infos[old] for new, old in old_names.items()}
         self.dtype = dtype or reader.dtype
         self._cast = dtype
-        self.left_out: tuple[str, ...] = getattr(reader, "left_out", ())
+        self.narrowed: bool = getattr(reader, "narrowed", False)
         # a cast to fewer bits can overflow
         read = promoted_dtype([torch.float32, reader.dtype])
         self.checked = getattr(reader, "checked", False) and promoted_dtype([read, dtype or read]) == (dtype or read)

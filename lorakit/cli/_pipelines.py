@@ -30,6 +30,21 @@ def for_run(pipeline: Pipeline, *, n_jobs: int | None, device: str | None) -> An
     return copy.steps[0][1] if len(copy.steps) == 1 else copy
 
 
+def after(first: Any, estimator: Any) -> Pipeline:
+    """Return the pipeline of a first step and an estimator.
+
+    Examples
+    --------
+    >>> from lorakit import ModuleScaler, SVDMerger
+    >>> after(ModuleScaler({".*": 0.5}), SVDMerger(k=8))
+    Pipeline(steps=[('scale', ModuleScaler(factors={'.*': 0.5})),
+                    ('svd', SVDMerger(k=8))])
+    """
+    from sklearn.pipeline import Pipeline
+
+    return Pipeline([(step.method, step) for step in (first, estimator)])
+
+
 def method_of(estimator: Any) -> str:
     """Return the methods of an estimator's steps in their order, such as ``select, svd, ties``."""
     steps = [step for _, step in estimator.steps] if _is_pipeline(estimator) else [estimator]

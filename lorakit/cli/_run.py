@@ -25,7 +25,7 @@ from ._full_rank import refuse_full_rank
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
 from ._page_beside import PageBeside
-from ._pipelines import for_run, method_of, reported
+from ._pipelines import after, for_run, method_of, reported
 from ._progress import progress_bar
 from ._report import show_json, show_run
 
@@ -64,13 +64,14 @@ def run(
     with_report: bool = False,
     strict: bool = False,
     complete: Callable[[Any, AdapterSet], Any] | None = None,
+    prepare: Callable[[AdapterSet], Any] | None = None,
     recipe: Recipe | None = None,
     saving: Saving,
 ) -> None:
     """Run one estimator, or the pipeline of a recipe, on adapters and write what it makes, or say what it would make.
 
     The parameters are the options of the command line; ``given`` holds those that only one command has. ``complete``
-    gives the estimator what can be known only when the adapters are open.
+    gives the estimator what can be known only when the adapters are open, and ``prepare`` makes a step before it.
     """
     started = perf_counter()
     check_engine(engine, address)
@@ -107,6 +108,10 @@ def run(
     layouts = [chosen_layout(kept, layout) for kept in formats[: len(outputs)]]
     if complete is not None:
         estimator = complete(estimator, adapters)
+    first = None if prepare is None else prepare(adapters)
+    if first is not None:
+        estimator = after(first, estimator)
+        method = method_of(estimator)
     beside = existing_parent(outputs[0])  # on a disk that has room for what is to be written
     whole = getattr(reported(estimator), "space", "") == "delta"
     with (

@@ -19,6 +19,7 @@ from ._options import (
     strict_option,
     writing_options,
 )
+from ._parts import part_options, scaler_of
 from ._recipe import strengths_of, with_recipe
 from ._values import read_number_or_word, read_weights, split_strengths
 
@@ -32,6 +33,7 @@ Examples:
   lorakit merge law/ medicine/ finance/ -o merged/ -k 16
   lorakit merge law/ medicine/ -o merged/ --weights law=2,medicine=1 --scale 1
   lorakit merge law/:0.7 medicine/:0.5 -o merged/ --method svd -k 16
+  lorakit merge law/ medicine/ -o merged/ --module-weights 'law@.*mlp.*=0.3' --module-weights '.*mlp.*=0.5'
   lorakit merge law/ medicine/ -o merged/ --method ties -p density=0.3
   lorakit merge law/ medicine/ -o merged/ --method svd -k 8 --dry-run
   lorakit merge law/ medicine/ -o merged/ --method distill -k 16 --model base/ --heads heads.yaml
@@ -65,6 +67,7 @@ Examples:
     help="Factor on the merged update; match gives each module the mean norm of the adapters' updates, 1 leaves the "
     "method's own.  [default: match; 1 where an adapter has a strength]",
 )
+@part_options
 @distill_options
 @method_options
 @engine_options
@@ -84,6 +87,8 @@ def merge(
     heads: str | None,
     prompts: tuple[str, ...],
     recipe: Recipe | None,
+    module_weights: tuple[str, ...],
+    block_weights: tuple[str, ...],
     **shared: Any,
 ) -> None:
     """Merge LoRA adapters into one, of any rank.
@@ -119,4 +124,5 @@ def merge(
     if scale is None and strengths is None and method != METHOD:  # training finds the norm
         scale = "match"
     of_merge = {"k": k, "weights": weights, "strengths": strengths, "scale": scale}
-    run("merger", method, given=of_merge, paths=paths, complete=complete, recipe=recipe, **shared)
+    prepare = scaler_of(module_weights, block_weights)
+    run("merger", method, given=of_merge, paths=paths, complete=complete, prepare=prepare, recipe=recipe, **shared)

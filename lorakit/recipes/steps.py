@@ -23,7 +23,7 @@ _METHODS = {"merge": "tsv", "prune": "svd", "calibrate": "svc_calibrator"}
 _OWN_NORM = "distill"  # training finds the norm, so that its scale is 1
 _OF_THE_RUN = ("n_jobs", "verbose", "device")
 _TAGS = ("tuple", "set", "dict", "array", "float")
-_SHARES = ("weights", "strengths")
+_SHARES = ("weights", "strengths", "factors", "blocks")
 _BUDGET = re.compile(r"(mean|size):([^,]+)(?:,max:(\d+))?")
 
 
@@ -34,7 +34,7 @@ def kinds() -> dict[str, dict[str, Any]]:
     Examples
     --------
     >>> list(kinds()), list(kinds()["calibrate"])
-    (['select', 'prune', 'balance', 'pico', 'merge', 'calibrate'], ['isotropizer', 'svc_calibrator'])
+    (['select', 'prune', 'balance', 'pico', 'scale', 'merge', 'calibrate'], ['isotropizer', 'svc_calibrator'])
     """
     mergers, others = all_estimators("merger"), dict(all_estimators("transformer"))
     calibrators = {name: cls for name, cls in mergers.items() if "merger" in inspect.signature(cls).parameters}

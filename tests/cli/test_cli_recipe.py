@@ -201,7 +201,18 @@ def test_usage(lorakit_, tasks, tmp_path):
 
 SAID_BY_A_RECIPE = {
     *("method", "k", "weights", "scale", "params", "seed", "format", "modules_to_save", "assume_alpha", "layout"),
-    *("pad_to", "dtype", "target", "component", "family", "patterns", "rest", "exact"),
+    *(
+        "pad_to",
+        "dtype",
+        "target",
+        "component",
+        "family",
+        "patterns",
+        "rest",
+        "exact",
+        "module_weights",
+        "block_weights",
+    ),
 }
 
 
