@@ -96,6 +96,7 @@ FLOORS = {
         "hub",
         "_given",
         "convert",
+        "align",
         "opening",
         "load",
         "save",

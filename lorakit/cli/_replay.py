@@ -214,7 +214,9 @@ def _baked(record: Mapping[str, Any], search: Search, run: Run) -> Replayed:
     path = search.checkpoint("the base", headers=base["headers_sha256"])
     rows = [{"config_sha256": None, **source} for source in wanted]
     paths = [search.adapter(source) for source in rows]
-    adapters = load_adapters(paths, names=[source["name"] for source in wanted], **{"base": path, **run.reading})
+    adapters = load_adapters(
+        paths, names=[source["name"] for source in wanted], same_names=False, **{"base": path, **run.reading}
+    )
     strengths = record["params"]["strengths"]
     bake(path, list(adapters), run.output, strengths=strengths, overwrite=run.overwrite)
     sources = [{"name": "base", "sha256": base["headers_sha256"], "path": path}]

@@ -89,6 +89,7 @@ def run(
         base=base,
         initial=initial,
         same_base="strict" if strict else "warn",
+        same_names=one,
     )
     refuse_full_rank(adapters, given.get("k"))
     formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged

@@ -76,6 +76,7 @@ def bake(
     paths, found = split_strengths(given)
     adapters = load_adapters(
         paths,
+        same_names=False,
         names=names or distinct_names([spoken_path(path) for path in paths]),
         same_base="strict" if strict else "warn",
         base=base,

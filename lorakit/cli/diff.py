@@ -61,7 +61,7 @@ def diff(
 
     if names and len(names) != 2:
         raise click.UsageError("--name must be given twice, once for each adapter")
-    x, y = load_adapters((first, second), names=names or None, **reading)
+    x, y = load_adapters((first, second), names=names or None, same_names=False, **reading)
     with modules_at_a_time(jobs, AdapterSet([x, y])):
         found, totals = differences(*named_alike(x, y), tolerance=tolerance, n_jobs=jobs)
     found.sort(key=lambda d: (d.same, -(float("inf") if d.relative_error is None else d.relative_error)))

@@ -78,7 +78,11 @@ def fit(
         raise click.UsageError("--rename takes one adapter")
     checkpoint = open_checkpoint(base)
     adapters = load_adapters(
-        paths, names=names or distinct_names([spoken_path(path) for path in paths]), base=base, **reading
+        paths,
+        names=names or distinct_names([spoken_path(path) for path in paths]),
+        base=base,
+        same_names=False,
+        **reading,
     )
     if recipe is not None:
         check_checkpoint(recipe, recipe.base, base)

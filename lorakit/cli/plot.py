@@ -227,7 +227,7 @@ def _save(
     from .. import load_adapters
     from ._progress import progress_bar
 
-    adapters = load_adapters(paths, names=names or None, **reading)
+    adapters = load_adapters(paths, names=names or None, same_names=False, **reading)
     default = size(adapters) if callable(size) else size
     # not pyplot's, which may need a screen
     figure = Figure(figsize=(width or default[0], height or default[1]), layout="constrained")

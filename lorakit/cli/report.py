@@ -73,7 +73,7 @@ def report(
     from ._report import show_json
 
     check_report(output, overwrite=overwrite)
-    given = load_adapters(paths, names=names or None, **reading)
+    given = load_adapters(paths, names=names or None, same_names=False, **reading)
     with progress_bar("report: modules", quiet=quiet), modules_at_a_time(jobs, given):
         if sources or len(given) == 1:
             adapters, results, matched = _with_sources(given, paths, sources, search, reading)
@@ -111,7 +111,7 @@ def _with_sources(
         if found is None:
             return AdapterSet([]), list(given), []
         sources = [str(path) for path in found]
-    opened = load_adapters(sources, **reading)
+    opened = load_adapters(sources, same_names=False, **reading)
     adapters, matched = [], []
     for adapter, record, path in zip(given, records, paths, strict=True):
         if record is None:

@@ -120,7 +120,7 @@ def _given(
             return None
     except CannotTell:  # said when the sources have been read
         pass
-    return list(load_adapters(sources, names=names or None, **reading))
+    return list(load_adapters(sources, names=names or None, same_names=False, **reading))
 
 
 def _answer(

@@ -17,6 +17,7 @@ from ..adapters import Adapter, Source
 from ..exceptions import IncompatibleAdaptersError, Setting
 from ..files._scratch import half_replaced
 from ..files.checks import require_path
+from .align import named_alike
 from .formats.codec import ReadOptions
 from .formats.registry import abouts, codecs
 from .hub import fetch, hub_id
@@ -130,6 +131,7 @@ def load_adapters(
     base: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     initial: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
     same_base: Literal["warn", "strict"] = "warn",
+    same_names: bool = True,
 ) -> AdapterSet:
     """Open several LoRA adapters as one set, the ``X`` of every estimator.
 
@@ -156,6 +158,10 @@ def load_adapters(
         What to do if they name different base models. 'warn' leaves it to the estimators, which warn when they merge;
         'strict' refuses them here. A name and that of its quantized copy (``-bnb-4bit``) count as the same, as do one
         on the Hub and a local path that ends in it.
+    same_names : bool, default=True
+        Convert adapters of several formats to the names of one of them, the first's if that can be done exactly, as
+        :func:`convert_adapter` does, and warn of what was renamed; ``provenance.conversions`` has it too. If it cannot
+        be done, they stay as they are, and estimators refuse them.
 
     Returns
     -------
@@ -216,6 +222,11 @@ def load_adapters(
                 " if these are the same weights under other names",
             ],
         )
+    if same_names:
+        alike, said = named_alike(adapters)
+        if said is not None:
+            adapters = AdapterSet(alike)
+            warnings.warn(said, UserWarning, stacklevel=2)
     formats = {adapter.provenance.format for adapter in adapters}
     for known in codecs():
         if known.aliases is not None and formats == {known.about.name}:

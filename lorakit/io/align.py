@@ -1,0 +1,69 @@
+"""Adapters of one base model whose files name its modules differently, brought to one naming."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..adapters import Adapter
+from ..exceptions import UnsupportedAdapterError
+from .convert import convert_adapter, what_is_known
+from .names.translate import candidates
+
+__all__ = ["named_alike"]
+
+
+def named_alike(adapters: Sequence[Adapter]) -> tuple[list[Adapter], str | None]:
+    """Bring adapters of several formats to the names of one of these formats, the first's if that can be done.
+
+    The family of a diffusion transformer is the one that all of them can be of, so that one adapter whose names or
+    metadata show it speaks for the others.
+
+    Parameters
+    ----------
+    adapters : sequence of Adapter
+        The adapters.
+
+    Returns
+    -------
+    adapters : list of Adapter
+        As they are if they are of one format already, or if there is no format in whose names they share modules. What
+        was done is in ``provenance.conversions``.
+    said : str or None
+        What was renamed, for people; None if nothing was.
+    """
+    given = list(adapters)
+    formats = list(dict.fromkeys(adapter.provenance.format for adapter in given))
+    if len(formats) < 2:
+        return given, None
+    family = _family_of(given)
+    for target in formats:
+        try:
+            made = [
+                adapter if adapter.provenance.format == target else convert_adapter(adapter, target, family=family)
+                for adapter in given
+            ]
+        except (UnsupportedAdapterError, ValueError):
+            continue
+        if not all(_share(made, i) for i in range(len(made))):
+            continue
+        renamed = [
+            f"{len(old)} modules of {old.name!r}, which is {old.provenance.format}"
+            for old, new in zip(given, made, strict=True)
+            if new is not old
+        ]
+        layers = "" if family is None else f" of {family}"
+        return made, f"modules were renamed to be merged, to the names{layers} in {target} files: {'; '.join(renamed)}"
+    return given, None
+
+
+def _share(adapters: Sequence[Adapter], i: int) -> bool:
+    """Whether an adapter has a module that another one has."""
+    others = {module for j, adapter in enumerate(adapters) if j != i for module in adapter}
+    return not others.isdisjoint(adapters[i])
+
+
+def _family_of(adapters: Sequence[Adapter]) -> str | None:
+    """Return the one family that all adapters can be of; None if there is none, or several."""
+    possible = [found.families for adapter in adapters if (found := candidates(what_is_known(adapter))).modules]
+    common = [family for family in possible[0] if all(family in other for other in possible)] if possible else []
+    return common[0].name if len(common) == 1 else None
