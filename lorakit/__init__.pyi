@@ -2,6 +2,7 @@
 from ._environment import show_versions as show_versions
 from ._groups import merge_in_groups as merge_in_groups
 from ._ranks import RankBudget as RankBudget
+from ._ranks import RankRule as RankRule
 from .activations import collect_grams as collect_grams
 from .adapter_set import AdapterSet as AdapterSet
 from .adapters import Adapter as Adapter

@@ -1,4 +1,4 @@
-"""Ranks chosen from singular values: by energy, by effective rank, or by spreading a budget over the modules."""
+"""Ranks chosen from singular values: by energy, effective rank or a rule, or by spreading a budget over the modules."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 _LARGEST_MEAN = 1e9  # above the width of any layer
+_ROUND_OFF = 1e-12  # of comparisons, so that equal singular values count as equal
 Spectrum = NDArray[np.float64]  # singular values, descending
-Rank: TypeAlias = "int | float | Literal['auto'] | RankBudget | None"
+Rank: TypeAlias = "int | float | Literal['auto'] | RankBudget | RankRule | None"
 
 
 _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -83,6 +84,107 @@ class RankBudget:
         return f"RankBudget(mean={self.mean}, max_rank={self.max_rank}{size})"
 
 
+@dataclass(frozen=True)
+class RankRule:
+    """A rule that chooses the rank of each module by its singular values, as image tools have them.
+
+    Pass it as ``k`` of any merger or pruner, or of :func:`~lorakit.extract_adapter`. Every module keeps at least rank
+    1. Give one of the three rules.
+
+    Parameters
+    ----------
+    sv_ratio : float, optional
+        The smallest rank whose next singular value is below the largest one over this number, which is at least 1.
+    sv_fro : float, optional
+        The smallest rank that keeps this share, between 0 and 1, of the Frobenius norm. It is the rule of ``k=0.81``,
+        a share of the energy, for ``sv_fro=0.9``.
+    sv_cumulative : float, optional
+        The smallest rank that keeps this share, between 0 and 1, of the sum of the singular values.
+    max_rank : int, optional
+        Largest rank of a module.
+
+    Notes
+    -----
+    The rules have the names that they have in sd-scripts' ``resize_lora.py``. There a singular value that equals the
+    largest one over ``sv_ratio`` is dropped; here it is kept. There one singular value is always dropped; here none
+    needs to be.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lorakit import RankRule, SVDPruner
+    >>> from lorakit.testing import make_adapters
+    >>> (adapter,) = make_adapters(1, ranks=8, n_modules=1, random_state=0)
+    >>> [round(float(s), 1) for s in torch.linalg.svdvals(adapter["layer.0"].delta())[:8]]
+    [31.7, 26.7, 22.4, 14.8, 13.9, 11.5, 7.7, 5.3]
+    >>> SVDPruner(k=RankRule(sv_ratio=2)).fit_transform([adapter])[0].ranks
+    (3,)
+    """
+
+    sv_ratio: float | None = None
+    sv_fro: float | None = None
+    sv_cumulative: float | None = None
+    max_rank: int | None = None
+
+    def __post_init__(self) -> None:
+        shares = [share for share in (self.sv_fro, self.sv_cumulative) if share is not None]
+        if len(shares) + (self.sv_ratio is not None) != 1:
+            raise ValueError(f"a RankRule needs one of sv_ratio, sv_fro and sv_cumulative; got {self}")
+        if any(not 0 < share < 1 for share in shares):
+            raise ValueError(f"a RankRule needs a share between 0 and 1; got {self}")
+        if self.sv_ratio is not None and not (self.sv_ratio >= 1 and math.isfinite(self.sv_ratio)):
+            raise ValueError(f"a RankRule needs a finite sv_ratio of 1 or more; got {self}")
+        if self.max_rank is not None and self.max_rank < 1:
+            raise ValueError(f"a RankRule needs a max_rank of 1 or more; got {self}")
+
+    def choose(self, s: Spectrum) -> int:
+        """Return the rank for singular values, descending."""
+        if self.sv_ratio is not None:
+            rank = int((s >= s[0] / self.sv_ratio * (1 - _ROUND_OFF)).sum()) if s.any() else 1
+        elif self.sv_fro is not None:
+            rank = _rank_of_share(s**2, self.sv_fro**2)
+        else:
+            assert self.sv_cumulative is not None  # one of three is given
+            rank = _rank_of_share(s, self.sv_cumulative)
+        return min(rank, self.max_rank or rank)
+
+
+RANK_WORDS = ("mean", "size", "sv_ratio", "sv_fro", "sv_cumulative")  # before the colon of a rule as a text
+
+
+def rank_of_words(word: str, amount: str, max_rank: int | None) -> RankBudget | RankRule:
+    """Return what ``mean:16``, ``size:50MiB`` or ``sv_ratio:10`` stands for.
+
+    Raises
+    ------
+    ValueError
+        If the amount is not one.
+
+    Examples
+    --------
+    >>> rank_of_words("mean", "16", None), rank_of_words("sv_fro", ".9", 32)
+    (RankBudget(mean=16.0, max_rank=None), RankRule(sv_ratio=None, sv_fro=0.9, sv_cumulative=None, max_rank=32))
+    """
+    if word == "size":
+        return RankBudget(size=amount, max_rank=max_rank)
+    if word == "mean":
+        return RankBudget(float(amount), max_rank)
+    return RankRule(**{word: float(amount)}, max_rank=max_rank)
+
+
+def words_of_rank(params: Mapping[str, Any]) -> str:
+    """Return a RankBudget or RankRule, as the parameters that it was made with, as a text.
+
+    Examples
+    --------
+    >>> words_of_rank({"sv_ratio": 10.0, "max_rank": 32}), words_of_rank({"size": "50MiB", "mean": None})
+    ('sv_ratio:10.0,max:32', 'size:50MiB')
+    """
+    word = next(word for word in RANK_WORDS if params.get(word) is not None)
+    most = "" if params.get("max_rank") is None else f",max:{params['max_rank']}"
+    return f"{word}:{params[word]}{most}"
+
+
 def needs_spectra(k: Rank) -> bool:
     """Whether this ``k`` chooses the ranks by the singular values."""
     return k is not None and not isinstance(k, (int, np.integer))
@@ -95,7 +197,7 @@ def choose_ranks(
 
     Parameters
     ----------
-    k : float, 'auto' or RankBudget
+    k : float, 'auto', RankBudget or RankRule
         A float keeps that share of each module's energy (squared singular values). 'auto' takes each module's
         effective rank, ``exp(entropy(s / sum(s)))`` rounded up [1]_.
     spectra : mapping of str to ndarray
@@ -116,7 +218,10 @@ def choose_ranks(
     """
     if isinstance(k, RankBudget):
         return _spread(k, spectra, limits, costs)
-    choose = _effective_rank if k == "auto" else partial(_rank_of_energy, share=float(k))  # type: ignore[arg-type]
+    if isinstance(k, RankRule):
+        choose = k.choose
+    else:
+        choose = _effective_rank if k == "auto" else partial(_rank_of_energy, share=float(k))  # type: ignore[arg-type]
     return {module: max(1, min(choose(s), limits[module])) for module, s in spectra.items()}
 
 
@@ -127,8 +232,13 @@ def _effective_rank(s: Spectrum) -> int:
 
 
 def _rank_of_energy(s: Spectrum, share: float) -> int:
-    kept = np.cumsum(s**2)
-    return int(np.searchsorted(kept, share * kept[-1] * (1 - 1e-12))) + 1
+    return _rank_of_share(s**2, share)
+
+
+def _rank_of_share(values: Spectrum, share: float) -> int:
+    """Return how many of the values have a share of their sum."""
+    kept = np.cumsum(values)
+    return int(np.searchsorted(kept, share * kept[-1] * (1 - _ROUND_OFF))) + 1
 
 
 def _spread(

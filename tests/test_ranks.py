@@ -3,11 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lorakit import LegoMerger, RankBudget, SVDMerger, SVDPruner, save_adapter
+from lorakit import (
+    Adapter,
+    ConcatMerger,
+    LegoMerger,
+    LoraFactors,
+    RankBudget,
+    RankRule,
+    SVDMerger,
+    SVDPruner,
+    TiesMerger,
+    load_adapter,
+    save_adapter,
+)
 from lorakit._ranks import choose_ranks
+from lorakit.cli import main
 from lorakit.testing import adapter_sets, make_adapters
 
 SPECTRA = {"a": np.array([4.0, 3.0, 0.0]), "b": np.array([2.0, 1.9, 1.8])}
@@ -83,7 +97,9 @@ def test_budget_is_optimal_over_the_model(X, mean):
     assert sum(tail[m][r] for m, r in ranks.items()) == pytest.approx(best)
 
 
-@pytest.mark.parametrize("k", [0.7, "auto", RankBudget(3)], ids=str)
+@pytest.mark.parametrize(
+    "k", [0.7, "auto", RankBudget(3), RankRule(sv_ratio=2), RankRule(sv_fro=0.8), RankRule(sv_cumulative=0.7)], ids=str
+)
 def test_other_estimators_take_them_too(k):
     X = make_adapters(ranks=(4, 6), dtype=torch.float64, random_state=0)
     expected = {module: f.rank for module, f in SVDMerger(k=k).fit(X).merged_.items()}
@@ -135,3 +151,112 @@ def test_a_file_of_a_size_has_that_size(tmp_path):
     (pruned,) = SVDPruner(k=RankBudget(size="14kB")).fit_transform([adapters[1]])
     save_adapter(pruned, tmp_path / "pruned", layout="compact")
     assert (tmp_path / "pruned" / "adapter_model.safetensors").stat().st_size <= 14_000
+
+
+TIES = np.array([8.0, 4.0, 4.0, 4.0, 2.0, 2.0, 1.0, 0.0])  # energy 121, sum 25
+
+
+@pytest.mark.parametrize(
+    ("rule", "rank"),
+    [
+        ({"sv_ratio": 1}, 1),
+        ({"sv_ratio": 1.9}, 1),
+        ({"sv_ratio": 2}, 4),  # 4 is not below 8 / 2
+        ({"sv_ratio": 2.1}, 4),
+        ({"sv_ratio": 4}, 6),
+        ({"sv_ratio": 8}, 7),
+        ({"sv_ratio": 1e9}, 7),  # 0 is below any limit
+        ({"sv_ratio": 4, "max_rank": 5}, 5),
+        ({"sv_fro": (64 / 121) ** 0.5}, 1),
+        ({"sv_fro": (65 / 121) ** 0.5}, 2),
+        ({"sv_fro": (80 / 121) ** 0.5}, 2),
+        ({"sv_fro": (112 / 121) ** 0.5}, 4),
+        ({"sv_fro": 0.9999}, 7),
+        ({"sv_fro": 0.9999, "max_rank": 3}, 3),
+        ({"sv_cumulative": 8 / 25}, 1),
+        ({"sv_cumulative": 0.33}, 2),
+        ({"sv_cumulative": 16 / 25}, 3),
+        ({"sv_cumulative": 20 / 25}, 4),
+        ({"sv_cumulative": 24 / 25}, 6),
+        ({"sv_cumulative": 0.99}, 7),
+    ],
+    ids=str,
+)
+def test_rules_on_a_spectrum_with_ties(rule, rank):
+    assert choose_ranks(RankRule(**rule), {"a": TIES}, {"a": 8}, {"a": 1}) == {"a": rank}
+    assert choose_ranks(RankRule(**rule), {"a": TIES / 3}, {"a": 8}, {"a": 1}) == {"a": rank}  # of any size
+    assert choose_ranks(RankRule(**rule), {"a": TIES}, {"a": 2}, {"a": 1}) == {"a": min(rank, 2)}
+    assert choose_ranks(RankRule(**rule), {"a": np.zeros(4)}, {"a": 4}, {"a": 1}) == {"a": 1}
+
+
+SPECTRUM = st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0, 7.0]), min_size=1, max_size=9).map(
+    lambda values: np.array(sorted(values, reverse=True))
+)
+
+
+@given(s=SPECTRUM, amount=st.floats(0.05, 0.95), ratio=st.floats(1, 40))
+def test_rules_are_their_definitions(s, amount, ratio):
+    """The smallest rank for which the sentence holds, tried one after the other."""
+    says = {
+        "sv_ratio": lambda r: r == len(s) or s[r] < s[0] / ratio * (1 - 1e-12),
+        "sv_fro": lambda r: np.sqrt((s[:r] ** 2).sum()) >= amount * np.sqrt((s**2).sum()) * (1 - 1e-12),
+        "sv_cumulative": lambda r: s[:r].sum() >= amount * s.sum() * (1 - 1e-12),
+    }
+    for name, holds in says.items():
+        rule = RankRule(**{name: ratio if name == "sv_ratio" else amount})
+        wanted = next(r for r in range(1, len(s) + 1) if holds(r)) if s.any() else 1
+        assert choose_ranks(rule, {"a": s}, {"a": len(s)}, {"a": 1}) == {"a": wanted}
+
+
+def with_spectrum(s, seed=0):
+    """An adapter of one module whose update has these singular values."""
+    generator = torch.Generator().manual_seed(seed)
+    u, v = (torch.linalg.qr(torch.randn(n, len(s), generator=generator, dtype=torch.float64))[0] for n in (20, 30))
+    return Adapter({"m": LoraFactors((torch.tensor(s)[:, None] * v.mT), u)}, name="x")
+
+
+@pytest.mark.parametrize(("rule", "rank"), [({"sv_ratio": 2.5}, 4), ({"sv_fro": 0.95}, 4), ({"sv_cumulative": 0.7}, 4)])
+def test_rules_of_a_pruner_and_of_a_merger_of_one(rule, rank):
+    adapter = with_spectrum(TIES[:7])
+    (pruned,) = SVDPruner(k=RankRule(**rule)).fit_transform([adapter])
+    assert pruned["m"].rank == rank
+    for merger in (ConcatMerger, TiesMerger, SVDMerger):
+        assert merger(k=RankRule(**rule)).fit([adapter]).merged_["m"].rank == rank
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({}, "needs one of"),
+        ({"sv_fro": 0.5, "sv_ratio": 2}, "needs one of"),
+        ({"sv_fro": 0.5, "sv_cumulative": 0.5}, "needs one of"),
+        ({"max_rank": 4}, "needs one of"),
+        ({"sv_fro": 1.0}, "between 0 and 1"),
+        ({"sv_cumulative": 0}, "between 0 and 1"),
+        ({"sv_fro": float("nan")}, "between 0 and 1"),
+        ({"sv_ratio": 0.9}, "1 or more"),
+        ({"sv_ratio": float("inf")}, "finite"),
+        ({"sv_ratio": float("nan")}, "finite"),
+        ({"sv_ratio": 2, "max_rank": 0}, "max_rank of 1"),
+    ],
+    ids=str,
+)
+def test_impossible_rules(rule, message):
+    with pytest.raises(ValueError, match=message):
+        RankRule(**rule)
+
+
+@pytest.mark.parametrize("command", ["merge", "prune", "convert"])
+def test_the_command_line_takes_rules(command, tmp_path):
+    source = save_adapter(with_spectrum(TIES[:7]), tmp_path / "x")
+    out = tmp_path / "out"
+    for text, rank in (("sv_ratio:2.5", 4), ("sv_fro:0.95", 4), ("sv_cumulative:0.7", 4), ("sv_ratio:9,max:5", 5)):
+        options = {"merge": ["--method", "svd"], "prune": [], "convert": []}[command]
+        result = CliRunner().invoke(main, [command, str(source), "-o", str(out), "-k", text, "--overwrite", *options])
+        assert result.exit_code == 0, result.output
+        assert load_adapter(out)["m"].rank == rank
+    for wrong in ("sv_fro:1.5", "sv_ratio:", "sv_ratio:2,max:x", "sv_knee:2"):
+        result = CliRunner().invoke(main, [command, str(source), "-o", str(tmp_path / "no"), "-k", wrong])
+        assert result.exit_code == 2, result.output
+        assert wrong in result.output
+        assert not (tmp_path / "no").exists()

@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 
 from .._execution import base_seed, read_module
 from .._listing import GAUGES
-from .._ranks import RankBudget
+from .._ranks import RankBudget, RankRule
 from .._recipes import recipe_of, recipe_text
 from .._sklearn import Interval, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
@@ -35,6 +35,7 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
             Interval(RealNotInt, 0, 1, closed="neither"),
             StrOptions({"auto"}),
             RankBudget,
+            RankRule,
             None,
         ],
         "random_state": ["random_state"],

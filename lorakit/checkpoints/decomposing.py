@@ -12,7 +12,7 @@ from sklearn.utils.parallel import Parallel, delayed
 from torch import Tensor
 
 from .._execution import module_rng, one_thread, report_done, to_output
-from .._ranks import Rank, RankBudget, Spectrum, choose_ranks
+from .._ranks import Rank, RankBudget, RankRule, Spectrum, choose_ranks
 from ..factors import LoraFactors
 from ..files.checkpoint import Checkpoint
 from ..linalg import dense_randomized_svd, dense_svd, split_svd
@@ -129,18 +129,31 @@ def _triples(task: Task, pair: Compared, matrix: Tensor, energy: Energy, k: Any)
     limit = min(matrix.shape)
     if isinstance(k, (int, np.integer)):
         return _cut(_leading(task, pair, matrix, int(k)), int(k))
-    if k == "auto":  # needs all singular values
+    if k == "auto" or (isinstance(k, RankRule) and k.sv_cumulative is not None):  # they need all singular values
         found = dense_svd(matrix)
         s = found[1].double().cpu().numpy()
         return _cut(found, choose_ranks(k, {"": s}, {"": limit}, {})[""])
     q = _FIRST
     while True:
         found = _leading(task, pair, matrix, q)
-        kept = np.cumsum(found[1].double().cpu().numpy() ** 2)
-        enough = np.flatnonzero(kept >= float(k) * energy.change * (1 - 1e-6))
-        if len(enough) or len(kept) == limit:
-            return _cut(found, int(enough[0]) + 1 if len(enough) else limit)
+        s = found[1].double().cpu().numpy()
+        rank = _rank_of_leading(s, k, energy.change)
+        if rank is not None or len(s) == limit:
+            return _cut(found, rank or limit)
         q *= 2
+
+
+def _rank_of_leading(s: Spectrum, k: float | RankRule, energy: float) -> int | None:
+    """Return the rank that a rule chooses by the largest singular values; None if it needs more of them."""
+    most = k.max_rank if isinstance(k, RankRule) else None
+    if isinstance(k, RankRule) and k.sv_ratio is not None:
+        rank = k.choose(s)
+        return rank if rank < len(s) or rank == most else None
+    share = k.sv_fro**2 if isinstance(k, RankRule) and k.sv_fro is not None else float(k)  # type: ignore[arg-type]
+    enough = np.flatnonzero(np.cumsum(s**2) >= share * energy * (1 - 1e-6))
+    if not len(enough):
+        return most if most is not None and most <= len(s) else None
+    return min(int(enough[0]) + 1, most or len(s))
 
 
 def _leading(task: Task, pair: Compared, matrix: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .._execution import base_seed, one_thread
-from .._ranks import Rank, RankBudget, bytes_of_rank, choose_ranks
+from .._ranks import Rank, RankBudget, RankRule, bytes_of_rank, choose_ranks
 from .._recipes import recipe_of, recipe_text
 from ..adapters import Adapter, Made, MemoryReader, Provenance, Source, Step
 from ..exceptions import IncompatibleAdaptersError, Setting
@@ -148,10 +148,11 @@ def extract_adapter(
     ----------
     tuned, base : str, PathLike or mapping of str to Tensor
         The fine-tuned model and the one that it began as: safetensors files, folders, or state dicts.
-    k : int, float in (0, 1), 'auto' or RankBudget
+    k : int, float in (0, 1), 'auto', RankBudget or RankRule
         Rank of each module. A float keeps that share of the energy (squared norm) of each module's difference; 'auto'
-        takes its effective rank. A :class:`~lorakit.RankBudget` spreads ranks, or the bytes of a file, over all
-        modules; both checkpoints are then read twice.
+        takes its effective rank, a :class:`~lorakit.RankRule` that of its rule ('auto' and ``sv_cumulative`` need all
+        singular values, which takes longer). A :class:`~lorakit.RankBudget` spreads ranks, or the bytes of a file, over
+        all modules; both checkpoints are then read twice.
     modules : str or iterable of str, optional
         Regular expressions, one of which must match the whole name of a module. Defaults to all linear layers,
         embeddings and convolutions.
@@ -235,9 +236,10 @@ def extract_adapter(
 def _check_k(k: Rank) -> None:
     whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1
     share = isinstance(k, float) and 0 < k < 1
-    if not (whole or share or isinstance(k, RankBudget) or k == "auto"):
+    if not (whole or share or isinstance(k, RankBudget | RankRule) or k == "auto"):
         raise ValueError(
-            f"k must be a rank of 1 or more, a share of the energy below 1, 'auto' or a RankBudget; got {k!r}"
+            "k must be a rank of 1 or more, a share of the energy below 1, 'auto', a RankBudget or a RankRule; "
+            f"got {k!r}"
         )
 
 

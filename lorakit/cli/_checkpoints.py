@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import Adapter, bake, extract_adapter, load_adapter
-from .._ranks import RankBudget
+from .._ranks import RankBudget, RankRule
 from .._recipes import from_recipe
 from .._version import __version__
 from ..checkpoints.baked_record import headers_digest
@@ -38,7 +38,7 @@ def extracted_again(
     if len(paths) != 2:
         raise CannotTell(f"it was extracted from two checkpoints, the tuned one and its base; {len(paths)} are given")
     try:
-        rules = from_recipe(record["operations"][0], {RECIPE: Rules, "RankBudget": RankBudget})
+        rules = from_recipe(record["operations"][0], {RECIPE: Rules, "RankBudget": RankBudget, "RankRule": RankRule})
         return extract_adapter(paths[0], paths[1], **vars(rules), device=device, n_jobs=n_jobs)
     except (ValueError, TypeError) as error:  # of the record too: nothing in it is believed
         raise CannotTell(f"it cannot be extracted again from these checkpoints: {error}") from error

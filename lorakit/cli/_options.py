@@ -124,7 +124,8 @@ rank_option = click.option(
     "-k", callback=read_rank, metavar="RANK",
     help="Rank of the result: a number; a share of the energy below 1, such as 0.9, or auto, for a rank per module; "
          "mean:N or mean:N,max:M, to spread N times the number of modules where the singular values are large; "
-         "size:50MiB, to spread the bytes of a file in the compact layout.  "
+         "size:50MiB, to spread the bytes of a file in the compact layout; sv_ratio:N, sv_fro:SHARE or "
+         "sv_cumulative:SHARE, also with ,max:M, as in resize_lora.py.  "
          "[default: the method's choice]",
 )  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from .._ranks import RankBudget
+from .._ranks import RankBudget, RankRule
 from .._recipes import RecipeError, from_recipe
 from ..cluster import MSUKMeans
 from ..discovery import all_estimators
@@ -52,5 +52,5 @@ def rebuild(operation: Mapping[str, Any], *, device: str | None, n_jobs: int | N
 
 def _known() -> dict[str, Callable[..., Any]]:
     found = (all_estimators("merger"), all_estimators("pruner"), all_estimators("transformer"))
-    classes = [*(cls for by_method in found for cls in by_method.values()), MSUKMeans, RankBudget]
+    classes = [*(cls for by_method in found for cls in by_method.values()), MSUKMeans, RankBudget, RankRule]
     return {cls.__name__: cls for cls in classes}

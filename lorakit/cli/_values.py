@@ -126,18 +126,19 @@ def read_number_or_word(ctx: click.Context, param: click.Parameter, given: str |
 
 
 def read_rank(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
-    """Read ``16``, ``0.9``, ``auto``, ``mean:16`` or ``size:50MiB``; the library checks numbers and words."""
-    kind, _, rest = (given or "").partition(":")
-    if given is None or kind not in ("mean", "size"):
+    """Read ``16``, ``0.9``, ``auto``, ``mean:16``, ``size:50MiB`` or ``sv_ratio:10``; the library checks the rest."""
+    if given is None or ":" not in given:
         return None if given is None else parse_value(given)
-    from .._ranks import RankBudget
+    from .._ranks import RANK_WORDS, rank_of_words
 
+    word, _, rest = given.partition(":")
+    if word not in RANK_WORDS:
+        return parse_value(given)
     amount, _, highest = rest.partition(",max:")
     try:
-        most = int(highest) if highest else None
-        return RankBudget(float(amount), most) if kind == "mean" else RankBudget(size=amount, max_rank=most)
+        return rank_of_words(word, amount, int(highest) if highest else None)
     except ValueError as error:
-        raise click.BadParameter(f"{given!r} is not {kind}:N or {kind}:N,max:M ({error})", ctx, param) from None
+        raise click.BadParameter(f"{given!r} is not {word}:N or {word}:N,max:M ({error})", ctx, param) from None
 
 
 def read_initial(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> str | dict[str, str] | None:

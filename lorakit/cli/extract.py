@@ -46,7 +46,8 @@ Examples:
     metavar="RANK",
     help="Rank of each module: a number; a share of the energy of its change below 1, such as 0.9; auto, for its "
     "effective rank; mean:N or mean:N,max:M, to spread N times the number of modules where the singular values are "
-    "large; size:50MiB, to spread the bytes of a file in the compact layout.",
+    "large; size:50MiB, to spread the bytes of a file in the compact layout; sv_ratio:N, sv_fro:SHARE or "
+    "sv_cumulative:SHARE, also with ,max:M, as in resize_lora.py.",
 )
 @click.option(
     "--modules", "patterns", metavar="REGEX", multiple=True,

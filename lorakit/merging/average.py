@@ -29,7 +29,7 @@ class AverageMerger(BaseMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result. None keeps the adapters' rank; a smaller one truncates by SVD. A share of the energy, 'auto'
         or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     weights : array-like of shape (n_adapters,) or dict of name to float, default=None

@@ -31,7 +31,7 @@ class BreadcrumbsMerger(ElementwiseMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result. None: the largest rank among the adapters (in 'factors', their one rank). A share of the
         energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     density : float, default=0.15

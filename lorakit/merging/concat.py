@@ -25,7 +25,7 @@ class ConcatMerger(BaseMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result. None keeps the sum of the ranks, which is exact; a smaller one truncates by SVD, which is
         what :class:`SVDMerger` does. A share of the energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module
         a rank of its own.

@@ -51,7 +51,7 @@ class CtMMerger(SpectralMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result and number of directions in and out. None: the largest rank among the adapters. A share of
         the energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     rule : {'ties', 'dare_ties', 'mean', 'iso'}, default='ties'

@@ -57,7 +57,7 @@ class DistillMerger(BaseMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result, as ``start`` takes it.
     start : merger or Adapter, default=None
         Makes the factors that training starts from. It is cloned, and takes ``k``, ``weights``, ``n_jobs`` and

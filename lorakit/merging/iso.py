@@ -32,7 +32,7 @@ class IsoMerger(SpectralMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result, to which the merged update is cut by SVD. None: the sum of the ranks, at which nothing is
         cut. A share of the energy, 'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     variant : {'c', 'cts'}, default='c'

@@ -54,7 +54,7 @@ class LegoMerger(BaseMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result and number of clusters. None: twice the mean rank (of the adapters that have the module), as
         the paper chose. At most the number of distinct MSUs. A share of the energy, 'auto' or a
         :class:`~lorakit.RankBudget` gives each module a rank of its own.

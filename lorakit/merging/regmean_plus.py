@@ -40,7 +40,7 @@ class RegMeanPlusMerger(RegMeanMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result, as for :class:`RegMeanMerger`. Under a :class:`~lorakit.RankBudget`, which looks at all
         modules together, inputs are gathered behind blocks that are not cut.
     model : torch.nn.Module or callable

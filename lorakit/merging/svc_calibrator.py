@@ -37,7 +37,7 @@ class SVCCalibrator(RespacedMerger):
         The merger whose result is calibrated, unfitted; it is cloned. Its parameters are set by names such as
         ``merger__density``. Its own ``weights`` must be None. None stands for the exact mean,
         :class:`ConcatMerger`.
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result, to which the calibrated update is cut by SVD; at most the rank of the merge, which
         ``merger__k`` sets. None cuts nothing. A share of the energy, 'auto' or a :class:`~lorakit.RankBudget` gives
         each module a rank of its own.

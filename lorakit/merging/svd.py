@@ -27,7 +27,7 @@ class SVDMerger(RunningSumMixin, BaseMerger):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank of the result, at most the sum of the ranks. None: the largest rank among the adapters. If the
         ranks sum to less than k, the module is kept exactly. A share of the energy, 'auto' or a
         :class:`~lorakit.RankBudget` gives each module a rank of its own.

@@ -35,7 +35,7 @@ class LegoPruner(BasePruner):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank to keep. None: half of each module's rank. A module at or below it stays as it is. A share of the energy,
         'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     norm : {'inf', 'l2'} or None, default='inf'

@@ -18,7 +18,7 @@ class SVDPruner(BasePruner):
 
     Parameters
     ----------
-    k : int, float in (0, 1), 'auto', RankBudget or None, default=None
+    k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
         Rank to keep. None: half of each module's rank. A module at or below it stays as it is. A share of the energy,
         'auto' or a :class:`~lorakit.RankBudget` gives each module a rank of its own.
     n_jobs : int, default=None

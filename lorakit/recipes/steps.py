@@ -10,7 +10,7 @@ from typing import Any
 
 from sklearn.pipeline import Pipeline
 
-from .._ranks import RankBudget
+from .._ranks import RANK_WORDS, RankBudget, RankRule, rank_of_words, words_of_rank
 from .._recipes import RecipeError, recipe_of, value_from
 from ..cluster import MSUKMeans
 from ..discovery import all_estimators
@@ -24,7 +24,7 @@ _OWN_NORM = "distill"  # training finds the norm, so that its scale is 1
 _OF_THE_RUN = ("n_jobs", "verbose", "device")
 _TAGS = ("tuple", "set", "dict", "array", "float")
 _SHARES = ("weights", "strengths", "factors", "blocks")
-_BUDGET = re.compile(r"(mean|size):([^,]+)(?:,max:(\d+))?")
+_RANK = re.compile(rf"({'|'.join(RANK_WORDS)}):([^,]+)(?:,max:(\d+))?")
 
 
 @cache
@@ -46,7 +46,7 @@ def kinds() -> dict[str, dict[str, Any]]:
 def known_classes() -> dict[str, Callable[..., Any]]:
     """Return every class that a recipe can name."""
     classes = [cls for by_method in kinds().values() for cls in by_method.values()]
-    return {cls.__name__: cls for cls in (*classes, MSUKMeans, RankBudget)}
+    return {cls.__name__: cls for cls in (*classes, MSUKMeans, RankBudget, RankRule)}
 
 
 def make_pipeline(nodes: Sequence[tuple[str, Node]], strengths: Sequence[float] | None = None) -> Pipeline:
@@ -159,8 +159,8 @@ def _readable(name: str, value: Any, owner: str) -> Any:
             expected="numbers, texts, lists and estimators of lorakit",
             remedy="a recipe holds no data and no functions; set it on the pipeline that lorakit.load_recipe returns",
         )
-    if value.get("class") == "RankBudget":
-        return _budget_text(value["params"])
+    if value.get("class") in ("RankBudget", "RankRule"):
+        return words_of_rank(value["params"])
     if "class" in value:
         mergers = {cls.__name__: method for method, cls in kinds()["merge"].items()}
         inner = {key: _readable(key, item, value["class"]) for key, item in value["params"].items()}
@@ -186,11 +186,6 @@ def readable_rank(k: Any) -> Any:
     (16, 'size:50MiB,max:64')
     """
     return _readable("k", recipe_of(SVDPruner(k=k))["params"]["k"], "SVDPruner")
-
-
-def _budget_text(params: Mapping[str, Any]) -> str:
-    most = "" if params["max_rank"] is None else f",max:{params['max_rank']}"
-    return f"mean:{params['mean']}{most}" if params["mean"] is not None else f"size:{params['size']}{most}"
 
 
 def _estimator(
@@ -254,8 +249,8 @@ def _value(name: str, node: Node) -> Any:
         return {key: _value("", inner) for key, inner in node.value.items()}
     if isinstance(node.value, list):
         return [_value("", element) for element in node.value]
-    if name == "k" and isinstance(node.value, str) and (found := _BUDGET.fullmatch(node.value)):
-        return _budget(node, *found.groups())
+    if name == "k" and isinstance(node.value, str) and (found := _RANK.fullmatch(node.value)):
+        return _rank(node, *found.groups())
     return node.value
 
 
@@ -272,14 +267,11 @@ def _is_number(node: Node) -> bool:
     return isinstance(node.value, int | float)  # then it is the weight of an adapter called "float"
 
 
-def _budget(node: Node, kind: str, amount: str, highest: str | None) -> RankBudget:
-    most = None if highest is None else int(highest)
+def _rank(node: Node, word: str, amount: str, highest: str | None) -> RankBudget | RankRule:
     try:
-        if kind == "size":
-            return RankBudget(size=amount, max_rank=most)
-        return RankBudget(float(amount), most)
+        return rank_of_words(word, amount, None if highest is None else int(highest))
     except (ValueError, OverflowError) as error:
-        raise node.error(f"is {node.value!r}", expected=f"{kind}:N or {kind}:N,max:M", remedy=str(error)) from error
+        raise node.error(f"is {node.value!r}", expected=f"{word}:N or {word}:N,max:M", remedy=str(error)) from error
 
 
 def _nested_merger(node: Node) -> Any:

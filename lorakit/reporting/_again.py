@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, NamedTuple
 
+from .._ranks import words_of_rank
 from .._recipes import RecipeError, from_recipe, is_recipe, recipe_text
 from ..discovery import all_estimators
 from ..exceptions import InvalidRecipeError
@@ -197,12 +198,9 @@ def _options(params: Mapping[str, Any], cls: Any) -> list[str] | None:
 def _rank(value: Any) -> list[str] | None:
     if isinstance(value, (int, float, str)):
         return ["-k", str(value)]
-    if not (is_recipe(value) and value["class"] == "RankBudget"):
+    if not (is_recipe(value) and value["class"] in ("RankBudget", "RankRule")):
         return None
-    budget = value["params"]
-    size = budget.get("size")
-    said = f"mean:{budget.get('mean')}" if size is None else f"size:{size}"
-    return ["-k", said if budget.get("max_rank") is None else f"{said},max:{budget['max_rank']}"]
+    return ["-k", words_of_rank(value["params"])]
 
 
 def _weights(value: Any) -> list[str] | None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from models import SHAPES, adapter, tensors, write_shards
 
-from lorakit import Adapter, LoraFactors, RankBudget, bake, extract_adapter, load_adapter, save_adapter
+from lorakit import Adapter, LoraFactors, RankBudget, RankRule, bake, extract_adapter, load_adapter, save_adapter
 from lorakit.adapters import ModuleKind
 from lorakit.exceptions import IncompatibleAdaptersError, UnsupportedCheckpointError
 
@@ -98,6 +98,22 @@ def test_ranks_by_rule():
         extract_adapter(tuned, base, 0)
     with pytest.raises(ValueError, match="k must be"):
         extract_adapter(tuned, base, None)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    "rule", [{"sv_ratio": 1.7}, {"sv_ratio": 50}, {"sv_fro": 0.7}, {"sv_cumulative": 0.6}], ids=str
+)
+def test_ranks_by_the_rules_of_image_tools(rule, exact):
+    base = wide()
+    tuned = fine_tuned(base)
+    found = extract_adapter(tuned, base, RankRule(**rule), exact=exact)
+    capped = extract_adapter(tuned, base, RankRule(**rule, max_rank=5), exact=exact)
+    for name, s in spectra(tuned, base).items():
+        wanted = RankRule(**rule).choose(s)
+        module = name.removesuffix(".weight")
+        assert abs(found[module].rank - wanted) <= 0.02 * wanted  # the leading singular values are approximate
+        assert capped[module].rank == min(5, found[module].rank)
 
 
 def test_a_size(tmp_path):

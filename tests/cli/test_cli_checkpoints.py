@@ -137,6 +137,11 @@ def test_extract_and_verify(lorakit_, lorakit_json, base, two, tmp_path, out):
     sized = lorakit_json("extract", tuned, base, "-k", "size:6kB", "-o", out, "--overwrite", "--layout", "compact")
     assert 1 <= min(sized["rank"]) <= 4
     assert (out / "adapter_model.safetensors").stat().st_size <= 6000
+    lorakit_("extract", tuned, base, "-k", "sv_ratio:1.5", "-o", out, "--overwrite", "--layout", "compact")
+    for module, factors in load_adapter(out).items():
+        s = torch.linalg.svdvals(adapter[module.removeprefix("model.")].delta())
+        assert factors.rank == int((s >= s[0] / 1.5).sum())
+    assert lorakit_json("verify", out, "--sources", tuned, base)["verdict"] == "yes"
 
 
 def test_extract_refuses(lorakit_, base, tmp_path, two, out):
@@ -147,7 +152,7 @@ def test_extract_refuses(lorakit_, base, tmp_path, two, out):
     assert "'norm0' (a vector (a norm or a bias)" in done.stderr
     assert "--rest drop" in done.stderr
     assert "left out: norm0 (a vector" in lorakit_("extract", tuned, base, "-k", 4, "-o", out, "--rest", "drop").stdout
-    for rank in ("0", "size:many", "nothing"):
+    for rank in ("0", "size:many", "nothing", "sv_fro:2", "sv_ratio:x"):
         lorakit_("extract", tuned, base, "-k", rank, "-o", tmp_path / "new", code=2)
     assert "nothing differs" not in done.stderr
 

@@ -50,6 +50,7 @@ def replayed(lorakit_json, tmp_path):
         ["--method", "ties", "-p", "density=0.3", "--dtype", "bfloat16", "-k", "5"],
         ["--method", "lego", "-k", "6", "--seed", "3", "--layout", "compact"],
         ["--method", "svc_calibrator", "-k", "4", "-p", "merger=dare", "--pad-to", "32"],
+        ["--method", "ties", "-k", "sv_ratio:3,max:5"],
         ["--method", "svd", "-k", "size:20kB", "--name", "a", "--name", "b/c", "--name", "task0"],
     ],
     ids=lambda options: "-".join(options[1::2]),

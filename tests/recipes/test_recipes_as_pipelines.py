@@ -19,6 +19,7 @@ from lorakit import (
     NormBalancer,
     PicoDamper,
     RankBudget,
+    RankRule,
     SVCCalibrator,
     SVDMerger,
     SVDPruner,
@@ -56,6 +57,9 @@ def test_every_estimator_comes_back(cls, tmp_path):
     [
         SVDMerger(k=RankBudget(mean=12.5, max_rank=32), weights={"law": 2, "tuple": 1}, scale="match"),
         SVDMerger(k=RankBudget(size="50MiB")),
+        SVDMerger(k=RankRule(sv_ratio=10.0, max_rank=32)),
+        SVDMerger(k=RankRule(sv_fro=0.9)),
+        TiesMerger(k=RankRule(sv_cumulative=0.5)),
         SVDMerger(k=0.9, weights=[1, 2.5], scale=1e-5),
         SVDMerger(k="auto", weights={"float": 1.0}),
         TiesMerger(weights={"class": 1.0, "b": 2.0}),
@@ -121,6 +125,12 @@ def test_what_is_left_out_is_as_on_the_command_line(tmp_path):
         ("steps:\n- merge:\n    method: ties\n    density: 2", 4, "steps[0].merge.density", "must be a float in"),
         ("steps:\n- merge:\n    method: ties\n    density: many", 4, "steps[0].merge.density", "Got 'many'"),
         ("steps:\n- merge:\n    n_jobs: 4", 3, "steps[0].merge.n_jobs", "is of the run"),
+        (
+            "steps:\n- merge:\n    k: sv_fro:2",
+            3,
+            "steps[0].merge.k",
+            "is 'sv_fro:2', expected sv_fro:N.*between 0 and 1",
+        ),
         ("steps:\n- merge:\n    k: mean:0", 3, "steps[0].merge.k", "is 'mean:0', expected mean:N"),
         (
             "steps:\n- merge:\n    k: {class: RankBudgit, mean: 3}",
