@@ -43,6 +43,7 @@ _UNET_LISTS: dict[int, list[Block]] = {
     26: [_BASE, *(("IN", i) for i in range(12)), _MID, *(("OUT", i) for i in range(12))],
 }
 _ORDER = ("BASE", "CLIP", "T5", "IN", "M", "D", "S", "OUT")
+_OTHER_NAMES = {"MID": "M00"}  # sd-scripts calls it so
 _SPAN = re.compile(r"([A-Z]\w*?)(\d*)(?:-([A-Z]\w*?)(\d+))?")
 
 
@@ -178,7 +179,7 @@ def _named_values(given: Mapping[str, float], present: set[Block], strict: bool)
 
 
 def _inside(block: Block, name: str) -> bool:
-    found = _SPAN.fullmatch(name)
+    found = _SPAN.fullmatch(_OTHER_NAMES.get(name, name))
     if found is None:
         return False
     first, low, last, high = found.groups()

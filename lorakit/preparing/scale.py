@@ -63,11 +63,12 @@ class ModuleScaler(BaseTransformer):
     same beginning: ``model.layers.12`` of layers 0 to 31 has a depth of 12/31, as in mergekit. In a diffusion model the
     depth is the place of the module's block among the blocks that the adapters have.
 
-    The 26 blocks of a U-Net are BASE (the text encoders), IN00 to IN11, M00 and OUT00 to OUT11. 17 values leave out
-    IN00, IN03, IN06, IN09 to IN11 and OUT00 to OUT02, which have no attention in Stable Diffusion 1; XL has BASE, IN00
-    to IN08, M00 and OUT00 to OUT08, of which 12 values name those with attention: BASE, IN04, IN05, IN07, IN08, M00 and
-    OUT00 to OUT05. 61 values are CLIP, T5, IN, D00 to D18 (double blocks), S00 to S37 (single blocks) and OUT; 57 are
-    D and S alone. For models like FLUX.1 with other numbers of blocks, a list has as many values as these have.
+    The 26 blocks of a U-Net are BASE (the text encoders), IN00 to IN11, M00 (or MID) and OUT00 to OUT11. 17 values
+    leave out IN00, IN03, IN06, IN09 to IN11 and OUT00 to OUT02, which have no attention in Stable Diffusion 1; XL has
+    BASE, IN00 to IN08, M00 and OUT00 to OUT08, of which 12 values name those with attention: BASE, IN04, IN05, IN07,
+    IN08, M00 and OUT00 to OUT05. 61 values are CLIP, T5, IN, D00 to D18 (double blocks), S00 to S37 (single blocks) and
+    OUT; 57 are D and S alone. For models like FLUX.1 with other numbers of blocks, a list has as many values as these
+    have.
 
     Examples
     --------

@@ -118,6 +118,12 @@ def test_a_span_may_go_from_one_kind_of_blocks_to_the_next():
     assert {blocks_of(list(XL))[module] for module in found} == {("IN", 8), ("M", 0), ("OUT", 0), ("OUT", 1)}
 
 
+@pytest.mark.parametrize("name", ["M00", "M", "MID"])
+def test_names_of_the_middle(name):
+    (module,) = factors_of_blocks({name: 0.5}, list(XL), XL)
+    assert "middle_block" in module
+
+
 @pytest.mark.parametrize("name", ["OUT11", "D03", "IN04-", "out", ""])
 def test_a_block_without_modules_is_refused(name):
     with pytest.raises(ParameterError, match=rf"names '{name}'.*BASE, IN04-IN05, IN07-IN08, M00, OUT00-OUT05"):
