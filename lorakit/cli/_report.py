@@ -46,7 +46,7 @@ def show_run(result: Mapping[str, Any]) -> None:
         [[text(row[key]) for _, key, text in present] for row in rows],
         left=1,
     )
-    if "rank_out" not in rows[0] and len(rows) > 1:  # a merge of several, and no prune of several
+    if "cosine" in rows[0] and "rank_out" not in rows[0] and len(rows) > 1:  # a merge that was made, and no prune
         say(f"\n{_what_is_usual(len(rows))}")
     about = "about " if result["dry_run"] else ""
     scale = result["parameters"].get("scale")
