@@ -38,7 +38,7 @@ class Source:
     path: Path | None = None
     config: Path | None = None
     hub: str | None = None
-    opened: tuple[FileVersion | None, FileVersion | None] = field(default=(None, None), repr=False, compare=False)
+    opened: tuple[FileVersion | None, ...] = field(default=(None, None), repr=False, compare=False)
     read_with: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
 
 

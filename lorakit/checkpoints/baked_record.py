@@ -39,7 +39,8 @@ def make_record(baked: Baked) -> dict[str, Any]:
 
 def _digest(adapter: Any) -> str | None:
     sources = adapter.provenance.sources
-    return file_digest(sources[0].path) if len(sources) == 1 and adapter.provenance.made is None else None
+    alone = len(sources) == 1 and adapter.provenance.made is None
+    return file_digest(sources[0].path, sources[0].opened[0]) if alone else None
 
 
 def headers_digest(checkpoint: Checkpoint) -> str:

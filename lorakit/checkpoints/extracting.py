@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -385,8 +384,10 @@ def _adapter(
 
 
 def _source(checkpoint: Checkpoint) -> Source:
-    path: Path | None = checkpoint.path if isinstance(checkpoint, FileCheckpoint) else None
-    return Source(checkpoint.name if path is None else path.name, path)
+    if not isinstance(checkpoint, FileCheckpoint):
+        return Source(checkpoint.name)
+    version = checkpoint.shards[0].version if len(checkpoint.shards) == 1 else None  # of a single file, which is hashed
+    return Source(checkpoint.path.name, checkpoint.path, opened=(version, None))
 
 
 def _model_name(base: Checkpoint) -> str | None:

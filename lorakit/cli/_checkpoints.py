@@ -92,7 +92,8 @@ def baked_again(
 
 
 def _matched(source: Mapping[str, Any], adapter: Adapter) -> str:
-    same = source["sha256"] is not None and source["sha256"] == file_digest(adapter.provenance.sources[0].path)
+    found = adapter.provenance.sources[0]
+    same = source["sha256"] is not None and source["sha256"] == file_digest(found.path, found.opened[0])
     return "sha256" if same else "order"
 
 

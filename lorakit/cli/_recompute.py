@@ -46,7 +46,8 @@ def match_sources(record: Mapping[str, Any], paths: Sequence[str], given: Sequen
     CannotTell
         If there is none for a source.
     """
-    digests = [file_digest(adapter.provenance.sources[0].path) for adapter in given]
+    files = [adapter.provenance.sources[0] for adapter in given]
+    digests = [file_digest(file.path, file.opened[0]) for file in files]
     wanted = record["sources"]
     left = set(range(len(given)))
     chosen: dict[int, tuple[int, str]] = {}
@@ -72,7 +73,7 @@ def match_sources(record: Mapping[str, Any], paths: Sequence[str], given: Sequen
     matches = []
     for i, source in enumerate(wanted):
         j, by = chosen[i]
-        config = file_digest(given[j].provenance.sources[0].config)
+        config = file_digest(files[j].config, files[j].opened[1])
         known = source["config_sha256"] is not None or config is not None
         matches.append(
             Match(

@@ -143,8 +143,9 @@ def run(
         for row, comparison in zip(rows, compared, strict=True):
             row |= nearness(comparison)
         page.make(adapters, estimator, results, n_jobs=jobs)
-        for result, target, kept in zip(results, outputs, dtypes, strict=True):
-            save_adapter(result, target, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
+        with progress_bar("hashing the sources: MB", quiet=quiet, late=True):
+            for result, target, kept in zip(results, outputs, dtypes, strict=True):
+                save_adapter(result, target, layout=layout, pad_to=pad_to, dtype=kept, overwrite=overwrite)
         page.save()
         sizes = [weights_bytes(target) for target in outputs]
         saving.write(

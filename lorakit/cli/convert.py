@@ -116,6 +116,7 @@ def convert(
     from ._measure import distinct_ranks, finite, source_bytes, weights_bytes
     from ._naming import reading_of, under_names_of
     from ._outputs import check_outputs
+    from ._progress import progress_bar
     from ._report import show_json
 
     started = perf_counter()
@@ -145,7 +146,8 @@ def convert(
     if compact or Path(output).exists() or (reading["base"] and k is None):
         made = in_memory(made, without_padding=compact)
     bytes_in = source_bytes(adapter)
-    save_adapter(made, output, format=target, layout=layout, pad_to=pad_to, dtype=stored, overwrite=overwrite)
+    with progress_bar("hashing IN: MB", quiet=quiet, late=True):
+        save_adapter(made, output, format=target, layout=layout, pad_to=pad_to, dtype=stored, overwrite=overwrite)
     written = load_adapter(output, format=target, modules_to_save=reading.get("modules_to_save", "refuse"))
     found, totals = differences(written, made, dtypes=([stored], [stored, made.dtype]))
     lost = [d.module for d in found if not (d.same or d.unsure)]

@@ -126,7 +126,8 @@ def extract(
             device=device,
         )
     if not dry_run:
-        save_adapter(adapter, output, layout=layout, pad_to=pad_to, overwrite=overwrite)
+        with progress_bar("hashing the checkpoints: MB", quiet=quiet, late=True):
+            save_adapter(adapter, output, layout=layout, pad_to=pad_to, overwrite=overwrite)
         saving.write(
             lambda: _steps(k, patterns, rest, exact, seed),
             [],

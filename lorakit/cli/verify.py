@@ -156,6 +156,10 @@ def _answer(
         "lorakit": record["versions"]["lorakit"],
         "operations": [operation_text(operation) for operation in record["operations"]],
     }
+    matches = []
+    if given is not None:
+        with progress_bar("verify: MB hashed", quiet=False, late=True):
+            matches = match_sources(record, paths, given)
     with (
         progress_bar("verify: modules", quiet=False),
         modules_at_a_time(n_jobs, AdapterSet(given or ()), device=device),
@@ -163,7 +167,6 @@ def _answer(
         if given is None:
             again = extracted_again(record, paths, device=device, n_jobs=n_jobs)
         else:
-            matches = match_sources(record, paths, given)
             report["sources"] = [match.row() for match in matches]
             report["unused"] = [
                 path

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..exceptions import CorruptFileError, UnsupportedCheckpointError
-from .checks import FileStamp, require_unchanged
+from .checks import FileStamp, FileVersion, require_unchanged
 from .safetensors import DTYPE_NAMES, Header, TensorInfo
 
 _DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
@@ -145,6 +145,8 @@ class Shard:
         What stands before the names of its tensors: the component of a pipeline, such as ``unet.``; else nothing.
     index : str or None
         The path of its index, relative like its own; None for a file without one.
+    version : FileVersion or None
+        Which version of the file the header was read from.
     """
 
     path: Path
@@ -153,6 +155,7 @@ class Shard:
     header: Header
     prefix: str = ""
     index: str | None = None
+    version: FileVersion | None = None
 
 
 class FileCheckpoint(Checkpoint):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import stat
 import time
 from contextlib import suppress
@@ -95,6 +96,15 @@ def require_unchanged(path: Path, expected: FileStamp) -> None:
             path=path,
             remedy="call load_adapter again",
         )
+
+
+def require_openable(path: Path) -> None:
+    """Raise OSError in plain words if no file can be opened because too many are: the files are in order."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            raise OSError(error.errno, "too many files are open: raise the limit (ulimit -n)", str(path)) from error
 
 
 def foreign_bytes(path: Path, head: bytes) -> LorakitError | None:

@@ -9,7 +9,7 @@ from reprlib import Repr
 from typing import Any
 
 from ..exceptions import CorruptFileError
-from .checks import stamp
+from .checks import require_openable, stamp
 
 # The largest alpha, rank or scale: far above any that is used in training, and small enough for finite float32 factors.
 MAX_NUMBER = 1e12
@@ -84,6 +84,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
             remedy="copy or download it again",
         ) from error
     except OSError as error:
+        require_openable(path)
         raise CorruptFileError(
             f"cannot be read: {error.strerror}",
             path=path,

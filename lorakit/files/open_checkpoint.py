@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..exceptions import CorruptFileError, UnsafeFileError, UnsupportedCheckpointError
 from .checkpoint import Checkpoint, FileCheckpoint, MemoryCheckpoint, Shard
-from .checks import require_path, stamp
+from .checks import file_version, require_path, stamp
 from .json_text import read_json_object, shown
 from .safetensors import read_header
 
@@ -151,8 +151,8 @@ def _indexed(index: Path, root: Path, prefix: str) -> list[Shard]:
 
 
 def _shard(file: Path, root: Path, prefix: str, index: str | None = None) -> Shard:
-    before = stamp(file)
-    return Shard(file, file.relative_to(root).as_posix(), before, read_header(file), prefix, index)
+    before, version = stamp(file), file_version(file)
+    return Shard(file, file.relative_to(root).as_posix(), before, read_header(file), prefix, index, version)
 
 
 def _config(folder: Path) -> dict[str, Any]:

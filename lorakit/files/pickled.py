@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..exceptions import CorruptFileError, LorakitError, UnsafeFileError, UnsupportedAdapterError
-from .checks import HOW_TO_CONVERT, FileStamp, foreign_bytes, stamp
+from .checks import HOW_TO_CONVERT, FileStamp, FileVersion, file_version, foreign_bytes, require_openable, stamp
 from .json_text import shown
 from .safetensors import FLOAT_NAMES, Header, TensorInfo, wrong_name
 
@@ -55,20 +55,21 @@ def read_pickled_header(path: Path) -> Header:
     UnsupportedAdapterError
         If it holds something else than a dictionary of tensors.
     """
-    tensors = _contents(path, stamp(path))
+    tensors = _contents(path, stamp(path), file_version(path))
     return Header({name: TensorInfo(_dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()}, {})
 
 
 def read_pickled(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tensor]:
     """Return tensors by name, as they are stored. They may share memory with the file: do not change them."""
-    tensors = _contents(path, opened)
+    tensors = _contents(path, opened, file_version(path))
     return [tensors[name] for name in names]
 
 
 # As many files as safetensors keeps open. A mapped file takes no memory; a file from before torch 1.6 is held whole.
 @lru_cache(maxsize=128)
-def _contents(path: Path, opened: FileStamp) -> dict[str, Tensor]:
+def _contents(path: Path, opened: FileStamp, _: FileVersion | None) -> dict[str, Tensor]:
     _check_torch(path)
+    require_openable(path)
     zipped = _check_container(path, opened[0])
     try:
         with warnings.catch_warnings():
@@ -82,6 +83,7 @@ def _contents(path: Path, opened: FileStamp) -> dict[str, Tensor]:
             remedy="get a safetensors file of it instead",
         ) from error
     except Exception as error:  # whatever a broken file makes the unpickler stumble over
+        require_openable(path)
         raise CorruptFileError(
             f"cannot be unpickled ({type(error).__name__}: {_reason(error)})",
             path=path,
@@ -132,6 +134,7 @@ def _check_container(path: Path, size: int) -> bool:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
     except Exception as error:  # zipfile has no one error for what is wrong with a file
+        require_openable(path)
         raise CorruptFileError(
             f"is a broken zip archive ({error})",
             path=path,

@@ -5,7 +5,6 @@ Layout: 8 bytes of header length (little endian), a JSON header ``{name: {dtype,
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import re
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..exceptions import CorruptFileError, OutputError
-from .checks import FileStamp, foreign_bytes, require_unchanged, stamp
+from .checks import FileStamp, FileVersion, file_version, foreign_bytes, require_openable, require_unchanged, stamp
 from .json_text import parse_json, shown
 
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors library
@@ -132,7 +131,7 @@ def read_tensors(path: Path, names: Sequence[str], opened: FileStamp) -> list[Te
         Size and time of the file whose header was checked.
     """
     try:
-        file = _handle(path, opened)
+        file = _handle(path, file_version(path))
         tensors = [file.get_tensor(name) for name in names]
         require_unchanged(path, opened)  # it may have been replaced between the check before and the opening
         return tensors
@@ -146,7 +145,7 @@ def read_rows(path: Path, name: str, index: int, of: int, opened: FileStamp) -> 
     Otherwise as :func:`read_tensors`.
     """
     try:
-        part = _handle(path, opened).get_slice(name)
+        part = _handle(path, file_version(path)).get_slice(name)
         rows = part.get_shape()[0] // of
         tensor: Tensor = part[index * rows : (index + 1) * rows]
         require_unchanged(path, opened)
@@ -165,9 +164,10 @@ def _most_open() -> int:
     return _KEPT_OPEN if limit == resource.RLIM_INFINITY else max(min(limit // 4, _KEPT_OPEN), 1)
 
 
-# safetensors parses the whole header when it opens a file, which takes longer than reading a module of it.
+# safetensors parses the whole header when it opens a file, which takes longer than reading a module of it. Another file
+# of the same size and time is opened anew.
 @lru_cache(maxsize=_most_open())
-def _handle(path: Path, opened: FileStamp) -> Any:
+def _handle(path: Path, _: FileVersion | None) -> Any:
     return safe_open(path, framework="pt", **_BACKEND)
 
 
@@ -178,11 +178,7 @@ def close_files() -> None:
 
 def _unreadable(path: Path, name: str, error: Exception, opened: FileStamp) -> Exception:
     """Return the error to raise instead of safetensors' own, which calls every file that it cannot open missing."""
-    try:
-        path.open("rb").close()
-    except OSError as real:
-        if real.errno in (errno.EMFILE, errno.ENFILE):
-            return OSError(real.errno, "too many files are open: raise the limit (ulimit -n)", str(path))
+    require_openable(path)
     require_unchanged(path, opened)
     return CorruptFileError(f"cannot read {name!r}: {error}", path=path, remedy="copy or download it again")
 

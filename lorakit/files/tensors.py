@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checks import FileStamp
+from .checks import FileStamp, FileVersion, file_version
 from .pickled import is_pickled, read_pickled
 from .safetensors import read_rows, read_tensors
 
 # The B of stacked experts that was read last from each file. The columns of one expert lie far apart, so the whole
 # tensor is read. The modules that are read next are usually its other experts, which would each read it again.
-_last_stack: dict[Path, tuple[FileStamp, str, Tensor]] = {}
+_last_stack: dict[Path, tuple[FileVersion | None, str, Tensor]] = {}
 _MOST_STACKS = 128  # files, as many as are kept open
 
 
@@ -57,11 +57,11 @@ def read_expert(path: Path, names: Sequence[str], index: int, of: int, opened: F
 
 
 def _stack(path: Path, name: str, opened: FileStamp) -> Tensor:
-    known = _last_stack.get(path)
-    if known is not None and known[:2] == (opened, name):
+    known, version = _last_stack.get(path), file_version(path)
+    if known is not None and known[:2] == (version, name):
         return known[2]
     (tensor,) = read_tensors(path, (name,), opened)
     if len(_last_stack) >= _MOST_STACKS:
         _last_stack.clear()
-    _last_stack[path] = (opened, name, tensor)  # two threads may both read it; either tensor is right
+    _last_stack[path] = (version, name, tensor)  # two threads may both read it; either tensor is right
     return tensor

@@ -115,7 +115,7 @@ def load_adapter(
     named = _parts(spoken_path(path))[-1] if name is None else name
     reader = file_reader(location, options, opened.modules)
     said = () if assume_alpha is None else (("assume_alpha", float(assume_alpha)),)
-    source = Source(named, reader.weights, reader.config, hub, reader.versions, said)
+    source = Source(named, reader.weights, reader.config, hub, opened.versions, said)
     provenance = replace(opened.provenance, sources=(source,))
     return Adapter.from_reader(reader, name=named, provenance=provenance)
 

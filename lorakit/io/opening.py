@@ -62,14 +62,16 @@ def open_path(path: Path, options: ReadOptions) -> Opened:
     for _ in range(_TRIES):
         require_path(path)
         before = _identity(path)
+        location = Location(path.absolute(), options.allow_pickle)  # a worker may have another working directory
         try:
-            opened = _open_once(path, options)
+            opened = _open_once(location, options)
         except (LorakitError, OSError):
             if _identity(path) == before:
                 raise
         else:
-            if _identity(path) == before:
-                return opened
+            versions = location.versions([file for file, _ in opened.modules.stamps])
+            if _identity(path) == before and versions is not None:
+                return opened._replace(versions=(*versions, None)[:2])
     raise CorruptFileError(
         "is replaced again and again",
         path=path,
@@ -86,8 +88,7 @@ def _identity(path: Path) -> object:
         return object()  # gone, so not the same
 
 
-def _open_once(path: Path, options: ReadOptions) -> Opened:
-    location = Location(path.absolute(), options.allow_pickle)  # a worker may have another working directory
+def _open_once(location: Location, options: ReadOptions) -> Opened:
     if options.format is not None:
         known = codec(options.format)
         return _open_as(known, location, location.weights(known.about) or location.path, options)

@@ -46,7 +46,7 @@ def place_of(key):
 
 
 def open_toy(location, weights, options):
-    opened, header = stamp(weights), location.header(weights)
+    opened, header = location.stamp(weights), location.header(weights)
     pairs, _ = read_pairs(weights, opened, header.tensors, options, place_of)
     stored = {module: Stored((pair.key_a, pair.key_b), pair.info, 1.0, plain) for module, pair in pairs.items()}
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))

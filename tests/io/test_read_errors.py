@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft_files import pair, write_directory
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from lorakit import load_adapter
 from lorakit.exceptions import CorruptFileError, UnsafeFileError, UnsupportedAdapterError
@@ -230,3 +230,43 @@ def test_more_adapters_than_open_files(write_peft, tmp_path):
     assert run.stdout.startswith("100 [Errno 24] too many files are open: raise the limit (ulimit -n)"), (
         run.stdout + run.stderr
     )
+
+
+FIRST = """
+import resource, sys
+from lorakit import load_adapter
+load_adapter(sys.argv[1], allow_pickle=True)["enc.0.q"]  # imports what is imported late
+adapters = [load_adapter(path, allow_pickle=True) for path in sys.argv[2:]]
+from lorakit.files.pickled import _contents
+_contents.cache_clear()
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+held = []
+try:
+    while True:
+        held.append(open(sys.argv[0]))
+except OSError:
+    pass
+for read in (lambda: adapters[0]["enc.0.q"], lambda: load_adapter(sys.argv[1], allow_pickle=True)):
+    try:
+        read()
+    except OSError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_pickle_or_a_config_when_no_file_can_be_opened(write_peft, tmp_path):
+    pytest.importorskip("resource")
+    (tmp_path / "first.py").write_text(FIRST)
+    paths = [write_peft(folder=f"task{i}") for i in range(2)]
+    for path in paths:
+        torch.save(load_file(path / WEIGHTS), path / "adapter_model.bin")
+        (path / WEIGHTS).unlink()
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(
+        [sys.executable, tmp_path / "first.py", *paths], capture_output=True, text=True, env=env, check=False
+    )
+    said = run.stdout.splitlines()
+    assert len(said) == 2, run.stdout + run.stderr
+    assert all(line.startswith("[Errno 24] ") and "too many" in line.lower() for line in said), said
+    assert "raise the limit (ulimit -n)" in said[0]

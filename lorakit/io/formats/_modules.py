@@ -12,7 +12,7 @@ from torch import Tensor
 from ...adapters import ModuleInfo
 from ...exceptions import CorruptFileError
 from ...factors import LoraFactors, all_finite, promoted_dtype
-from ...files.checks import FileStamp, FileVersion, file_version, require_unchanged
+from ...files.checks import FileStamp, require_unchanged
 from ...files.safetensors import FLOAT_DTYPES, TensorInfo
 from ...files.tensors import read_expert, read_whole
 from ._elsewhere import Elsewhere
@@ -99,15 +99,6 @@ class FileModules:
     def config(self) -> Path | None:
         """The config that was read with the weights, if there is one."""
         return self.stamps[1][0] if len(self.stamps) > 1 else None
-
-    @property
-    def versions(self) -> tuple[FileVersion | None, FileVersion | None]:
-        """Which versions of weights and config were opened; where one has changed since, one that no file has."""
-        versions: list[FileVersion | None] = []
-        for path, opened in self.stamps:
-            found = file_version(path)
-            versions.append(found if found is None or found[:2] == opened else (*opened, 0, 0))
-        return versions[0], versions[1] if len(versions) > 1 else None
 
     def scale(self, module: str) -> float:
         """Return the factor on ``B @ A`` as it is stored: ``lora_alpha / r`` or ``lora_alpha / sqrt(r)``."""

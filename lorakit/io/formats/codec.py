@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...adapters import Adapter, Provenance
+from ...files.checks import FileStamp, FileVersion, file_version, stamp
 from ...files.pickled import is_pickled, read_pickled_header
 from ...files.safetensors import Header, read_header
 from ..names.kohya import hub_name
@@ -85,6 +86,7 @@ class Location:
     path: Path
     allow_pickle: bool = False
     _headers: dict[Path, Header] = field(default_factory=dict, repr=False, compare=False)
+    _versions: dict[Path, FileVersion] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def entries(self) -> tuple[str, ...]:
@@ -105,9 +107,23 @@ class Location:
     def header(self, weights: Path) -> Header:
         """Return the checked header of a file."""
         if weights not in self._headers:
+            self.stamp(weights)
             pickled = self.allow_pickle and is_pickled(weights)
             self._headers[weights] = read_pickled_header(weights) if pickled else read_header(weights)
         return self._headers[weights]
+
+    def stamp(self, path: Path) -> FileStamp:
+        """Return size and time of a file as it was before anything of it was read: ask before reading."""
+        if path not in self._versions:
+            seen = stamp(path)  # refuses what is no regular file
+            self._versions[path] = file_version(path) or (*seen, 0, 0)
+        return self._versions[path][:2]
+
+    def versions(self, paths: Sequence[Path]) -> tuple[FileVersion | None, ...] | None:
+        """Return which versions of files were read; None if any file has changed since."""
+        if any(file_version(path) != version for path, version in self._versions.items()):
+            return None
+        return tuple(map(self._versions.get, paths))
 
 
 class Opened(NamedTuple):
@@ -116,6 +132,7 @@ class Opened(NamedTuple):
     modules: FileModules
     provenance: Provenance
     notes: tuple[str, ...] = ()  # what the user should be warned of, once, in the process that opened it
+    versions: tuple[FileVersion | None, ...] = (None, None)  # of weights and config; the loader fills them in
 
 
 class Codec(NamedTuple):

@@ -20,6 +20,7 @@ from typing import Any
 import numpy
 import torch
 
+from ..._execution import report_done
 from ..._recipes import recipe_text
 from ..._version import __version__
 from ...adapters import Adapter, Made, Source, Step
@@ -32,6 +33,8 @@ from ._record_v1 import upgraded
 
 KEY = "lorakit"
 VERSION = 2  # of the record's own form
+_PIECE, _WATCHED, _MOST_HASHED = 2**22, 2**28, 2**35  # bytes
+_LOOK = 0.2  # seconds between two looks at what a thread hashes
 Record = dict[str, Any]
 
 
@@ -147,11 +150,20 @@ def file_digest(path: Path | None, opened: FileVersion | None = None) -> str | N
     Returns
     -------
     str or None
-        None if there is no such file, or, with a warning, if it is no longer the version that is meant.
+        None if there is no such file, or, with a warning, if it is no longer the version that is meant, or is larger
+        than 32 GiB: to hash it would take longer than what is done with it.
     """
     if path is None or not path.is_file():
         return None
     found = file_version(path)
+    if found is not None and found[0] > _MOST_HASHED:
+        warnings.warn(
+            f"{path}: has {found[0] / 2**30:.0f} GiB, and files above {_MOST_HASHED // 2**30} GiB are not hashed: the "
+            "record of what is made from it names no hash of it",
+            UserWarning,
+            stacklevel=2,
+        )
+        return None
     if found is not None and opened in (None, found):
         digest = _known_digest(path, found)
         if file_version(path) == found:
@@ -172,12 +184,17 @@ def hash_beside(sources: Iterable[Source]) -> None:
     asked for. The thread does not keep a process from ending.
     """
     files = [file for source in sources for file in zip((source.path, source.config), source.opened, strict=True)]
-    waiting = {(path, opened): Future[str]() for path, opened in files if path is not None and opened is not None}
+    waiting = {
+        (path, opened): Future[str]()
+        for path, opened in files
+        if path is not None and opened is not None and opened[0] <= _MOST_HASHED
+    }
     _beside.update(waiting)
     Thread(target=_hash_all, args=(waiting,), name="lorakit-hash", daemon=True).start()
 
 
 _beside: dict[tuple[Path, FileVersion], Future[str]] = {}  # being hashed by a thread
+_hashed: dict[Path, int] = {}  # bytes of large files that are being hashed
 
 
 def _hash_all(waiting: Mapping[tuple[Path, FileVersion], Future[str]]) -> None:
@@ -190,13 +207,30 @@ def _hash_all(waiting: Mapping[tuple[Path, FileVersion], Future[str]]) -> None:
 
 def _known_digest(path: Path, version: FileVersion) -> str:
     beside = _beside.pop((path, version), None)
-    return _digest(path, version) if beside is None else beside.result()
+    if beside is None:
+        return _digest(path, version)
+    while True:
+        try:
+            return beside.result(timeout=_LOOK)
+        except TimeoutError:
+            if beside.done():  # it is the file system's
+                raise
+            if version[0] >= _WATCHED:
+                report_done(_hashed.get(path, 0) // 10**6, version[0] // 10**6)
 
 
 @lru_cache(maxsize=1024)
-def _digest(path: Path, _: FileVersion) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digest(path: Path, version: FileVersion) -> str:
+    digest, done, size = hashlib.sha256(), 0, version[0]
+    with path.open("rb", buffering=0) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+            done += len(piece)
+            if size >= _WATCHED:  # of smaller files nobody waits for the hash
+                _hashed[path] = done
+                report_done(done // 10**6, size // 10**6)
+    _hashed.pop(path, None)
+    return digest.hexdigest()
 
 
 class _History:

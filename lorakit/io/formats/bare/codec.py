@@ -9,7 +9,6 @@ import re
 from pathlib import Path
 
 from ....adapters import Adapter, Provenance
-from ....files.checks import stamp
 from ...names.component import split_component
 from ...names.spelling import Spelling
 from ...names.translate import parts_by_name
@@ -51,7 +50,7 @@ def _module(key: str) -> str | None:
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
-    opened = stamp(weights)
+    opened = location.stamp(weights)
     header = location.header(weights)
     stored, rest = read_kinds(weights, opened, header.tensors, options, _scale)
     pairs, dropped = read_pairs(weights, opened, rest, options, _place, others=bool(stored))

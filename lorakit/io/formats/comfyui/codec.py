@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ....adapters import Adapter, ModuleInfo, Provenance
 from ....exceptions import OutputError
-from ....files.checks import stamp
 from ...names.spelling import Spelling
 from .._factors import left_out
 from .._modules import FileModules, Stored, kinds_of, plain, stored_dtype
@@ -36,7 +35,7 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
-    opened = stamp(weights)
+    opened = location.stamp(weights)
     header = location.header(weights)
     magnitudes, tensors = split_magnitudes(header.tensors, options)
     named = {key: info for key, info in tensors.items() if _PREFIX.match(key)}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ....adapters import Adapter, Provenance
 from ....exceptions import Setting, UnsupportedAdapterError
-from ....files.checks import stamp
 from ....files.safetensors import FLOAT_NAMES, TensorInfo, write_tensors
 from .._factors import left_out
 from .._modules import FileModules, Stored, plain, stored_dtype
@@ -35,7 +34,7 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
-    opened = stamp(weights)
+    opened = location.stamp(weights)
     header = location.header(weights)
     tensors = {key: info for key, info in header.tensors.items() if key != _MARKER}
     whole = {key: info for key, info in tensors.items() if _place(key) is None}

@@ -10,7 +10,6 @@ from typing import Any
 
 from ....adapters import Adapter, Provenance
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
-from ....files.checks import stamp
 from ....files.json_text import parse_json
 from ...names.component import ModuleName, split_component
 from ...names.spelling import Spelling
@@ -48,7 +47,7 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
-    opened = stamp(weights)
+    opened = location.stamp(weights)
     header = location.header(weights)
     magnitudes, tensors = split_magnitudes(header.tensors, options, _module_of)
     pairs, dropped = read_pairs(weights, opened, tensors, options, _place)

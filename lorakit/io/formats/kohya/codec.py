@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from ....adapters import Adapter, Provenance
-from ....files.checks import stamp
 from ....files.safetensors import write_tensors
 from ...names.kohya import SPELLINGS, base_of, two_spellings, version_name
 from ...names.steps import comfyui_to_kohya, diffusers_to_kohya, kohya_to_comfyui, kohya_to_diffusers
@@ -29,7 +28,7 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
-    header, opened = location.header(weights), stamp(weights)
+    header, opened = location.header(weights), location.stamp(weights)
     magnitudes, tensors = split_magnitudes(header.tensors, options)
     stored, dropped = read_modules(weights, opened, tensors, options)
     notes = [*left_out(weights, dropped)]

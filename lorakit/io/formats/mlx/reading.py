@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ....adapters import ModuleInfo, ModuleKind
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
-from ....files.checks import stamp
 from ....files.json_text import is_number, read_json_object, shown
 from ....files.safetensors import TensorInfo
 from .._factors import MOST_MODULES, check_factors, refuse_extra_weights
@@ -47,10 +46,10 @@ def read_mlx(location: Location, weights: Path, options: ReadOptions) -> tuple[F
         If the files are corrupt, unsafe, or hold something that cannot be merged exactly.
     """
     config_path = weights.parent / CONFIG
-    stamps: Stamps = ((weights, stamp(weights)),)
+    stamps: Stamps = ((weights, location.stamp(weights)),)
     config = Config(None, None, None)
     if config_path.exists():
-        stamps += ((config_path, stamp(config_path)),)
+        stamps += ((config_path, location.stamp(config_path)),)
         config = _read_config(config_path, read_json_object(config_path), dora=options.base is not None)
     header = location.header(weights).tensors
     refuse_markers(weights, header)

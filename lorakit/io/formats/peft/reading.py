@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
-from ....files.checks import stamp
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from ..codec import Location, ReadOptions
 from ..dora import rescaled, split_magnitudes
@@ -41,9 +40,9 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
         If the files are corrupt, unsafe, or hold something that cannot be merged exactly.
     """
     config_path = weights.parent / CONFIG
-    stamps: Stamps = ((weights, stamp(weights)),)
+    stamps: Stamps = ((weights, location.stamp(weights)),)
     if config_path.exists():
-        stamps += ((config_path, stamp(config_path)),)
+        stamps += ((config_path, location.stamp(config_path)),)
     header = location.header(weights).tensors
     began = initial_location(weights, options)
     given = _given(options, initial)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from ....adapters import Adapter, ModuleInfo, Provenance
 from ....exceptions import OutputError
-from ....files.checks import stamp
 from ...names.spelling import Spelling
 from .._factors import left_out
 from .._modules import FileModules, Stored, plain, stored_dtype
@@ -29,7 +28,7 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
-    opened = stamp(weights)
+    opened = location.stamp(weights)
     header = location.header(weights)
     pairs, dropped = read_pairs(weights, opened, header.tensors, options, _place)
     stored = {
