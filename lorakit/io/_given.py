@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from ..adapter_set import AdapterSet
-from ..adapters import Adapter
 
 
-def require_adapter(given: Any, function: str) -> None:
+def refuse(given: Any, function: str) -> NoReturn:
     """Refuse what is not an adapter, with the adapter in it that was probably meant.
 
     Parameters
@@ -24,18 +23,16 @@ def require_adapter(given: Any, function: str) -> None:
     Raises
     ------
     TypeError
-        If it is no adapter.
+        In any case.
 
     Examples
     --------
     >>> from lorakit import SVDMerger
-    >>> require_adapter(SVDMerger(), "save_adapter")
+    >>> refuse(SVDMerger(), "save_adapter")
     Traceback (most recent call last):
     ...
     TypeError: save_adapter takes an Adapter, got SVDMerger, which is not fitted; fit it, and pass its merged_
     """
-    if isinstance(given, Adapter):
-        return
     what = f"{function} takes an Adapter, got {type(given).__name__}"
     if hasattr(given, "merged_"):
         raise TypeError(f"{what}; pass its merged_")

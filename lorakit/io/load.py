@@ -222,12 +222,13 @@ def load_adapters(
                 " if these are the same weights under other names",
             ],
         )
-    if same_names:
+    formats = {adapter.provenance.format for adapter in adapters}
+    if same_names and len(formats) > 1:
         alike, said = named_alike(adapters)
         if said is not None:
             adapters = AdapterSet(alike)
+            formats = {adapter.provenance.format for adapter in adapters}
             warnings.warn(said, UserWarning, stacklevel=2)
-    formats = {adapter.provenance.format for adapter in adapters}
     for known in codecs():
         if known.aliases is not None and formats == {known.about.name}:
             _warn_of_aliases(adapters, known.aliases(adapters.module_names))

@@ -13,7 +13,7 @@ from ..adapters import Adapter
 from ..exceptions import LorakitError, OutputError, Setting
 from ..files import atomic as _atomic
 from ..files.safetensors import FLOAT_DTYPES, close_files
-from ._given import require_adapter
+from ._given import refuse
 from .convert import convert_adapter
 from .formats.about import About
 from .formats.codec import Codec, Location, ReadOptions, WriteOptions
@@ -84,7 +84,8 @@ def save_adapter(
     ...     load_adapter(path)
     Adapter('merged', modules=2, rank=4, dtype=float32)
     """
-    require_adapter(adapter, "save_adapter")
+    if not isinstance(adapter, Adapter):
+        refuse(adapter, "save_adapter")
     known = codec(adapter.provenance.format if format is None else format, written=True)
     options = WriteOptions(
         chosen_layout(known.about.name, layout), _dtype(adapter.dtype if dtype is None else dtype), _rank(pad_to)

@@ -44,7 +44,7 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
     if config_path.exists():
         stamps += ((config_path, location.stamp(config_path)),)
     header = location.header(weights).tensors
-    began = initial_location(weights, options)
+    began = None if options.initial is None else initial_location(weights, options)
     given = _given(options, initial)
     config = read_config(config_path, options.assume_alpha, given)
     magnitudes, plain_tensors = split_magnitudes(header, options, _without_prefix) if config.use_dora else ({}, header)
