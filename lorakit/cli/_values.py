@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from .._nearest import nearest
+
 _LARGEST_RANK = 100_000  # above the width of any layer; a factor of that many rows still fits into memory
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 
@@ -127,13 +129,19 @@ def read_number_or_word(ctx: click.Context, param: click.Parameter, given: str |
 
 def read_rank(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
     """Read ``16``, ``0.9``, ``auto``, ``mean:16``, ``size:50MiB`` or ``sv_ratio:10``; the library checks the rest."""
-    if given is None or ":" not in given:
-        return None if given is None else parse_value(given)
+    if given is None:
+        return None
     from .._ranks import RANK_WORDS, rank_of_words
 
     word, _, rest = given.partition(":")
     if word not in RANK_WORDS:
-        return parse_value(given)
+        value = parse_value(given)
+        if isinstance(value, str) and value != "auto":
+            near = nearest(word, ["auto", *RANK_WORDS])
+            forms = ", ".join(f"{known}:N" for known in RANK_WORDS)
+            message = f"{given!r} is no rank{near} Give a number, a share of the energy below 1, auto, {forms}"
+            raise click.BadParameter(message, ctx, param)
+        return value
     amount, _, highest = rest.partition(",max:")
     try:
         return rank_of_words(word, amount, int(highest) if highest else None)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..files.printable import printable
 from ._errors import debug_option, message, say_error
 from ._options import adapters_argument, json_option, reading_options
 from ._streams import say
@@ -99,25 +100,26 @@ def _show(report: Mapping[str, Any]) -> None:
     from ._report import bytes_text, number_text, ranks_text, show_table
 
     rows = report["adapters"]
-    show_table(
-        ("adapter", "format", "kind", "base model", "dtype", "modules", "rank", "scaling", "parameters", "bytes"),
-        [
-            (
-                row["name"],
-                row["format"],
-                ", ".join(row["kinds"]),
-                row["base_model"] or "-",
-                row["dtype"],
-                str(row["modules"]),
-                ranks_text([int(rank) for rank in row["ranks"]]),
-                "/".join(f"{scale:g}" for scale in row["scaling"] or ()) or "-",
-                f"{row['parameters']:,}",
-                bytes_text(row["bytes"]),
-            )
-            for row in rows
-        ],
-        left=5,
-    )
+    words = {
+        "format": [row["format"] for row in rows],
+        "kind": [", ".join(row["kinds"]) for row in rows],
+        "base model": [row["base_model"] or "-" for row in rows],
+        "dtype": [row["dtype"] for row in rows],
+    }
+    # What is the same of all stands once, so that the table fits a terminal of 80 columns.
+    same = {title: cells[0] for title, cells in words.items() if len(set(cells)) == 1}
+    columns = [[row["name"] for row in rows], *(cells for title, cells in words.items() if title not in same)]
+    numbers = {
+        "modules": [str(row["modules"]) for row in rows],
+        "rank": [ranks_text([int(rank) for rank in row["ranks"]]) for row in rows],
+        "scaling": ["/".join(f"{scale:g}" for scale in row["scaling"] or ()) or "-" for row in rows],
+        "parameters": [f"{row['parameters']:,}" for row in rows],
+        "bytes": [bytes_text(row["bytes"]) for row in rows],
+    }
+    titles = ("adapter", *(title for title in words if title not in same), *numbers)
+    show_table(titles, list(zip(*columns, *numbers.values(), strict=True)), left=len(columns))
+    if same:
+        say(f"\n{'All: ' if len(rows) > 1 else ''}{', '.join(printable(f'{title} {same[title]}') for title in same)}.")
     for row in rows:
         if "servers" in row:
             say(f"\n{row['name']}, rank {ranks_text([int(rank) for rank in row['ranks']])}:\n")

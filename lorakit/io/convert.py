@@ -198,7 +198,7 @@ def _way(name: str, source: str, target: str, steps: Mapping[tuple[str, str], St
         adapters=[name],
         expected=f"one of {', '.join(near) or 'none'}",
         remedy=(
-            "if you know the names, give them with adapter.rename_modules and say so with "
+            "if you know the names, rename the modules in Python: adapter.rename_modules(...) and then "
             f"adapter.with_provenance(format={target!r})"
         ),
     )

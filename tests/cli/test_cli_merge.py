@@ -237,7 +237,7 @@ def test_padding_for_servers(lorakit_json, tasks, out):
     [
         (["-k", "mean:x"], "is not mean:N"),
         (["-k", "mean:0.5"], "1 or more"),
-        (["-k", "most"], "'k' parameter"),
+        (["-k", "most"], "'most' is no rank"),
         (["--pad-to", "2", "-k", "5"], "padded to 2"),
     ],
 )

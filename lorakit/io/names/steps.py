@@ -144,8 +144,8 @@ def _refuse(request: Request, module: str, unknown: Sequence[str], other: str) -
         adapters=[request.name],
         expected=(
             f"{request.format} names that it can translate exactly. Keep the adapter as it is (merge "
-            f"it with others of {request.format}), or name its modules with adapter.rename_modules "
-            f"and say so with adapter.with_provenance(format={other!r})"
+            f"it with others of {request.format}), or rename its modules in Python: adapter.rename_modules(...) "
+            f"and then adapter.with_provenance(format={other!r})"
         ),
     )
 
