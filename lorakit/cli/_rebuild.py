@@ -1,4 +1,4 @@
-"""From a recorded operation to the estimator that did it."""
+"""What a record says of how a result was made, and the estimators that did it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,36 @@ from typing import Any
 
 from .._ranks import RankBudget, RankRule
 from .._recipes import RecipeError, from_recipe
+from ..adapters import Adapter
 from ..cluster import MSUKMeans
 from ..discovery import all_estimators
+from ..files.safetensors import read_header
+from ..io.formats.record import read_record
 
 
 class CannotTell(Exception):
     """Something that was recorded cannot be done again."""
+
+
+def record_of(result: Adapter) -> Mapping[str, Any]:
+    """Return what the file of an adapter says of how it was made.
+
+    Raises
+    ------
+    CannotTell
+        If it holds no record, or one that cannot be read or does not reach back to its sources.
+    """
+    path = result.provenance.sources[0].path
+    assert path is not None  # it was read from a file
+    try:
+        record = read_record(read_header(path).metadata) if path.suffix == ".safetensors" else None
+    except ValueError as error:
+        raise CannotTell(str(error)) from error
+    if record is None:
+        raise CannotTell("it holds no record of how it was made: it was not written by lorakit, or not in safetensors")
+    if record["result"] is None:
+        raise CannotTell("a step that made it, or one of its sources, left no record")
+    return record
 
 
 def rebuild(operation: Mapping[str, Any], *, device: str | None, n_jobs: int | None) -> Any:

@@ -12,13 +12,12 @@ import torch
 from .. import Adapter, bake, load_adapter, load_adapters, results_on_disk, save_adapter
 from ..checkpoints.baked_record import baked_record
 from ..exceptions import SourceError
-from ..files.safetensors import read_header
 from ..io.formats._record_form import is_forms
-from ..io.formats.record import file_digest, operation_text, read_record
+from ..io.formats.record import file_digest, operation_text
 from ..io.formats.registry import about
 from ._checkpoints import extracted_again, is_extracted
 from ._conversions import converted
-from ._rebuild import CannotTell
+from ._rebuild import CannotTell, record_of
 from ._recompute import recompute
 from ._search import Search
 from .convert import cut_report, with_error
@@ -105,16 +104,7 @@ def replay(result: Path, search: Search, run: Run) -> Replayed:
 
 
 def _record(result: Adapter) -> Mapping[str, Any]:
-    path = result.provenance.sources[0].path
-    assert path is not None  # it was read from a file
-    try:
-        record = read_record(read_header(path).metadata) if path.suffix == ".safetensors" else None
-    except ValueError as error:
-        raise CannotTell(str(error)) from error
-    if record is None:
-        raise CannotTell("it holds no record of how it was made: it was not written by lorakit, or not in safetensors")
-    if record["result"] is None:
-        raise CannotTell("a step that made it, or one of its sources, left no record")
+    record = record_of(result)
     if not is_forms(record.get("written")) or record["written"][-1] is None:
         raise CannotTell(
             f"lorakit {record['versions']['lorakit']}, which wrote it, did not record all that its bytes depend on; "

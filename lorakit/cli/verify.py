@@ -113,10 +113,10 @@ def _given(
     """Open the sources; None if RESULT is an adapter that was extracted from checkpoints."""
     from ..io.load import load_adapters
     from ._checkpoints import is_extracted
-    from ._rebuild import CannotTell
+    from ._rebuild import CannotTell, record_of
 
     try:
-        if is_extracted(_record(result)):
+        if is_extracted(record_of(result)):
             return None
     except CannotTell:  # said when the sources have been read
         pass
@@ -146,12 +146,12 @@ def _answer(
     from ._jobs import modules_at_a_time
     from ._late import load_late
     from ._progress import progress_bar
-    from ._rebuild import CannotTell
+    from ._rebuild import CannotTell, record_of
 
     load_late()
     from ._recompute import match_sources, recompute
 
-    record = _record(result)
+    record = record_of(result)
     report |= {
         "lorakit": record["versions"]["lorakit"],
         "operations": [operation_text(operation) for operation in record["operations"]],
@@ -217,24 +217,6 @@ def _alike(result: Adapter, again: Adapter) -> tuple[Adapter, Adapter]:
         return named_alike(result, again)
     except UnsupportedAdapterError as error:
         raise CannotTell(f"it names its modules in another way than its sources: {error}") from error
-
-
-def _record(result: Adapter) -> Mapping[str, Any]:
-    from ..files.safetensors import read_header
-    from ..io.formats.record import read_record
-    from ._rebuild import CannotTell
-
-    path = result.provenance.sources[0].path
-    assert path is not None  # it was read from a file
-    try:
-        record = read_record(read_header(path).metadata) if path.suffix == ".safetensors" else None
-    except ValueError as error:
-        raise CannotTell(str(error)) from error
-    if record is None:
-        raise CannotTell("it holds no record of how it was made: it was not written by lorakit, or not in safetensors")
-    if record["result"] is None:
-        raise CannotTell("a step that made it, or one of its sources, left no record")
-    return record
 
 
 def _show(report: Mapping[str, Any]) -> None:
