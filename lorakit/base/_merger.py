@@ -33,6 +33,7 @@ from ._results import (
     Outcome,
     Products,
     error_of_mean,
+    is_nothing,
     norm_of_merged,
     rounding_of,
     warn_of_zeros,
@@ -306,8 +307,7 @@ class BaseMerger(Comparing, AdapterEstimator):
             out = to_output(scaled, dtype, module)
             overlap = overlap and overlap.scaled(scale, rounding_of(scaled, out))
         # what is nothing in the output's dtype is lost as well, unless nothing was asked for
-        # (a row is nearly always enough to see)
-        gone = norm == 0 or (self.scale != 0 and not all(half[:1].any() or half.any() for half in out))
+        gone = norm == 0 or (self.scale != 0 and is_nothing(out))
         nothing = gone and not any(products.given)
         return Outcome(out, learned, norms, gone, nothing, scale, overlap)
 

@@ -38,6 +38,11 @@ class Outcome(NamedTuple):
     overlap: Overlap | None = None  # of ``factors`` and the updates, where they are to be compared
 
 
+def is_nothing(factors: LoraFactors) -> bool:
+    """Whether a factor has nothing but zeros; the first row is nearly always enough to see that it has more."""
+    return not all(factor[:1].any() or factor.any() for factor in factors)
+
+
 class Merge:
     """What a merge at one rank has come to, module by module."""
 
@@ -78,6 +83,8 @@ class Merge:
             scaled = exact.pop(module).scaled(scale)
             stored = to_output(scaled, dtype, module)
             self.results.put(module, stored)
+            if scale and is_nothing(stored) and module not in self.lost and module not in self.untrained:
+                self.lost.append(module)  # too small for the dtype
             self.overlaps += [own.scaled(scale, rounding_of(scaled, stored)) for own in islice(overlaps, 1)]
         self.scales = dict.fromkeys(self.norms, scale)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -272,6 +273,18 @@ def cancelling(adapter: Adapter) -> list[str]:
         if norm and doubt > norm * min(_MOST_OPEN, _MOST_CANCELLING * relative):
             found.append(module)
     return found
+
+
+def warn_of_cancelling(adapter: Adapter) -> None:
+    """Warn of the modules of :func:`cancelling`; all of the adapter is read."""
+    modules = cancelling(adapter)
+    if modules:
+        warnings.warn(
+            f"{adapter.name}: the units of {len(modules)} modules are so large and cancel to so small an update that "
+            f"rounding swamps it, such as in {modules[0]!r}; what it does depends on the program that computes it",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def identical(x: LoraFactors, y: LoraFactors) -> bool:

@@ -110,7 +110,7 @@ def convert(
     from ..io.load import distinct_names, spoken_path
     from ..io.save import chosen_layout
     from ._conversions import in_memory
-    from ._differences import differences
+    from ._differences import differences, warn_of_cancelling
     from ._full_rank import refuse_full_rank
     from ._jobs import modules_at_a_time
     from ._measure import distinct_ranks, finite, source_bytes, weights_bytes
@@ -131,6 +131,7 @@ def convert(
 
         check_adapters(recipe, [adapter])
     refuse_full_rank([adapter], k)
+    warn_of_cancelling(adapter)
     before = adapter.provenance.format
     wanted, target = target, target or before
     check_outputs([Path(output)], [target], overwrite=overwrite)

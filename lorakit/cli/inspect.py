@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -53,6 +52,7 @@ def inspect(
     from .. import AdapterSet, load_adapter
     from ..io.load import distinct_names, spoken_path
     from ..io.servers import check_servers
+    from ._differences import warn_of_cancelling
     from ._inspection import describe, fit_together
     from ._naming import reading_of
     from ._report import show_json
@@ -64,7 +64,7 @@ def inspect(
     for path, name in zip(paths, names or distinct_names([spoken_path(path) for path in paths]), strict=True):
         try:
             adapter = load_adapter(path, name=name, **reading_of(name, reading))
-            _warn_of_cancelling(adapter)  # reads every module, and raises if one is damaged or not finite
+            warn_of_cancelling(adapter)  # reads every module, and raises if one is damaged or not finite
             opened.append(adapter)
         except (ValueError, OSError) as error:
             say_error(error)
@@ -81,19 +81,6 @@ def inspect(
         _show(report)
     if unreadable:
         ctx.exit(2)
-
-
-def _warn_of_cancelling(adapter: Adapter) -> None:
-    from ._differences import cancelling
-
-    modules = cancelling(adapter)
-    if modules:
-        warnings.warn(
-            f"{adapter.name}: the units of {len(modules)} modules are so large and cancel to so small an update that "
-            f"rounding swamps it, such as in {modules[0]!r}; what it does depends on the program that computes it",
-            UserWarning,
-            stacklevel=2,
-        )
 
 
 def _show(report: Mapping[str, Any]) -> None:

@@ -62,6 +62,7 @@ def test_units_that_cancel_excuse_nothing(lorakit_json, lorakit_, merged, tasks,
     assert report["unsure"] is True
     assert lorakit_("diff", fake, merged, code=3).stdout.splitlines()[-1].startswith("Cannot tell: ")
     assert "cancel" in lorakit_("inspect", fake).stderr  # warned of when it is read
+    assert "cancel" in lorakit_("convert", fake, "-o", tmp_path / "converted").stderr
 
 
 def test_identical_factors_are_the_same_however_large(lorakit_json, tasks, tmp_path):

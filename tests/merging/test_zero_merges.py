@@ -80,3 +80,14 @@ def test_what_the_output_cannot_hold_is_lost():
     X = pair(1e-3, 1e-3, dtype=torch.float16)
     with pytest.warns(ZeroMergeWarning, match="is zero in 2 of 2"):
         SVDMerger(scale=1e-14).fit(X)
+
+
+@pytest.mark.parametrize("small", ["all", "layer.1"])
+def test_what_the_output_cannot_hold_under_one_factor_for_the_model_is_lost(small):
+    X = pair(1e-2, 1e-2, dtype=torch.float16)
+    if small != "all":
+        X = [Adapter({m: f.scaled(1e-6 if m == small else 1) for m, f in x.items()}, name=x.name) for x in X]
+    target = 1e-20 if small == "all" else 1e-10
+    merger = SVDMerger(scale="match", scale_scope="model", scale_target=target)
+    with pytest.warns(ZeroMergeWarning, match="is zero in 2 of 2" if small == "all" else r"in 1 of 2 .*'layer\.1'"):
+        merger.fit(X)
