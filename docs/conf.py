@@ -78,6 +78,23 @@ def write_method_table(app):
     target.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def write_option_reference(app):
+    """Write what each command's --help says, for the page of the command line."""
+    from click import Context
+
+    from lorakit.cli import main
+
+    lines = []
+    for name, command in main.commands.items():
+        with Context(command, info_name=f"lorakit {name}", max_content_width=96, terminal_width=96) as ctx:
+            shown = command.get_help(ctx)
+        lines += [f"lorakit {name}", "~" * (len(name) + 8), "", ".. code-block:: text", ""]
+        lines += [f"   {line}".rstrip() for line in shown.splitlines()] + [""]
+    target = Path(app.srcdir) / "generated" / "options.inc"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
 KINDS = ("merger", "pruner", "transformer")
 autosummary_generate = ["api.rst", *(f"_{kind}s.rst" for kind in KINDS)]
 
@@ -119,6 +136,7 @@ def write_family_table(app):
 def setup(app):
     """Called by Sphinx."""
     app.connect("builder-inited", write_method_table)
+    app.connect("builder-inited", write_option_reference)
     app.connect("builder-inited", write_family_table)
     app.connect("builder-inited", write_estimator_lists, priority=400)  # before autosummary, which reads the lists
 

@@ -38,6 +38,18 @@ def test_the_inputs_of_the_main_job_are_there():
         assert (ROOT / path / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
+def test_the_main_job_runs(tmp_path):
+    """As the README has it, but for the environment."""
+    words = readme_commands()[0].partition(".venv/bin/lorakit ")[2].split()
+    words = [str(ROOT / word) if word.startswith("examples/") else word for word in words]
+    done = subprocess.run(
+        [sys.executable, "-m", "lorakit", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "merged" / "adapter_model.safetensors").is_file()
+
+
 def test_files_stay_small():
     long = {
         str(path.relative_to(ROOT)): n
