@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from lorakit.cli import _engine
@@ -50,6 +53,27 @@ def dask_cluster(short_folder):
         while len(loaded(address)) < 2 and time.monotonic() < deadline:
             time.sleep(0.1)
         yield address
+
+
+@pytest.fixture
+def ray_cluster(short_folder, monkeypatch):
+    """A Ray cluster of one node and two cores, which asks for no token: its address, and the folder of its logs."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # of the cluster and of those that join it
+    monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"port": port, "num-cpus": 2, "node-ip-address": "127.0.0.1", "temp-dir": short_folder}
+    words = [f"--{name}={value}" for name, value in options.items()]
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    start = [*ray, "start", "--head", "--include-dashboard=false", "--disable-usage-stats", *words]
+    done = subprocess.run(start, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    yield f"127.0.0.1:{port}", short_folder / "session_latest" / "logs"
+    for process in psutil.process_iter(["cmdline"]):  # of this cluster: `ray stop` would end those of other tests too
+        if any(str(short_folder) in word for word in process.info["cmdline"] or ()):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 class stopped_at_the_end:  # used as a function
@@ -117,6 +141,21 @@ def test_processes_of_this_machine(same, tasks, engine):
 def test_ray_here(same, tasks, short_folder, monkeypatch):
     monkeypatch.setenv("RAY_TMPDIR", str(short_folder))
     same("merge", *tasks, "-k", "6", "-m", "lego", engine=["--engine", "ray", "--jobs", "2"])
+
+
+@pytest.mark.slow
+@NEEDS_RAY
+def test_a_running_ray_cluster(same, tasks, ray_cluster):
+    address, logs = ray_cluster
+
+    def of_the_first_job():  # what workers of the cluster did for the first command that joined it
+        done = re.compile("Actor creation task finished.* actor_id: [0-9a-f]+01000000,")
+        lines = [line for log in logs.glob("python-core-worker-*.log") for line in log.read_text().splitlines()]
+        return list(filter(done.search, lines))
+
+    assert not of_the_first_job()
+    same("merge", *tasks, "-k", "6", "-m", "lego", engine=["--engine", "ray", "--address", address])
+    assert len(of_the_first_job()) == 2  # one worker for each core
 
 
 def test_what_does_not_go_together(lorakit_, tasks, out, monkeypatch):
