@@ -11,8 +11,8 @@ Before a merge: the cosines between the updates of eight adapters, and how much 
 # Cosines
 # -------
 #
-# Two adapters for the same task have much in common, also at different ranks: ``langid`` and ``langid_r16``,
-# ``wn_noun`` and ``wn_noun_r4``. The others have little, and a merge must hold them side by side.
+# Two adapters for the same task have something in common, also at different ranks: ``langid`` and ``langid_r16``,
+# ``wn_noun`` and ``wn_noun_r4``. The others have nearly nothing, and a merge must hold them side by side.
 
 from pathlib import Path
 

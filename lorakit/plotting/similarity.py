@@ -129,7 +129,8 @@ class AdapterSimilarityDisplay(Display):
     def plot(self, ax: Axes | None = None, *, values_format: str = ".2f", **kwargs: Any) -> Self:
         """Draw.
 
-        Colours span the values that occur off the diagonal.
+        Colours go from -1 to 1, or from 0 to 1 for a measure without a sign, whatever values occur: adapters that have
+        nothing in common look alike in every picture. Pass ``vmax`` and ``vmin`` to spread small differences.
 
         Parameters
         ----------
@@ -149,12 +150,11 @@ class AdapterSimilarityDisplay(Display):
         ax = self._start(ax, size=(side + 0.9, side))
         shown = np.ma.masked_invalid(self.matrix)
         shown[np.arange(n), np.arange(n)] = np.ma.masked
-        largest = max(float(np.abs(shown).max()) if shown.count() else 1.0, 1e-12)
         # light to dark where there is one direction; orange to purple around white where there are two
         options: dict[str, Any] = {
             "cmap": "PuOr" if self.signed else "Blues",
-            "vmin": -largest if self.signed else 0,
-            "vmax": largest,
+            "vmin": -1 if self.signed else 0,
+            "vmax": 1,
         } | kwargs
         self.image_ = ax.imshow(shown, **options)
         ax.set_facecolor("#CFCFCF")
@@ -177,6 +177,8 @@ class AdapterSimilarityDisplay(Display):
                         color=_ink(self.image_.cmap(self.image_.norm(shown[i, j]))),
                     )
                 )
+        if n == 1:
+            self.text_.append(ax.text(0, 0, "one adapter:\nnothing to\ncompare it with", ha="center", va="center"))
         ax.figure.colorbar(self.image_, ax=ax, label=self.label, shrink=0.8)
         return self
 

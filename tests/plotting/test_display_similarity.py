@@ -15,8 +15,8 @@ def test_it_shows_the_metric(adapters, drawn):
     shown = display.image_.get_array()
     assert shown.mask.tolist() == np.eye(3, dtype=bool).tolist()  # each adapter is like itself
     assert np.array_equal(shown.data[~shown.mask], display.matrix[~np.eye(3, dtype=bool)])
-    low, high = display.image_.get_clim()
-    assert low == -high == -np.abs(display.matrix - np.eye(3)).max()
+    assert display.image_.get_clim() == (-1, 1)  # a small cosine is pale, whatever else occurs
+    assert drawn(AdapterSimilarityDisplay.from_adapters(adapters, vmin=-0.2, vmax=0.2)).image_.get_clim() == (-0.2, 0.2)
     assert [t.get_text() for t in display.ax_.get_yticklabels()] == list(adapters.names)
     written = {tuple(reversed(t.get_position())): float(t.get_text()) for t in display.text_}
     assert written[0, 1] == pytest.approx(display.matrix[0, 1], abs=0.005)
@@ -26,7 +26,7 @@ def test_it_shows_the_metric(adapters, drawn):
 def test_overlap(adapters, drawn):
     display = drawn(AdapterSimilarityDisplay.from_adapters(adapters, measure="overlap", side="in", values_format=".1f"))
     assert np.array_equal(display.matrix, subspace_overlap(adapters, side="in"))
-    assert display.image_.get_clim()[0] == 0
+    assert display.image_.get_clim() == (0, 1)
     assert "inputs" in display.label
     assert len(display.text_[0].get_text()) == 3
 
@@ -68,3 +68,8 @@ def test_what_is_refused(adapters):
         AdapterSimilarityDisplay.from_adapters(adapters, measure="overlap", side="left")
     with pytest.raises(ValueError, match=r"each of 2 names; got \(3, 3\)"):
         AdapterSimilarityDisplay(np.eye(3), ["a", "b"])
+
+
+def test_one_adapter_says_that_there_is_nothing_to_compare(adapters, drawn):
+    display = drawn(AdapterSimilarityDisplay.from_adapters(adapters[:1]))
+    assert [text.get_text() for text in display.text_] == ["one adapter:\nnothing to\ncompare it with"]
