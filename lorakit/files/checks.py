@@ -17,6 +17,7 @@ FileVersion = tuple[int, int, int, int]  # size, mtime_ns, ctime_ns, inode: no p
 
 _LOOKS = 100  # a hundredth of a second apart, while somebody writes what is missing
 _PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")  # of pickles
 HOW_TO_CONVERT = (
     "a pickle can run code when it is loaded. Convert it where it is trusted: "
     "`safetensors.torch.save_file(torch.load('adapter_model.bin', weights_only=True), 'adapter_model.safetensors')`"
@@ -53,6 +54,11 @@ def require_path(path: Path) -> None:
         near = get_close_matches(path.name, names, n=3) or names[:3]
         hint = f"{folder} has {', '.join(map(repr, near))}" if near else f"{folder} is empty"
     raise FileNotFoundError(f"{path}: does not exist; {hint}")
+
+
+def is_pickled(path: Path) -> bool:
+    """Whether a file is read as a pickle and not as safetensors, by its suffix; its content must then agree."""
+    return path.suffix.lower() in SUFFIXES
 
 
 def stamp(path: Path) -> FileStamp:

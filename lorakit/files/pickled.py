@@ -22,15 +22,9 @@ from .checks import HOW_TO_CONVERT, FileStamp, FileVersion, file_version, foreig
 from .json_text import shown
 from .safetensors import FLOAT_NAMES, Header, TensorInfo, wrong_name
 
-SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Before this version a crafted file gets past weights_only: CVE-2025-32434 (fixed in 2.6), CVE-2026-24747 (in 2.10).
 _SAFE_TORCH = (2, 10)
 _ZIP, _PICKLES = b"PK\x03\x04", (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-
-
-def is_pickled(path: Path) -> bool:
-    """Whether a file is read as a pickle and not as safetensors, by its suffix; its content must then agree."""
-    return path.suffix.lower() in SUFFIXES
 
 
 def read_pickled_header(path: Path) -> Header:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from .checks import FileStamp, FileVersion, file_version
-from .pickled import is_pickled, read_pickled
+from .checks import FileStamp, FileVersion, file_version, is_pickled
+from .pickled import read_pickled
 from .safetensors import read_rows, read_tensors
 
 # The B of stacked experts that was read last from each file. The columns of one expert lie far apart, so the whole

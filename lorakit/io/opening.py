@@ -9,8 +9,7 @@ from typing import Any, NoReturn
 import torch
 
 from ..exceptions import CorruptFileError, LorakitError, Setting, UnsafeFileError, UnsupportedAdapterError
-from ..files.checks import HOW_TO_CONVERT, FileStamp, require_path, require_unchanged, stamp
-from ..files.pickled import SUFFIXES
+from ..files.checks import HOW_TO_CONVERT, SUFFIXES, FileStamp, require_path, require_unchanged, stamp
 from .formats._modules import FileModules, Stamps, Stored
 from .formats._unsupported import refuse_markers
 from .formats.codec import Codec, Location, Opened, ReadOptions

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from lorakit import SVDMerger, load_adapter, load_adapters
 from lorakit.cli import main
 from lorakit.exceptions import CorruptFileError, UnsafeFileError, UnsupportedAdapterError
-from lorakit.files import pickled as _pickled
+from lorakit.files.checks import is_pickled
 
 BIN = "adapter_model.bin"
 
@@ -255,5 +255,5 @@ def test_merged_by_workers_and_by_the_command_line(write_bin, tmp_path):
 
 
 def test_suffixes():
-    assert _pickled.is_pickled(Path("a/x.BIN"))
-    assert not _pickled.is_pickled(Path("a/x.safetensors"))
+    assert is_pickled(Path("a/x.BIN"))
+    assert not is_pickled(Path("a/x.safetensors"))

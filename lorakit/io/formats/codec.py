@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ...adapters import Adapter, Provenance
-from ...files.checks import FileStamp, FileVersion, file_version, stamp
-from ...files.pickled import is_pickled, read_pickled_header
+from ...files.checks import FileStamp, FileVersion, file_version, is_pickled, stamp
+from ...files.pickled import read_pickled_header
 from ...files.safetensors import Header, read_header
 from ..names.kohya import hub_name
 from ..names.spelling import Spelling

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.json_text import MAX_NUMBER, is_number, read_json_object, shown
 from ....files.patterns import Patterns
-from .variants import REFUSED, changed_base, refuse_variants
+from .variants import PLAIN, REFUSED, changed_base, refuse_variants
 
 _EXTRA_WEIGHTS = ("modules_to_save", "trainable_token_indices")
 _READ = """
@@ -134,6 +134,17 @@ class PeftConfig:
         )  # PEFT's rule: the first key in file order wins
         return self.r if key is None else self.rank_pattern[key]
 
+    def check_rank(self, weights: Path, module: str, rank: int) -> None:
+        """Raise CorruptFileError if a module's tensors have another rank than the config gives it."""
+        expected = self.rank(module)
+        if expected is not None and expected != rank:
+            raise CorruptFileError(
+                f"module {module!r} has rank {rank}, {self.path.name} says {expected} (by its r and rank_pattern)",
+                path=weights,
+                module=module,
+                remedy="PEFT cannot load this either, so correct r or rank_pattern, or copy the matching file",
+            )
+
     @cached_property
     def _alpha_keys(self) -> Patterns:
         return Patterns(f"{self.path}: alpha_pattern", self.alpha_pattern)
@@ -209,8 +220,10 @@ def config_of(
             expected=" or ".join(map(repr, types)),
             remedy="other kinds of adapters cannot be merged as factors",
         )
-    refuse_variants(path, fields, given)
-    found = changed_base(fields)
+    found = None
+    if any(fields.get(name) not in plain for name, plain in PLAIN.items()):
+        refuse_variants(path, fields, given)
+        found = changed_base(fields)
     alpha_field = _ALPHA.get(peft_type)
     if alpha_field is not None and fields.get(alpha_field) is None and assume_alpha is None:
         raise UnsupportedAdapterError(

@@ -87,7 +87,7 @@ def read_kinds(
                 raise UnsupportedAdapterError(
                     "has no r, by which PEFT divides alpha", path=config.path, remedy="add the value used in training"
                 )
-        check_rank(path, config, module, divisor)
+        config.check_rank(path, module, divisor)
         divisors[module] = divisor
     if kind is VERA:
         return read_vera(path, found, rest, config, options)
@@ -100,15 +100,3 @@ def _is_cut_away(keys: Mapping[str, str], header: Mapping[str, TensorInfo]) -> b
     """Whether training kept no rank of a module: its tensors are empty, and its update is zero."""
     shapes = [header[key].shape for key in keys.values()]
     return len(shapes) == len(ADALORA.parts) and all(0 in shape for shape in shapes)
-
-
-def check_rank(path: Path, config: PeftConfig, module: str, rank: int) -> None:
-    """Raise CorruptFileError if a module's tensors have another rank than the config gives it."""
-    expected = config.rank(module)
-    if expected is not None and expected != rank:
-        raise CorruptFileError(
-            f"module {module!r} has rank {rank}, {config.path.name} says {expected} (by its r and rank_pattern)",
-            path=path,
-            module=module,
-            remedy="PEFT cannot load this either, so correct r or rank_pattern, or copy the matching file",
-        )

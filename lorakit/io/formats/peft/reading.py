@@ -16,7 +16,7 @@ from .experts import count_targets, find_stacks
 from .extra_weights import FileExtraWeights, carried
 from .initial import before_training, initial_location, less_derived, less_given
 from .keys import PREFIX, Pairs, match_keys
-from .kinds import check_rank, read_kinds
+from .kinds import read_kinds
 
 
 class OpenedPeft(NamedTuple):
@@ -64,7 +64,7 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
             for index in range(stack.experts):
                 stored[f"{module}.{index}"] = Stored(keys, info, stack.scale, plain, expert=(index, stack.experts))
         else:
-            check_rank(weights, config, module, pair.info.rank)
+            config.check_rank(weights, module, pair.info.rank)
             stored[module] = Stored(keys, pair.info, config.scale(module, pair.info.rank), plain)
     if len(stored) != len(others) + sum(stacks[m].experts if m in stacks else 1 for m in pairs.modules):
         raise UnsupportedAdapterError(

@@ -21,6 +21,14 @@ REFUSED = (
     ("lora_bias", "a bias is trained beside B", "train with lora_bias=False"),
     ("layer_replication", "layers of the base model are repeated", "train on the base model as it is"),
 )
+# The fields that name a variant, and the values by which they name none: most configs have nothing else
+_UNSET = (None, False)
+PLAIN = {
+    **{name: _UNSET for name, _, _ in REFUSED},
+    "use_dora": _UNSET,
+    "bias": (None, "none"),
+    "init_lora_weights": (None, False, True, "gaussian"),
+}
 # Inits that take their factors away from the base weights, and the names that people know them by
 _CHANGED_BASE = {"pissa": "PiSSA", "olora": "OLoRA", "corda": "CorDA", "loftq": "LoftQ", "lora_ga": "LoRA-GA"}
 _BY_WEIGHT = ("pissa", "olora")  # a function of the base weight; others draw random numbers or look at data
