@@ -18,6 +18,7 @@ from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
 from ._naming import reading_of
 from ._rebuild import CannotTell
+from ._values import check_named
 
 
 def is_extracted(record: Mapping[str, Any]) -> bool:
@@ -61,6 +62,7 @@ def baked_again(
     digest = headers_digest(checkpoint)
     if digest != base["headers_sha256"]:
         raise CannotTell(f"{paths[0]} is not the base that it was made of: its tensors have other names or shapes")
+    check_named("--initial", reading.get("initial"), [source["name"] for source in adapters])
     given = [
         load_adapter(path, **reading_of(source["name"], {**reading, "base": checkpoint}))
         for path, source in zip(paths[1:], adapters, strict=True)

@@ -14,6 +14,7 @@ import click
 
 from .._nearest import nearest
 from ._options import together
+from ._values import check_named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,11 +141,8 @@ def read_texts(prompts: Sequence[str], names: Sequence[str]) -> tuple[list[str],
         owner, equals, file = prompt.partition("=")
         if not equals:
             owner, file = "", prompt
-        elif owner not in names:
-            raise click.UsageError(
-                f"--prompts {prompt}: there is no adapter {owner!r}{nearest(owner, list(names))} The adapters are "
-                f"{', '.join(names)}."
-            )
+        else:
+            check_named("--prompts", {owner: file}, names)
         try:
             lines = Path(file).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ._options import together
+from ._values import check_named
 
 if TYPE_CHECKING:
     from .. import AdapterSet, ModuleScaler
@@ -37,7 +38,7 @@ def scaler_of(
         from .. import ModuleScaler
 
         names = list(adapters.names)
-        factors = [[_key(pattern, names), value] for pattern, value in rules]
+        factors = [[_key(pattern, names, adapters.module_names), value] for pattern, value in rules]
         return ModuleScaler(factors or None, blocks=_of_adapters(blocks, names))
 
     return scaler
@@ -51,9 +52,11 @@ def _rule(text: str) -> tuple[str, Any]:
     return pattern, numbers[0] if len(numbers) == 1 else numbers
 
 
-def _key(pattern: str, names: list[str]) -> Any:
-    """Split the name of an adapter off a pattern, in which there may be an @ as well."""
+def _key(pattern: str, names: list[str], modules: Iterable[str]) -> Any:
+    """Split the name of an adapter off a pattern, in which there may be an @ as well if a module has one."""
     owner = next((name for name in names if pattern.startswith(f"{name}@")), None)
+    if owner is None and "@" in pattern and not any("@" in module for module in modules):
+        check_named("--module-weights", {pattern.partition("@")[0]: None}, names)
     return pattern if owner is None else [owner, pattern.removeprefix(f"{owner}@")]
 
 

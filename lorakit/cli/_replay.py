@@ -20,6 +20,7 @@ from ._conversions import converted
 from ._rebuild import CannotTell, record_of
 from ._recompute import recompute
 from ._search import Search
+from ._values import check_named
 from .convert import cut_report, with_error
 
 
@@ -139,6 +140,7 @@ def _from_sources(record: Mapping[str, Any], search: Search, reading: Mapping[st
         paths = [_checkpoint(search, source) for source in wanted]
         rows = [{**source, "path": path} for source, path in zip(wanted, paths, strict=True)]
         return 0, rows, extracted_again(record, paths, device=run.device, n_jobs=run.n_jobs)
+    check_named("--initial", reading.get("initial"), [source["name"] for source in wanted])
     paths = [search.adapter(source) for source in wanted]
     adapters = [_opened(path, source, reading) for path, source in zip(paths, wanted, strict=True)]
     with results_on_disk(run.scratch):

@@ -7,11 +7,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-import click
 import torch
 
 from .. import Adapter, AdapterSet, load_adapters, results_on_disk, save_adapter
-from .._nearest import nearest
 from .._version import __version__
 from ..io.formats.record import hash_beside
 from ..io.load import distinct_names, spoken_path
@@ -28,6 +26,7 @@ from ._page_beside import PageBeside
 from ._pipelines import after, for_run, method_of, reported
 from ._progress import progress_bar
 from ._report import show_json, show_run
+from ._values import check_named
 
 if TYPE_CHECKING:
     from ..recipes.recipe import Recipe
@@ -105,7 +104,8 @@ def run(
         check_adapters(recipe, adapters)
         estimator = for_run(recipe.pipeline, **of_run)
         method = method_of(estimator)
-    _check_weights(given.get("weights"), adapters.names)
+    # The estimator takes more names than there are adapters, for cross-validation; here one too many is a typing error.
+    check_named("--weights", given.get("weights"), adapters.names)
     layouts = [chosen_layout(kept, layout) for kept in formats[: len(outputs)]]
     if complete is not None:
         estimator = complete(estimator, adapters)
@@ -219,12 +219,3 @@ def _strengths(estimator: Any, names: Sequence[str]) -> Sequence[float]:
     if isinstance(strengths, Mapping):
         return [strengths[name] for name in names] if set(names) <= set(strengths) else ()
     return () if strengths is None else strengths
-
-
-def _check_weights(weights: Any, names: Sequence[str]) -> None:
-    # The estimator takes more names than there are adapters, for cross-validation; here one too many is a typing error.
-    for name in weights if isinstance(weights, dict) else ():
-        if name not in names:
-            raise click.UsageError(
-                f"--weights names {name!r}{nearest(name, list(names))} The adapters are {', '.join(names)}."
-            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -156,3 +156,28 @@ def read_initial(_: click.Context, __: click.Parameter, values: tuple[str, ...])
     if len(plain) > 1 or (plain and named) or len(named) + len(plain) < len(values):
         raise click.BadParameter("give one path for all adapters, or NAME=PATH once for each of some")
     return plain[0] if plain else named or None
+
+
+def check_named(option: str, given: Any, names: Iterable[str]) -> None:
+    """Refuse what an option gives by the names of adapters, if there is no adapter of a name.
+
+    Parameters
+    ----------
+    option : str
+        The option, for the message.
+    given : mapping of str, or anything else
+        Its value; only the names in a mapping are checked.
+    names : iterable of str
+        Names of the adapters.
+
+    Raises
+    ------
+    click.UsageError
+        Naming the adapter whose name is near, and all of them.
+    """
+    known = list(names)
+    for name in given if isinstance(given, Mapping) else ():
+        if name not in known:
+            raise click.UsageError(
+                f"{option} names {name!r}{nearest(name, known)} The adapters are {', '.join(known)}."
+            )

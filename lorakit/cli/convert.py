@@ -23,6 +23,7 @@ from ._options import (
 )
 from ._recipe import with_recipe
 from ._streams import say
+from ._values import check_named
 
 if TYPE_CHECKING:
     import torch
@@ -123,8 +124,7 @@ def convert(
     if len(names) > 1:
         raise click.UsageError("there is one adapter, so --name can be given once")
     name = names[0] if names else distinct_names([spoken_path(path)])[0]
-    if isinstance(reading["initial"], dict) and set(reading["initial"]) != {name}:
-        raise click.UsageError(f"--initial names {', '.join(reading['initial'])}; the adapter is {name}")
+    check_named("--initial", reading["initial"], [name])
     adapter = load_adapter(path, name=names[0] if names else None, **reading_of(name, reading))
     if recipe is not None:
         from ..recipes.sources import check_adapters

@@ -12,6 +12,7 @@ from ..files.printable import printable
 from ._errors import debug_option, message, say_error
 from ._options import adapters_argument, json_option, reading_options
 from ._streams import say
+from ._values import check_named
 
 if TYPE_CHECKING:
     from .. import Adapter
@@ -61,7 +62,9 @@ def inspect(
         raise click.UsageError(f"--name must be given {len(paths)} times, once for each adapter, and differ")
     opened: list[Adapter] = []
     unreadable = []
-    for path, name in zip(paths, names or distinct_names([spoken_path(path) for path in paths]), strict=True):
+    chosen = names or distinct_names([spoken_path(path) for path in paths])
+    check_named("--initial", reading["initial"], chosen)
+    for path, name in zip(paths, chosen, strict=True):
         try:
             adapter = load_adapter(path, name=name, **reading_of(name, reading))
             warn_of_cancelling(adapter)  # reads every module, and raises if one is damaged or not finite

@@ -11,7 +11,7 @@ import click
 from ._errors import debug_option
 from ._options import adapters_argument, jobs_option, reading_options
 from ._streams import say
-from ._values import FiniteNumber
+from ._values import FiniteNumber, check_named
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,6 +130,7 @@ def unit_map(
         from .. import AdapterSet, LegoMerger
         from ..plotting import MSUMapDisplay
 
+        check_named("--task", tasks, adapters.names)
         given: dict[str, Any] = {"method": method, "tasks": tasks, "random_state": seed, "ax": ax}
         name = adapters.module_names[0] if module is None else module
         if color_by == "task" or name not in adapters.module_names:  # which raises
@@ -157,6 +158,7 @@ def clusters(module: str | None, k: int | None, tasks: Any, seed: int, jobs: int
         from .. import LegoMerger
         from ..plotting import ClusterCompositionDisplay
 
+        check_named("--task", tasks, adapters.names)
         merger = LegoMerger(k=k, random_state=seed, n_jobs=jobs).fit(adapters)
         ClusterCompositionDisplay.from_estimator(merger, adapters, tasks=tasks, ax=ax, module=module)
 

@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from .._base_models import differing_bases
+from .._nearest import nearest
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, Source
 from ..exceptions import IncompatibleAdaptersError, Setting
@@ -197,7 +198,8 @@ def load_adapters(
         raise ValueError(f"same_base must be 'warn' or 'strict', got {same_base!r}")
     began = initial if isinstance(initial, Mapping) else dict.fromkeys(chosen, initial)
     if unknown := [name for name in began if name not in chosen]:
-        raise ValueError(f"initial names {', '.join(map(repr, unknown))}; the adapters are {', '.join(chosen)}")
+        near = nearest(str(unknown[0]), chosen)
+        raise ValueError(f"initial names {', '.join(map(repr, unknown))}{near} The adapters are {', '.join(chosen)}")
     adapters = AdapterSet(
         load_adapter(
             path,

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from .._nearest import nearest
 from .._scaled import scaled_adapter
 from .._sklearn import StrOptions
 from .._validation import check_adapters
@@ -142,7 +143,7 @@ class ModuleScaler(BaseTransformer):
                     raise ParameterError(
                         f"blocks names an adapter {name!r}",
                         expected=f"one of {', '.join(map(repr, X.names))}",
-                        remedy="correct the name",
+                        remedy=f"correct the name{nearest(str(name), X.names).rstrip('.')}",
                     )
 
     def _factors(self, X: AdapterSet, *, used: set[int] | None) -> Iterator[tuple[Adapter, dict[str, float]]]:

@@ -176,7 +176,7 @@ def test_what_is_refused(world):
     cases = [
         (("--heads", heads), "needs the base model and the adapters' heads: --model FOLDER --heads FILE"),
         ((*base, "--heads", heads, "--prompts", "none.txt"), "none.txt cannot be read"),
-        ((*base, "--heads", heads, "--prompts", f"lav={heads}"), "there is no adapter 'lav'; did you mean 'law'?"),
+        ((*base, "--heads", heads, "--prompts", f"lav={heads}"), "--prompts names 'lav'; did you mean 'law'?"),
         (("--model", folder / "nowhere", "--heads", heads), "there is no such folder"),
         (("--model", folder, "--heads", heads), "transformers cannot load it"),
         (("--model", "nothing:load", "--heads", heads), "No module named 'nothing'"),

@@ -163,7 +163,7 @@ def test_a_pissa_alone_says_what_it_needs(lorakit_, pissa, out):
     text = lorakit_("convert", after, "-o", out, "--initial", before, "--initial", before, code=2).output
     assert "give one path for all adapters, or NAME=PATH" in text
     text = lorakit_("convert", after, "-o", out, "--initial", f"law={before}", code=2).output
-    assert "--initial names law; the adapter is after" in text
+    assert "--initial names 'law'. The adapters are after." in text
 
 
 @pytest.fixture

@@ -131,5 +131,5 @@ def test_other_formats_take_none(tmp_path, before):
 
 
 def test_names_of_no_adapter(trained, before):
-    with pytest.raises(ValueError, match="initial names 'other'; the adapters are task"):
+    with pytest.raises(ValueError, match=r"initial names 'other'\. The adapters are task"):
         load_adapters([trained], initial={"other": before})
