@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -81,7 +83,7 @@ def iter_modules(
     from joblib import delayed  # here, as a command that reads one adapter needs none of it
 
     modules = X.module_names
-    done = 0
+    done, said = 0, set[str]()
     streams, parts = _parts(modules)
     talk = verbose if verbose > 1 else 0
     parallel = _parallel(n_jobs=n_jobs, verbose=talk, prefer="threads", return_as="generator" if streams else "list")
@@ -89,9 +91,10 @@ def iter_modules(
     # As a context, Parallel keeps its workers between parts: those of Ray take seconds to start.
     with one_thread(), _drawn(verbose) as tell, nullcontext() if streams else parallel:
         for part in parts:
-            found = parallel(delayed(_run)(task_of(m), X.only(m), m, config) for m in part)
+            found = parallel(delayed(_run)(task_of(m), X.only(m), m, config, os.getpid()) for m in part)
             with closing(found) if streams else nullcontext():
-                for result in found:
+                for result, warned in found:
+                    _warn_again(warned, said)
                     done += 1
                     tell(done, len(modules))
                     yield result
@@ -145,14 +148,33 @@ def _parts(modules: Sequence[str]) -> tuple[bool, list[Sequence[str]]]:
     return False, [modules[i : i + size] for i in range(0, len(modules), size)]
 
 
-def _run(task: Task[Result], X: AdapterSet, module: str, config: dict[str, Any] | None) -> Result:
+def _run(
+    task: Task[Result], X: AdapterSet, module: str, config: dict[str, Any] | None, caller: int
+) -> tuple[Result, list[UserWarning]]:
+    """Return what a task returns, and its warnings if this is another process, whose warnings nobody would see."""
     _keep_freed_memory()
+    elsewhere = os.getpid() != caller
     try:
-        with one_thread(), _configured(config):
-            return task(X, module)
+        with (
+            one_thread(),
+            _configured(config),
+            warnings.catch_warnings(record=True) if elsewhere else nullcontext(()) as found,
+        ):
+            if elsewhere:
+                warnings.simplefilter("always")
+            result = task(X, module)
+            return result, [w.message for w in found if isinstance(w.message, UserWarning)]
     except Exception as error:
         error.add_note(f"in module {module!r} of the adapters {list(X.names)}")
         raise
+
+
+def _warn_again(warned: Sequence[Warning], said: set[str]) -> None:
+    """Warn of what other processes warned of, once."""
+    for warning in warned:
+        if str(warning) not in said:
+            said.add(str(warning))
+            warnings.warn(warning, stacklevel=2)
 
 
 @cache

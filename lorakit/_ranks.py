@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _LARGEST_MEAN = 1e9  # above the width of any layer
+_LARGEST_SIZE = 10**18  # bytes
 _ROUND_OFF = 1e-12  # of comparisons, so that equal singular values count as equal
 Spectrum = NDArray[np.float64]  # singular values, descending
 Rank: TypeAlias = "int | float | Literal['auto'] | RankBudget | RankRule | None"
@@ -64,8 +65,8 @@ class RankBudget:
             self.max_rank is not None and self.max_rank < 1
         ):
             raise ValueError(f"a RankBudget needs mean and max_rank of 1 or more, and a mean below 1e9; got {self}")
-        if self.size is not None and self.n_bytes < 1:
-            raise ValueError(f"a RankBudget needs a size of 1 byte or more; got {self}")
+        if self.size is not None and not 1 <= self.n_bytes <= _LARGEST_SIZE:
+            raise ValueError(f"a RankBudget needs a size of 1 byte or more, and below 1e18; got {self}")
 
     @property
     def n_bytes(self) -> int:
@@ -77,7 +78,7 @@ class RankBudget:
             raise ValueError(
                 f"a size is a number of bytes, or one with a unit ({', '.join(_UNITS)[2:]}); got {self.size!r}"
             )
-        return int(float(found[1]) * _UNITS[found[2]])
+        return int(min(float(found[1]) * _UNITS[found[2]], 2.0 * _LARGEST_SIZE))  # infinity is no int
 
     def __repr__(self) -> str:
         size = "" if self.size is None else f", size={self.size!r}"

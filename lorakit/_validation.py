@@ -134,9 +134,9 @@ def check_weights(
             others = [name for name in weights if name not in names]
             near = f", but {others[0]!r}{nearest(str(others[0]), missing)} It" if others else "; it"
             raise ValueError(f"weights names no weight for the adapters {missing}{near} names {list(weights)}")
-        values = np.array([weights[name] for name in names], dtype=np.float64)
+        values = _numbers([weights[name] for name in names], "weights", len(names))
     else:
-        values = np.asarray(weights, dtype=np.float64)
+        values = _numbers(weights, "weights", len(names))
     if values.shape != (len(names),):
         raise ValueError(f"weights must hold one number for each of {len(names)} adapters; got shape {values.shape}")
     if not np.isfinite(values).all() or not values.any():
@@ -149,6 +149,13 @@ def check_weights(
     # divided by a power of two first, which is exact, because the sum of two weights of 1e308 would overflow
     values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
     return values / np.abs(values).sum()
+
+
+def _numbers(given: ArrayLike, what: str, count: int) -> NDArray[np.float64]:
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:  # a text, a list of lists, a number of 400 digits
+        raise ValueError(f"{what} must hold one number for each of {count} adapters; {error}") from error
 
 
 def check_strengths(strengths: ArrayLike | Mapping[str, float], names: Sequence[str]) -> NDArray[np.float64]:
@@ -172,7 +179,7 @@ def check_strengths(strengths: ArrayLike | Mapping[str, float], names: Sequence[
         if missing:
             raise ValueError(f"strengths names no strength for the adapters {missing}; it names {list(strengths)}")
         strengths = [strengths[name] for name in names]
-    values = np.asarray(strengths, dtype=np.float64)
+    values = _numbers(strengths, "strengths", len(names))
     if values.shape != (len(names),):
         raise ValueError(f"strengths must hold one number for each of {len(names)} adapters; got shape {values.shape}")
     if not np.isfinite(values).all() or not values.any():

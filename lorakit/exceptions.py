@@ -13,6 +13,8 @@
      ├── ParameterError              parameters that contradict one another, or name what is not there
      └── OutputError                 the result cannot be written, or not in this form
     ZeroMergeWarning (UserWarning)   a merge came out as zero
+    CancellingUnitsWarning (UserWarning)
+                                     huge units of an adapter cancel to an update that rounding swamps
 
 Every message says which file and module, what was seen, what was expected and what to do.
 A parameter of an estimator with a wrong value is a plain ``ValueError``, a missing path a ``FileNotFoundError``.
@@ -25,6 +27,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 __all__ = [
+    "CancellingUnitsWarning",
     "CorruptFileError",
     "IncompatibleAdaptersError",
     "InvalidRecipeError",
@@ -212,3 +215,23 @@ class OutputError(LorakitError):
 
 class ZeroMergeWarning(UserWarning):
     """A merged update is zero: the weights cancel, a rule dropped every entry, or no adapter was trained."""
+
+
+class CancellingUnitsWarning(UserWarning):
+    """Units of an adapter are so large, and cancel to so small an update, that rounding swamps it.
+
+    What such an adapter does depends on the program that computes it, and on the dtype in which it is stored.
+
+    Examples
+    --------
+    >>> print(CancellingUnitsWarning.at("law", "in module 'query'"))
+    law: units are so large, and cancel to so small an update, that rounding swamps it, in module 'query'; what ...
+    """
+
+    @classmethod
+    def at(cls, name: str, where: str) -> CancellingUnitsWarning:
+        """Return the warning about an adapter or a file; ``where`` says in which modules."""
+        return cls(
+            f"{name}: units are so large, and cancel to so small an update, that rounding swamps it, {where}; what the "
+            "adapter does depends on the program that computes it"
+        )

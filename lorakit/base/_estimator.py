@@ -19,6 +19,8 @@ from ..linalg import singular_values_of_sum
 from ..provenance import Step
 from ._doc_link import doc_link
 
+_LARGEST = 2**1000  # an int above it may be no float
+
 
 class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     """What mergers and pruners share."""
@@ -87,6 +89,14 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
     def invariances(self) -> frozenset[str]:
         """Changes of factors, updates kept, that leave the result as it is: any of ``lorakit.base.GAUGES``."""
         return frozenset(GAUGES)
+
+    def _validate_params(self) -> None:
+        super()._validate_params()
+        for name, value in self.get_params(deep=False).items():
+            if isinstance(value, Integral) and abs(int(value)) > _LARGEST:
+                raise ValueError(
+                    f"{name} is a whole number of {len(str(abs(int(value))))} digits, which no float holds"
+                )
 
     def _seed(self) -> int:
         return base_seed(getattr(self, "random_state", 0))

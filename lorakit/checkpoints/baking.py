@@ -117,7 +117,12 @@ def _strengths(given: Sequence[float] | Mapping[str, float] | None, adapters: Se
         if unknown or len(set(names)) < len(names):
             raise ValueError(f"strengths names {unknown or 'adapters'}; expected different names: {', '.join(names)}")
         given = [given.get(name, 1.0) for name in names]
-    factors = [float(factor) for factor in given]
+    try:
+        factors = [float(factor) for factor in given]
+    except (TypeError, ValueError, OverflowError) as error:  # a text, or a number of 400 digits
+        raise ValueError(
+            f"strengths must be one finite number for each of {len(adapters)} adapters; {error}"
+        ) from error
     if len(factors) != len(adapters) or not all(map(math.isfinite, factors)):
         raise ValueError(f"strengths must be one finite number for each of {len(adapters)} adapters; got {factors}")
     return factors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from torch import Tensor
@@ -28,6 +30,7 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
+_FOR_PEOPLE = (".md", ".rst", ".png", ".jpg", ".jpeg", ".gif", ".webp")
 _CHUNK = 2**22  # bytes that are copied at a time
 _FICLONE = 0x40049409  # ioctl of Linux: share the blocks of another file until one of the two is written
 
@@ -58,6 +61,29 @@ def write_baked(baked: Baked, output: Path, *, overwrite: bool) -> Path:
             _write_shard(baked, shard, new / shard.relative)
     baked.left_out = tuple(left)
     return output
+
+
+def differing_files(baked: Baked, result: Path) -> list[str]:
+    """Return the files beside the weights that are not as :func:`write_baked` brings them from the base's folder.
+
+    Model cards and the like, which say something to people alone, may be others.
+    """
+    base = baked.base
+    if not isinstance(base, FileCheckpoint) or not base.is_folder or not result.is_dir():
+        return []
+    found = []
+    with TemporaryDirectory(prefix="lorakit-") as scratch:
+        for name in carried_files(base.path, base.shards)[0]:
+            if Path(name).suffix.lower() in _FOR_PEOPLE:
+                continue
+            expected = base.path / name
+            if baked.added and (name == "config.json" or any(shard.index == name for shard in base.shards)):
+                expected = Path(scratch) / name
+                _carry(baked, base.path / name, name, expected)
+            seen = result / name
+            if not seen.is_file() or not filecmp.cmp(seen, expected, shallow=False):
+                found.append(name)
+    return found
 
 
 def check_output(baked: Baked, output: Path, *, overwrite: bool) -> None:

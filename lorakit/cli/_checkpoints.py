@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from .._recipes import from_recipe
 from .._version import __version__
 from ..checkpoints.baked_record import headers_digest
 from ..checkpoints.extracting import RECIPE, Rules
-from ..files.checkpoint import Checkpoint
+from ..checkpoints.writing import differing_files
+from ..files.checkpoint import Checkpoint, FileCheckpoint
 from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
+from ._bounds import check_parameters, check_strengths
 from ._naming import reading_of
 from ._rebuild import CannotTell
 from ._values import check_named
@@ -24,6 +27,19 @@ from ._values import check_named
 def is_extracted(record: Mapping[str, Any]) -> bool:
     """Whether a record is of an adapter that was extracted from a checkpoint, and nothing else was done to it."""
     return [operation.get("class") for operation in record["operations"]] == [RECIPE]
+
+
+def check_extraction(record: Mapping[str, Any]) -> None:
+    """Refuse a record of an extraction from other sources than two, or with endless parameters.
+
+    Raises
+    ------
+    CannotTell
+        If it is one.
+    """
+    if len(record["sources"]) != 2:
+        raise CannotTell(f"its record names {len(record['sources'])} sources of what is extracted from two")
+    check_parameters(record["operations"][0]["params"])
 
 
 def extracted_again(
@@ -38,11 +54,32 @@ def extracted_again(
     """
     if len(paths) != 2:
         raise CannotTell(f"it was extracted from two checkpoints, the tuned one and its base; {len(paths)} are given")
+    check_extraction(record)
     try:
         rules = from_recipe(record["operations"][0], {RECIPE: Rules, "RankBudget": RankBudget, "RankRule": RankRule})
         return extract_adapter(paths[0], paths[1], **vars(rules), device=device, n_jobs=n_jobs)
     except (ValueError, TypeError) as error:  # of the record too: nothing in it is believed
         raise CannotTell(f"it cannot be extracted again from these checkpoints: {error}") from error
+
+
+def extracted_sources(record: Mapping[str, Any], paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Return a row of the report for the tuned model and one for its base; folders are told by their names alone."""
+    rows = []
+    for source, path in zip(record["sources"], paths, strict=True):
+        here = open_checkpoint(path)
+        by = "name" if isinstance(here, FileCheckpoint) and here.path.name == source["name"] else "order"
+        if source["sha256"] is not None and source["sha256"] == file_digest(Path(path)):
+            by = "sha256"
+        rows.append(_row(source["name"], source["sha256"], path, by))
+    return rows
+
+
+def under_recorded_names(again: Adapter, record: Mapping[str, Any], paths: Sequence[str]) -> Adapter:
+    """Return what was extracted again as from a base of the recorded name: a folder may be called otherwise now."""
+    recorded, here = record["sources"][1]["name"], open_checkpoint(paths[1])
+    if isinstance(here, FileCheckpoint) and again.provenance.base_model == here.path.name:
+        return again.with_provenance(base_model=recorded)
+    return again
 
 
 def baked_again(
@@ -56,6 +93,7 @@ def baked_again(
         If the sources are others than those recorded, in number or in kind.
     """
     base, *adapters = record["sources"]
+    check_strengths(record["params"]["strengths"])
     if len(paths) != len(record["sources"]):
         raise CannotTell(f"it was made of a base and {len(adapters)} adapters, in this order; {len(paths)} are given")
     checkpoint = open_checkpoint(paths[0])
@@ -79,17 +117,27 @@ def baked_again(
         raise CannotTell(f"it cannot be made again of these sources: {error}") from error
     result = open_checkpoint(merged)
     different = [name for name in dict.fromkeys([*again, *result]) if not _same(result, again, name)]
-    report |= {"tensors": len(result), "tensors_different": different, "identical": not different}
-    if not different:
-        report["reason"] = f"the same numbers, bit for bit, in all {len(result)} tensors"
+    others = differing_files(again, Path(merged))
+    report |= {
+        "tensors": len(result),
+        "tensors_different": different,
+        "identical": not different,
+        "other_than_made": [f"the file {name!r} is not that of the base" for name in others],
+    }
+    differ = [row["name"] for row in report["sources"] if row["sha256"] is not None and row["matched_by"] == "order"]
+    report["sources_differ"] = differ
+    if not different and not others:
+        named = f"; {', '.join(map(repr, differ))} by other files than the record names"
+        report["reason"] = f"the same numbers, bit for bit, in all {len(result)} tensors{named if differ else ''}"
         return True
     report["reason"] = (
         f"{len(different)} of {len(result)} tensors are not what these sources give, first {different[0]!r}"
+        if different
+        else f"all tensors are what these sources give, and {len(others)} files beside them are not the base's"
     )
-    if record["versions"]["lorakit"] != __version__:
-        raise CannotTell(
-            f"{report['reason']}; it was made by lorakit {record['versions']['lorakit']}, ask that version"
-        )
+    made_by = record["versions"]["lorakit"]
+    if different and made_by != __version__:
+        report["remark"] = f"it says that lorakit {made_by} made it, and this is {__version__}; ask that version too"
     return False
 
 

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from math import frexp, hypot, ldexp, prod, sqrt
+from math import hypot, ldexp, prod, sqrt
 from typing import Any, NamedTuple
 
 import torch
@@ -14,16 +14,9 @@ import torch
 from .. import Adapter, AdapterSet, LoraFactors
 from .._execution import map_modules
 from ..adapters import ModuleInfo
-from ..linalg import frame_of, frobenius_norm
-
-# What is left of a number after it was stored in a dtype, relative to it. The narrow dtypes round once, and that is
-# all; between two ways to the same float32 or float64 numbers lie sums of thousands of terms in another order.
-_ROUNDING = {torch.float64: 2.0**-40, torch.float32: 2.0**-19, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
-# How far rounding may excuse a difference: units that cancel can be at most so many times as large as what is left of
-# them, and what rounding leaves open at most an eighth of the update. Else two huge units that cancel would let any
-# other update pass for the same.
-_MOST_CANCELLING, _MOST_OPEN = 2.0**12, 0.125
-_LARGEST_POWER = 1000  # of two, of which float64 has the inverse too
+from ..exceptions import CancellingUnitsWarning
+from ..linalg import frame_of
+from ..linalg.rounding import MOST_CANCELLING, MOST_OPEN, ROUNDING, exponent_of, units_cancel
 
 
 @dataclass(frozen=True)
@@ -183,7 +176,7 @@ def _coarsest(dtypes: Iterable[torch.dtype]) -> tuple[float, float]:
     """Return the largest relative and the largest absolute rounding error of a number stored in these dtypes."""
     known = list(dtypes)
     smallest = max(torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps for dtype in known)
-    return max(_ROUNDING[dtype] for dtype in known), smallest / 2
+    return max(ROUNDING[dtype] for dtype in known), smallest / 2
 
 
 def _compare(
@@ -199,7 +192,7 @@ def _compare(
 ) -> _Measured:
     """Return the difference at one module."""
     given = X.factors(module)
-    units = [_exponent(factors.A for factors in given), _exponent(factors.B for factors in given)]
+    units = [exponent_of(factors.A for factors in given), exponent_of(factors.B for factors in given)]
     pair = [
         LoraFactors(factors.A.double() * 2.0 ** -units[0], factors.B.double() * 2.0 ** -units[1]) for factors in given
     ]
@@ -219,7 +212,7 @@ def _compare(
         )
         doubt = left_open / largest if largest else 0.0
         coarsest = max(relative for relative, _ in roundings)
-        tolerance = min(doubt, _MOST_OPEN, _MOST_CANCELLING * coarsest)
+        tolerance = min(doubt, MOST_OPEN, MOST_CANCELLING * coarsest)
     exponent = sum(units)
     difference = Difference(
         module,
@@ -232,12 +225,6 @@ def _compare(
         lacking.get(module),
     )
     return _Measured(difference, distance, norms, exponent)
-
-
-def _exponent(factors: Iterable[torch.Tensor]) -> int:
-    """Return the power of two that makes the largest number of some factors about 1, so that nothing overflows."""
-    largest = max(float(half.abs().max()) if half.numel() else 0.0 for half in factors)
-    return max(-_LARGEST_POWER, min(frexp(largest)[1], _LARGEST_POWER))
 
 
 def _scaled(number: float, exponent: int) -> float:
@@ -260,31 +247,14 @@ def _doubt(factors: LoraFactors, relative: float, absolute: float, scale: float,
     return relative * norms + tiny_a * sqrt(a.numel()) * float(b.norm()) + tiny_b * sqrt(b.numel()) * float(a.norm())
 
 
-def cancelling(adapter: Adapter) -> list[str]:
-    """Return the modules whose units cancel to so little that rounding leaves too much of the update open."""
-    relative, absolute = _coarsest([adapter.dtype])
-    found = []
-    for module, factors in adapter.items():
-        units = [_exponent([factors.A]), _exponent([factors.B])]
-        scaled = LoraFactors(factors.A.double() * 2.0 ** -units[0], factors.B.double() * 2.0 ** -units[1])
-        scale = adapter.scale(module)
-        doubt = _doubt(scaled, relative, absolute, 1.0 if scale is None else scale, units)
-        norm = float(frobenius_norm(scaled))
-        if norm and doubt > norm * min(_MOST_OPEN, _MOST_CANCELLING * relative):
-            found.append(module)
-    return found
-
-
 def warn_of_cancelling(adapter: Adapter) -> None:
-    """Warn of the modules of :func:`cancelling`; all of the adapter is read."""
-    modules = cancelling(adapter)
+    """Warn of the modules whose units cancel to so little that rounding swamps it; all of the adapter is read."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CancellingUnitsWarning)  # of reading, which names no module
+        modules = [module for module, factors in adapter.items() if units_cancel(factors, adapter.dtype)]
     if modules:
-        warnings.warn(
-            f"{adapter.name}: the units of {len(modules)} modules are so large and cancel to so small an update that "
-            f"rounding swamps it, such as in {modules[0]!r}; what it does depends on the program that computes it",
-            UserWarning,
-            stacklevel=2,
-        )
+        where = f"in {len(modules)} of {len(adapter)} modules, such as {modules[0]!r}"
+        warnings.warn(CancellingUnitsWarning.at(adapter.name, where), stacklevel=2)
 
 
 def identical(x: LoraFactors, y: LoraFactors) -> bool:

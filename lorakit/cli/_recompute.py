@@ -8,13 +8,9 @@ from typing import Any, NamedTuple
 from .. import Adapter, AdapterSet
 from ..base import BaseTransformer
 from ..io.formats.record import file_digest
+from ._bounds import Work, check_dense, check_parameters
 from ._conversions import converted
 from ._rebuild import CannotTell, rebuild
-
-# A pipeline takes each source once for each of its steps, and hands on no more than it took.
-_MOST_WORK = 64  # times the numbers, and the number, of the sources
-# Parameters that multiply the work of a method, and the most that a record may set
-_MOST_OF = {"n_init": 1_000, "max_iter": 100_000, "n_iter": 10_000, "n_steps": 100_000, "max_steps": 100_000}
 
 
 class Match(NamedTuple):
@@ -100,7 +96,9 @@ def recompute(
         name its inputs as often as it likes.
     """
     estimators = [rebuild(operation, device=device, n_jobs=n_jobs) for operation in record["operations"]]
-    _check_parameters([operation["params"] for operation in record["operations"]])
+    for operation, estimator in zip(record["operations"], estimators, strict=True):
+        check_parameters(operation["params"])
+        check_dense(estimator, sources)
     made: list[AdapterSet] = []
 
     def at(place: Mapping[str, Any]) -> Adapter:
@@ -111,8 +109,10 @@ def recompute(
             raise CannotTell(f"operation {place['operation'] + 1} made {len(outputs)} adapters, not more")
         return outputs[place["output"]]
 
-    work = _Work(sources)
+    work = Work(sources)
     for operation, estimator in zip(record["operations"], estimators, strict=True):
+        for place in operation["inputs"]:
+            work.convert(place.get("conversions", ()))
         X = AdapterSet(
             converted(at(place), place.get("conversions", [])).renamed(place["name"]) for place in operation["inputs"]
         )
@@ -125,29 +125,3 @@ def recompute(
         except (ValueError, TypeError, ImportError) as error:
             raise CannotTell(f"{name} cannot be run again on these sources: {error}") from error
     return at(record["result"])
-
-
-class _Work:
-    """What the operations may still take in, counted in adapters and in their numbers."""
-
-    def __init__(self, sources: Sequence[Adapter]) -> None:
-        self.adapters = _MOST_WORK * (1 + len(sources))
-        self.numbers = _MOST_WORK * sum(adapter.n_parameters for adapter in sources)
-
-    def spend(self, X: AdapterSet) -> None:
-        self.adapters -= len(X)
-        self.numbers -= sum(adapter.n_parameters for adapter in X)
-        if self.adapters < 0 or self.numbers < 0:
-            raise CannotTell(f"its record asks for more than {_MOST_WORK} times the work that its sources are")
-
-
-def _check_parameters(value: Any) -> None:
-    """Refuse parameters that would make a method run for ever, wherever in a recipe they are."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            if name in _MOST_OF and isinstance(item, int | float) and item > _MOST_OF[name]:
-                raise CannotTell(f"its record sets {name} to {item}, and at most {_MOST_OF[name]} is done again")
-            _check_parameters(item)
-    elif isinstance(value, list):
-        for item in value:
-            _check_parameters(item)

@@ -15,7 +15,8 @@ from ..exceptions import SourceError
 from ..io.formats._record_form import is_forms
 from ..io.formats.record import file_digest, operation_text
 from ..io.formats.registry import about
-from ._checkpoints import extracted_again, is_extracted
+from ._bounds import check_padding, check_strengths
+from ._checkpoints import check_extraction, extracted_again, is_extracted
 from ._conversions import converted
 from ._rebuild import CannotTell, record_of
 from ._recompute import recompute
@@ -137,6 +138,7 @@ def _from_sources(record: Mapping[str, Any], search: Search, reading: Mapping[st
         raise CannotTell("an earlier lorakit, which wrote a file on the way, did not record how; give that file")
     wanted = record["sources"]
     if is_extracted(record):
+        check_extraction(record)
         paths = [_checkpoint(search, source) for source in wanted]
         rows = [{**source, "path": path} for source, path in zip(wanted, paths, strict=True)]
         return 0, rows, extracted_again(record, paths, device=run.device, n_jobs=run.n_jobs)
@@ -187,6 +189,7 @@ def _opened(path: str, source: Mapping[str, Any], reading: Mapping[str, Any]) ->
 
 def _written(adapter: Adapter, form: Mapping[str, Any], output: Path, *, overwrite: bool) -> Path:
     made = converted(adapter, form.get("conversions", [])).renamed(form["name"])
+    check_padding(form, made)
     dtype = getattr(torch, form["dtype"], None)
     if not isinstance(dtype, torch.dtype):
         raise CannotTell(f"its record names the dtype {form['dtype']!r}")
@@ -202,6 +205,7 @@ def _written(adapter: Adapter, form: Mapping[str, Any], output: Path, *, overwri
 
 
 def _baked(record: Mapping[str, Any], search: Search, run: Run) -> Replayed:
+    check_strengths(record["params"]["strengths"])
     base, *wanted = record["sources"]
     path = search.checkpoint("the base", headers=base["headers_sha256"])
     rows = [{"config_sha256": None, **source} for source in wanted]

@@ -140,7 +140,7 @@ def _answer(
     from ..factors import dtype_name
     from ..files.safetensors import FLOAT_NAMES
     from ..io.formats.record import operation_text
-    from ._checkpoints import extracted_again
+    from ._checkpoints import extracted_again, extracted_sources, under_recorded_names
     from ._contents import other_than_made
     from ._differences import differences
     from ._jobs import modules_at_a_time
@@ -166,6 +166,8 @@ def _answer(
     ):
         if given is None:
             again = extracted_again(record, paths, device=device, n_jobs=n_jobs)
+            again = under_recorded_names(again, record, paths)
+            report["sources"] = extracted_sources(record, paths)
         else:
             report["sources"] = [match.row() for match in matches]
             report["unused"] = [
@@ -192,8 +194,8 @@ def _answer(
         "modules": len(found),
         "modules_different": sum(not d.same for d in found),
         "differences": [d.row() for d in found if not d.same],
-        "other_than_made": [] if given is None else other_than_made(result, again, dropped=dropped),
-        "sources_differ": [row["name"] for row in report.get("sources", ()) if row["matched_by"] != "sha256"],
+        "other_than_made": other_than_made(result, again, dropped=dropped),
+        "sources_differ": [row["name"] for row in report["sources"] if not _is_recorded(row, given is None)],
     }
     if totals.unsure and not report["other_than_made"]:
         raise CannotTell(
@@ -206,6 +208,11 @@ def _answer(
     if made_by != __version__:
         report["remark"] = f"it says that lorakit {made_by} made it, and this is {__version__}; ask that version too"
     return NO
+
+
+def _is_recorded(row: Mapping[str, Any], is_checkpoint: bool) -> bool:
+    """Whether a source is the recorded one; a checkpoint of several files has a name and no hash."""
+    return row["matched_by"] == ("name" if is_checkpoint and row["sha256"] is None else "sha256")
 
 
 def _alike(result: Adapter, again: Adapter) -> tuple[Adapter, Adapter]:
@@ -247,7 +254,10 @@ def _show(report: Mapping[str, Any]) -> None:
         say(f"Given, and not a source: {', '.join(report['unused'])}\n")
     if report["verdict"] == "no" and "differences" in report:
         show_differences(report["differences"], names=("stored", "made again"))
-        say("\n".join([*([""] if report["differences"] else []), *report["other_than_made"]]))
+        if report["differences"]:
+            say()
+    if report["verdict"] == "no" and report.get("other_than_made"):
+        say("\n".join(report["other_than_made"]))
     remark = f" ({report['remark']})" if report["remark"] else ""
     say(f"{report['verdict']}: {report['reason'] or _finding(report)}{remark}")
 
@@ -260,7 +270,7 @@ def _finding(report: Mapping[str, Any]) -> str:
             return f"the updates of {report['result']} are what these sources give, and what is beside them is not"
         return f"{different} of {count} modules of {report['result']} are not what these sources give"
     differ = report["sources_differ"]
-    others = f"; {', '.join(map(repr, differ))} by other files than the record names, by their hashes" if differ else ""
+    others = f"; {', '.join(map(repr, differ))} by other files than the record names" if differ else ""
     if report["identical"]:
         rounded = f" once rounded to {report['dtype']}" if report["relative_error"] else ""
         return f"the same factors, bit for bit{rounded}, in all {count} modules{others}"

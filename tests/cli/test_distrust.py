@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lorakit import Adapter, LoraFactors, SVDMerger, load_adapter, load_adapters, save_adapter
+from lorakit.exceptions import CancellingUnitsWarning
 from lorakit.files.safetensors import read_header
 from lorakit.io.formats.record import KEY
+from lorakit.linalg.rounding import units_cancel
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -63,6 +66,73 @@ def test_units_that_cancel_excuse_nothing(lorakit_json, lorakit_, merged, tasks,
     assert lorakit_("diff", fake, merged, code=3).stdout.splitlines()[-1].startswith("Cannot tell: ")
     assert "cancel" in lorakit_("inspect", fake).stderr  # warned of when it is read
     assert "cancel" in lorakit_("convert", fake, "-o", tmp_path / "converted").stderr
+
+
+def warned(caught):
+    return [str(w.message) for w in caught if issubclass(w.category, CancellingUnitsWarning)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_units_that_cancel_are_said_when_they_are_read(lorakit_, tasks, tmp_path, dtype):
+    torch.manual_seed(0)
+    size = 1e6 if dtype == torch.float32 else 300.0
+    fake = forged(tmp_path / "fake", load_adapter(tasks[0]), size=size, dtype=dtype)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        adapter = load_adapter(fake)
+        assert not warned(caught)  # nothing of it has been read
+        for module in (*adapter, *adapter):
+            adapter[module]
+        (said,) = warned(caught)  # one for all modules
+        assert said.startswith(f"{fake / WEIGHTS}: units are so large, and cancel to so small an update")
+        caught.clear()
+        SVDMerger(k=4).fit(load_adapters([fake, tasks[1]]))
+        assert len(warned(caught)) == 1
+    out = tmp_path / "out"
+    for command in (
+        ("merge", fake, tasks[1], "-o", out, "-k", 4, "--overwrite"),
+        ("merge", fake, tasks[1], "-o", out, "-k", 4, "--overwrite", "-j", 2),
+        ("prune", fake, "-o", out, "-k", 2, "--overwrite"),
+    ):
+        assert lorakit_(*command).stderr.count("cancel to so small an update") == 1
+    both = lorakit_("inspect", fake, tasks[1]).stderr
+    assert both.count("cancel to so small an update") == 1
+    assert "fake: units" in both
+    assert "in 2 of 2 modules, such as 'layer.0'" in both
+
+
+@pytest.mark.slow
+def test_units_that_cancel_are_said_once_by_all_processes(lorakit_, tasks, tmp_path):
+    torch.manual_seed(0)
+    fake = forged(tmp_path / "fake", load_adapter(tasks[0]), size=1e7)
+    command = ("merge", fake, tasks[1], "-o", tmp_path / "out", "-k", 4, "--engine", "loky", "-j", 2)
+    assert lorakit_(*command).stderr.count("cancel to so small an update") == 1
+
+
+def test_ordinary_units_cancel_nothing():
+    """Also of high rank and rounded to bfloat16, and where the update is zero."""
+    torch.manual_seed(0)
+    a, b = (torch.linalg.qr(torch.randn(600, 512))[0] for _ in range(2))
+    assert not units_cancel((a.mT, b), torch.bfloat16)
+    low = torch.randn(1, 600), torch.randn(500, 1)
+    assert not units_cancel(low, torch.bfloat16)
+    assert not units_cancel((torch.cat([low[0]] * 2), torch.cat([low[1], -low[1]], dim=1)), torch.float32)
+    assert not units_cancel((low[0], torch.zeros(500, 1)), torch.float32)
+    assert not units_cancel((1e30 * low[0], 1e30 * low[1]), torch.float32)
+
+
+@pytest.mark.parametrize("times", [1.0, 1e-15, 1e15])
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 2**4), (torch.float16, 2**7), (torch.float32, 2**12)])
+@pytest.mark.parametrize("shape", [(40, 50), (1, 3)])
+def test_how_far_units_may_cancel(dtype, most, times, shape):
+    """Two opposite units of norm s each, beside one of norm 1 at right angles: ``sqrt(2) s`` to 1."""
+    d_in, d_out = shape
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(d, dtype=torch.float64, generator=generator) for d in (d_in, d_out))
+    for s, cancels in ((0.9 * most / 2**0.5, False), (1.1 * most / 2**0.5, True)):
+        lines = torch.stack([a, a, a]) / a.norm() * times
+        columns = torch.stack([b / s, b, -b], dim=1) / b.norm() * s * times
+        assert units_cancel((lines, columns), dtype) is cancels
 
 
 def test_identical_factors_are_the_same_however_large(lorakit_json, tasks, tmp_path):

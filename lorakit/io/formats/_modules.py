@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -10,11 +11,12 @@ import torch
 from torch import Tensor
 
 from ...adapters import ModuleInfo
-from ...exceptions import CorruptFileError
+from ...exceptions import CancellingUnitsWarning, CorruptFileError
 from ...factors import LoraFactors, all_finite, promoted_dtype
 from ...files.checks import FileStamp, require_unchanged
 from ...files.safetensors import FLOAT_DTYPES, TensorInfo
 from ...files.tensors import read_expert, read_whole
+from ...linalg.rounding import units_cancel
 from ._elsewhere import Elsewhere
 
 Stamps = tuple[tuple[Path, FileStamp], ...]  # of every file that the adapter was made of, the weights first
@@ -84,8 +86,15 @@ class FileModules:
 
     checked = True  # what is not finite is refused by read
 
-    def __init__(self, stamps: Stamps, stored: Mapping[str, Stored], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        stamps: Stamps,
+        stored: Mapping[str, Stored],
+        dtype: torch.dtype,
+        told: set[str] | None = None,
+    ) -> None:
         self.dtype = dtype
+        self._told: set[str] = set() if told is None else told  # what has been warned of; all parts of a file share it
         self.infos: Mapping[str, ModuleInfo] = {module: place.info for module, place in stored.items()}
         self.stamps = stamps
         self.stored = stored
@@ -125,6 +134,11 @@ class FileModules:
             factors = LoraFactors(a.mul_(root), b.mul_(root if place.scale >= 0 else -root))
         if not all(all_finite(factor) for factor in factors):
             self._refuse(module, tensors)
+        if not self._told and units_cancel(factors, self.dtype):
+            self._told.add(module)
+            # names no module, so that the warnings of several processes that read one file are one
+            where = "in at least one module (`lorakit inspect` names them)"
+            warnings.warn(CancellingUnitsWarning.at(str(self.weights), where), stacklevel=2)
         return factors
 
     def svd(self, module: str, k: int | None = None) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -150,7 +164,7 @@ class FileModules:
 
     def only(self, modules: Sequence[str]) -> FileModules:
         """Return a reader of these modules alone."""
-        return FileModules(self.stamps, {m: self.stored[m] for m in modules}, self.dtype)
+        return FileModules(self.stamps, {m: self.stored[m] for m in modules}, self.dtype, self._told)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return FileModules, (self.stamps, self.stored, self.dtype)
