@@ -2,96 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ._html import modules_table
 from ._nearest import nearest
-from .factors import LoraFactors, dtype_name, promoted_dtype
+from .factors import LoraFactors, dtype_name
 from .provenance import ExtraWeights, Made, Provenance, Source, Step, combined
+from .readers import SVD, MemoryReader, ModuleInfo, ModuleKind, ModuleReader, ViewReader, narrowed, read_in, svd_of
 
 __all__ = ["Adapter", "ExtraWeights", "LoraFactors", "Made", "ModuleInfo", "ModuleKind", "ModuleReader", "Provenance",
            "Source", "Step", "made_from"]  # fmt: skip
 
-SVD: TypeAlias = "tuple[torch.Tensor, torch.Tensor, torch.Tensor]"
-
-
-@dataclass(frozen=True)
-class ModuleKind:
-    """What kind of layer a module is, and so how its factors relate to its weight.
-
-    Parameters
-    ----------
-    name : {'linear', 'embedding', 'conv', 'expert'}, default='linear'
-        'embedding': the weight changes by ``(B @ A).T``. 'conv': A is the flattened kernel, (r, in * prod(kernel)).
-        'expert': one matrix of a parameter that holds those of several experts; its number ends the module's name.
-    kernel : tuple of int, default=()
-        Kernel shape of a convolution, empty otherwise.
-    experts : int, default=0
-        How many experts the parameter holds, 0 for the other kinds.
-    parameters : tuple of str, default=()
-        Sorted names of all parameters that are adapted where this one is. Which of them it is follows from the name of
-        the module, and from their order in the base model.
-    """
-
-    name: Literal["linear", "embedding", "conv", "expert"] = "linear"
-    kernel: tuple[int, ...] = ()
-    experts: int = 0
-    parameters: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if self.name == "expert":
-            return f"expert, one of {self.experts} of {' and '.join(self.parameters)}"
-        return " ".join(map(str, (self.name, *self.kernel)))
-
-
-class ModuleInfo(NamedTuple):
-    """What is known of one module without reading its weights.
-
-    Parameters
-    ----------
-    rank : int
-        Number of MSUs.
-    d_in, d_out : int
-        Widths of the module's update.
-    kind : ModuleKind
-        How its factors relate to its weight.
-    """
-
-    rank: int
-    d_in: int
-    d_out: int
-    kind: ModuleKind = ModuleKind()
-
-    @property
-    def n_parameters(self) -> int:
-        """Numbers stored, ``r * (d_in + d_out)``."""
-        return self.rank * (self.d_in + self.d_out)
-
-
-class ModuleReader(Protocol):
-    """What a lazy adapter reads from; ``lorakit.io`` makes one per file. Must pickle by path, not by content.
-
-    A reader may say ``checked = True``: it refuses values that are not finite itself, so that nobody need look again.
-    """
-
-    @property
-    def infos(self) -> Mapping[str, ModuleInfo]:
-        """What is known of each module without reading it."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype in which the factors are stored."""
-        ...
-
-    def read(self, module: str) -> LoraFactors:
-        """Read one module's factors, scaling folded in, float32 or better."""
-        ...
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Adapter(Mapping[str, LoraFactors]):
@@ -178,7 +104,7 @@ class Adapter(Mapping[str, LoraFactors]):
         (U, S, Vh) or None
             Of shapes (d_out, k), (q,) with all singular values, and (k, d_in), in float64. None for other forms.
         """
-        return _svd(self._reader, module, k)
+        return svd_of(self._reader, module, k)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._reader.infos)
@@ -248,7 +174,12 @@ class Adapter(Mapping[str, LoraFactors]):
         Parameters
         ----------
         dtype : torch.dtype
-            A floating-point dtype.
+            float64, float32, bfloat16 or float16.
+
+        Raises
+        ------
+        ValueError
+            If it is another one.
 
         Examples
         --------
@@ -258,7 +189,9 @@ class Adapter(Mapping[str, LoraFactors]):
         >>> adapter.astype(torch.float32)
         Adapter('task0', modules=2, rank=4, dtype=float32)
         """
-        reader = _ViewReader(self._reader, {module: module for module in self}, dtype)
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(map(str, _DTYPES))}, got {dtype!r}")
+        reader = ViewReader(self._reader, {module: module for module in self}, dtype)
         done = (*self.provenance.conversions, {"dtype": dtype_name(dtype)})
         return Adapter.from_reader(reader, name=self.name, provenance=replace(self.provenance, conversions=done))
 
@@ -281,7 +214,7 @@ class Adapter(Mapping[str, LoraFactors]):
         >>> list(adapter.rename_modules(lambda m: m.removeprefix("model.")))
         ['query']
         """
-        reader = _ViewReader(self._reader, {rename(module): module for module in self})
+        reader = ViewReader(self._reader, {rename(module): module for module in self})
         if len(reader.infos) != len(self):
             raise ValueError(f"{self.name}: rename gives one name to several modules")
         return Adapter.from_reader(reader, name=self.name, provenance=self.provenance)
@@ -320,81 +253,3 @@ def made_from(adapters: Iterable[Adapter], operation: str) -> Provenance:
     given = [(adapter.name, adapter.provenance) for adapter in adapters]
     step = Step(operation, tuple((name, p.origin) for name, p in given), None, tuple(p.conversions for _, p in given))
     return combined([p for _, p in given], Made(step))
-
-
-def narrowed(reader: ModuleReader, modules: Sequence[str]) -> ModuleReader:
-    """Return a reader of these modules alone, which pickles without the others."""
-    only: Callable[[Sequence[str]], ModuleReader] | None = getattr(reader, "only", None)
-    return only(modules) if only is not None else _ViewReader(reader, {module: module for module in modules})
-
-
-def read_in(reader: ModuleReader, module: str, dtype: torch.dtype) -> LoraFactors:
-    """Read one module in ``dtype`` or a better one."""
-    asked: Callable[[str, torch.dtype], LoraFactors] | None = getattr(reader, "read_in", None)
-    if asked is not None:
-        return asked(module, dtype)
-    factors = reader.read(module)
-    return factors.to(promoted_dtype((dtype, factors.dtype)))
-
-
-def _svd(reader: ModuleReader, module: str, k: int | None) -> SVD | None:
-    asked: Callable[[str, int | None], SVD | None] | None = getattr(reader, "svd", None)
-    return None if asked is None else asked(module, k)
-
-
-class MemoryReader:
-    """The modules of an adapter that is held in memory."""
-
-    def __init__(
-        self, modules: dict[str, LoraFactors], kinds: Mapping[str, ModuleKind], dtype: torch.dtype | None = None
-    ) -> None:
-        for module, kind in kinds.items():
-            if module not in modules:
-                raise ValueError(f"kinds names a module {module!r} that the adapter lacks")
-            if modules[module].d_in % prod(kind.kernel):
-                raise ValueError(
-                    f"module {module!r}: d_in {modules[module].d_in} is no multiple of the kernel {kind.kernel}; "
-                    "A of a convolution is (r, in_channels * prod(kernel))"
-                )
-        self.modules = modules
-        self.infos = {
-            name: ModuleInfo(f.rank, f.d_in, f.d_out, kinds.get(name, ModuleKind())) for name, f in modules.items()
-        }
-        self.dtype = promoted_dtype(f.dtype for f in modules.values()) if dtype is None else dtype
-
-    def read(self, module: str) -> LoraFactors:
-        return self.modules[module]
-
-    def only(self, modules: Sequence[str]) -> MemoryReader:
-        kinds = {module: self.infos[module].kind for module in modules}
-        return MemoryReader({module: self.modules[module] for module in modules}, kinds, self.dtype)
-
-
-class _ViewReader:
-    """Some of another reader's modules, under names of their own, or in another dtype."""
-
-    def __init__(self, reader: ModuleReader, old_names: dict[str, str], dtype: torch.dtype | None = None) -> None:
-        self.reader = reader
-        self.old_names = old_names
-        self.infos = {new: reader.infos[old] for new, old in old_names.items()}
-        self.dtype = dtype or reader.dtype
-        self._cast = dtype
-        self.narrowed: bool = getattr(reader, "narrowed", False)
-        # a cast to fewer bits can overflow
-        read = promoted_dtype([torch.float32, reader.dtype])
-        self.checked = getattr(reader, "checked", False) and promoted_dtype([read, dtype or read]) == (dtype or read)
-
-    def read(self, module: str) -> LoraFactors:
-        factors = self.reader.read(self.old_names[module])
-        return factors if self._cast is None else factors.to(self._cast)
-
-    def svd(self, module: str, k: int | None = None) -> SVD | None:
-        return _svd(self.reader, self.old_names[module], k)
-
-    def scale(self, module: str) -> float | None:
-        asked: Callable[[str], float | None] | None = getattr(self.reader, "scale", None)
-        return None if asked is None else asked(self.old_names[module])
-
-    def only(self, modules: Sequence[str]) -> _ViewReader:
-        old_names = {new: self.old_names[new] for new in modules}
-        return _ViewReader(narrowed(self.reader, list(old_names.values())), old_names, self._cast)

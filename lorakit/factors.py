@@ -21,6 +21,8 @@ _NO_NUMPY_DTYPE = {torch.bfloat16: torch.int16}  # NumPy knows no bfloat16; its 
 class LoraFactors:
     """The two thin factors of one module's update ``W = B @ A``, scaling already folded in.
 
+    Factors of fp8 become bfloat16, which holds each of their values: torch does not compute in fp8.
+
     Parameters
     ----------
     A : Tensor or ndarray of shape (r, d_in)
@@ -114,13 +116,15 @@ def promoted_dtype(dtypes: Iterable[torch.dtype]) -> torch.dtype:
 
 def all_finite(x: Tensor) -> bool:
     """Whether no value is NaN or infinite; many times faster than looking at each."""
+    if x.dtype.itemsize == 1:  # fp8, in which torch does not add
+        x = x.to(torch.bfloat16)
     # One that is not finite makes the sum so. The converse fails where large values overflow.
     return isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 def _as_tensor(x: object) -> Tensor:
     if isinstance(x, Tensor):
-        return x.detach()
+        return x.detach().to(torch.bfloat16) if x.dtype.itemsize == 1 and x.is_floating_point() else x.detach()
     return torch.from_numpy(np.array(x))  # a copy: the caller's array may change or be read-only
 
 

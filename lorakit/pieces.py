@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .adapters import Adapter, ModuleInfo, ModuleReader, narrowed, read_in
+from .adapters import Adapter, ModuleInfo, ModuleReader
 from .exceptions import IncompatibleAdaptersError, LorakitError
 from .factors import LoraFactors, promoted_dtype
 from .linalg.fused import join_outputs, slice_outputs
+from .readers import narrowed, read_in
 
 __all__ = ["Piece", "join_modules", "put_together", "split_modules"]
 

@@ -14,9 +14,10 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from .adapters import Adapter, MemoryReader, ModuleInfo, ModuleKind, Provenance
+from .adapters import Adapter, ModuleInfo, ModuleKind, Provenance
 from .exceptions import OutputError
 from .factors import LoraFactors, promoted_dtype
+from .readers import MemoryReader
 
 __all__ = ["Results", "results_on_disk"]
 

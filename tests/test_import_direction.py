@@ -22,6 +22,7 @@ ORDER = [
     "linalg",
     "factors",
     "provenance",
+    "readers",
     "adapters",
     "pieces",
     "adapter_set",

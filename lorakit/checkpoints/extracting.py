@@ -14,12 +14,13 @@ import torch
 from .._execution import base_seed, one_thread
 from .._ranks import Rank, RankBudget, RankRule, bytes_of_rank, choose_ranks
 from .._recipes import recipe_of, recipe_text
-from ..adapters import Adapter, Made, MemoryReader, Provenance, Source, Step
+from ..adapters import Adapter, Made, Provenance, Source, Step
 from ..exceptions import IncompatibleAdaptersError, Setting
 from ..factors import promoted_dtype
 from ..files.checkpoint import Checkpoint, FileCheckpoint
 from ..files.open_checkpoint import Base, open_checkpoint
 from ..files.safetensors import FLOAT_DTYPES
+from ..readers import MemoryReader
 from .decomposing import Found, Task, decomposed, energies, every, leading_values
 from .differences import Energy, difference
 from .pairing import NOT_CHOSEN, Alone, Compared, chooser, pair_up

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..exceptions import CorruptFileError, LorakitError, UnsafeFileError, UnsupportedAdapterError
 from .checks import HOW_TO_CONVERT, FileStamp, FileVersion, file_version, foreign_bytes, require_openable, stamp
 from .json_text import shown
-from .safetensors import FLOAT_NAMES, Header, TensorInfo, wrong_name
+from .safetensors import FLOAT_NAMES, FP8_DTYPES, Header, TensorInfo, wrong_name
 
 # Before this version a crafted file gets past weights_only: CVE-2025-32434 (fixed in 2.6), CVE-2026-24747 (in 2.10).
 _SAFE_TORCH = (2, 10)
@@ -192,7 +192,8 @@ def _too_large(path: Path, name: str, tensor: Tensor, size: int) -> LorakitError
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
-    return FLOAT_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+    names = FLOAT_NAMES | {fp8: name for name, fp8 in FP8_DTYPES.items()}
+    return names.get(dtype, str(dtype).removeprefix("torch."))
 
 
 def _reason(error: Exception) -> str:

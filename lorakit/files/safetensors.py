@@ -27,11 +27,14 @@ _MAX_TENSORS, _MAX_NAME, _MAX_AXES = 500_000, 1_000, 64  # far above what any mo
 _KEPT_OPEN = 128  # files
 FLOAT_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 FLOAT_NAMES = {dtype: name for name, dtype in FLOAT_DTYPES.items()}
+FP8_DTYPES = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+# Dtypes in which the tensors of adapters are read. torch does not compute in fp8; bfloat16 holds each of its values.
+READ_DTYPES = FLOAT_DTYPES | dict.fromkeys(FP8_DTYPES, torch.bfloat16)
 DTYPE_NAMES = FLOAT_NAMES | {torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16"}
 DTYPE_NAMES |= {torch.int32: "I32", torch.int64: "I64", torch.complex64: "C64"}
-DTYPE_NAMES |= {torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2"}
+DTYPE_NAMES |= {dtype: name for name, dtype in FP8_DTYPES.items()}
 _BITS = {"BOOL": 8, "I8": 8, "U8": 8, "I16": 16, "U16": 16, "I32": 32, "U32": 32, "I64": 64, "U64": 64}
-_BITS |= {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64}
+_BITS |= {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "C64": 64, "F8_E4M3": 8, "F8_E5M2": 8}
 
 _DTYPE = re.compile(r"[A-Z][A-Z0-9_]{0,19}")  # also those that are to come
 

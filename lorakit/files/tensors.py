@@ -1,15 +1,19 @@
-"""Reading tensors of an opened file by name, from safetensors or a pickle: whole tensors, or the part of one expert."""
+"""Reading tensors of an opened file by name, from safetensors or a pickle: whole tensors, or the part of one expert.
+
+Those of fp8 become bfloat16, which holds each of their values: torch does not compute in fp8.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from .checks import FileStamp, FileVersion, file_version, is_pickled
 from .pickled import read_pickled
-from .safetensors import read_rows, read_tensors
+from .safetensors import FP8_DTYPES, read_rows, read_tensors
 
 # The B of stacked experts that was read last from each file. The columns of one expert lie far apart, so the whole
 # tensor is read. The modules that are read next are usually its other experts, which would each read it again.
@@ -18,7 +22,7 @@ _MOST_STACKS = 128  # files, as many as are kept open
 
 
 def read_whole(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tensor]:
-    """Read tensors by name, as they are stored.
+    """Read tensors by name, as they are stored; those of fp8 as bfloat16.
 
     Parameters
     ----------
@@ -29,7 +33,12 @@ def read_whole(path: Path, names: Sequence[str], opened: FileStamp) -> list[Tens
     opened : FileStamp
         Size and time of the file whose header was checked.
     """
-    return (read_pickled if is_pickled(path) else read_tensors)(path, names, opened)
+    return list(map(widened, (read_pickled if is_pickled(path) else read_tensors)(path, names, opened)))
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a tensor of fp8 as bfloat16, and any other as it is."""
+    return tensor.to(torch.bfloat16) if tensor.dtype in FP8_DTYPES.values() else tensor
 
 
 def read_expert(path: Path, names: Sequence[str], index: int, of: int, opened: FileStamp) -> list[Tensor]:
@@ -46,13 +55,13 @@ def read_expert(path: Path, names: Sequence[str], index: int, of: int, opened: F
         ``of``-th column from ``index`` on. Where the stacks have an axis for the experts, it is the first of both.
     """
     if is_pickled(path):
-        a, b = read_pickled(path, names, opened)
+        a, b = read_whole(path, names, opened)
         rows = a.shape[0] // of
         return [a[index * rows : (index + 1) * rows], b[:, index::of]]
     key_a, key_b = names
-    a = read_rows(path, key_a, index, of, opened)
+    a = widened(read_rows(path, key_a, index, of, opened))
     if a.ndim == 3:
-        return [a[0], read_rows(path, key_b, index, of, opened)[0]]
+        return [a[0], widened(read_rows(path, key_b, index, of, opened)[0])]
     return [a, _stack(path, key_b, opened)[:, index::of]]
 
 
@@ -60,7 +69,7 @@ def _stack(path: Path, name: str, opened: FileStamp) -> Tensor:
     known, version = _last_stack.get(path), file_version(path)
     if known is not None and known[:2] == (version, name):
         return known[2]
-    (tensor,) = read_tensors(path, (name,), opened)
+    (tensor,) = read_whole(path, (name,), opened)
     if len(_last_stack) >= _MOST_STACKS:
         _last_stack.clear()
     _last_stack[path] = (version, name, tensor)  # two threads may both read it; either tensor is right

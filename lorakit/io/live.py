@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from ..adapters import Adapter, MemoryReader, ModuleKind, Provenance, Source
+from ..adapters import Adapter, ModuleKind, Provenance, Source
 from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, Setting, UnsupportedAdapterError
 from ..factors import LoraFactors, promoted_dtype
+from ..files.tensors import widened
+from ..readers import MemoryReader
 from ._live_layers import (
     add_adapter,
     base_of,
@@ -100,9 +102,10 @@ def from_peft(
     wrapper = getattr(lora, "ParamWrapper", ())  # PEFT has it since 0.17
     for path, layer in layers.items():
         a, b, embedding = factors_of(layer, adapter_name, f"{where}: module {path!r}", lora)
+        a, b = (widened(factor.detach()) for factor in (a, b))
         dtypes += (a.dtype, b.dtype)
-        widened = promoted_dtype((torch.float32, a.dtype, b.dtype))
-        a, b = (factor.detach().to("cpu", widened) for factor in (a, b))
+        exact = promoted_dtype((torch.float32, a.dtype, b.dtype))
+        a, b = (factor.to("cpu", exact) for factor in (a, b))
         scale = float(layer.scaling[adapter_name])
         if wrapper and isinstance(layer, wrapper):
             experts: int = layer.num_experts

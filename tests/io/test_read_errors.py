@@ -127,7 +127,7 @@ TENSORS = {
     "zero size": (shaped((2, 0), (3, 2)), CorruptFileError, r"module 'enc.0.q'.*empty, shape \(2, 0\)"),
     "rank 0": (shaped((0, 5), (3, 0)), CorruptFileError, "module 'enc.0.q'.*empty"),
     "int": (shaped((2, 5), (3, 2), torch.int8), UnsupportedAdapterError, "module 'enc.0.q'.*stored as I8.*dequantize"),
-    "fp8": (shaped((2, 5), (3, 2), torch.float8_e4m3fn), UnsupportedAdapterError, "stored as F8_E4M3"),
+    "scaled fp8": ({**shaped((2, 5), (3, 2), torch.float8_e4m3fn), f"{P}.lora_A.weight_scale": torch.ones(2)}, UnsupportedAdapterError, "weight_scale' belongs to quantized weights.*dequantize"),
     "none": ({}, UnsupportedAdapterError, r"no LoRA factors: its first keys are \[\]"),
     "a model": ({f"h.{i}.weight": torch.ones(1) for i in range(5)}, UnsupportedAdapterError, r"\['h.0.weight', 'h.1.weight', 'h.2.weight'\]"),
     "dora": ({**BARE, f"{P}.lora_magnitude_vector": torch.ones(3)}, UnsupportedAdapterError, "DoRA.*plain LoRA"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...adapters import ModuleInfo, ModuleKind
 from ...exceptions import CorruptFileError, Setting, UnsupportedAdapterError
-from ...files.safetensors import FLOAT_DTYPES, TensorInfo
+from ...files.safetensors import READ_DTYPES, TensorInfo
 
 # Experts become modules, which take memory, while a file needs a few bytes for one; real models have tens of thousands.
 MOST_MODULES = 500_000
@@ -18,11 +18,11 @@ def check_factors(where: str, keys: Sequence[str], header: Mapping[str, TensorIn
     """Refuse factors that are not floating-point numbers or are empty; the message names ``where``."""
     for key in keys:
         dtype, shape = header[key]
-        if dtype not in FLOAT_DTYPES:
+        if dtype not in READ_DTYPES:
             raise UnsupportedAdapterError(
                 f"{key!r} is stored as {dtype}",
                 path=where,
-                expected=f"one of {', '.join(FLOAT_DTYPES)}",
+                expected=f"one of {', '.join(READ_DTYPES)}",
                 remedy="convert it to floating point (dequantize it) first",
             )
         if 0 in shape:

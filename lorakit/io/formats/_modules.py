@@ -14,7 +14,7 @@ from ...adapters import ModuleInfo
 from ...exceptions import CancellingUnitsWarning, CorruptFileError
 from ...factors import LoraFactors, all_finite, promoted_dtype
 from ...files.checks import FileStamp, require_unchanged
-from ...files.safetensors import FLOAT_DTYPES, TensorInfo
+from ...files.safetensors import FP8_DTYPES, READ_DTYPES, TensorInfo
 from ...files.tensors import read_expert, read_whole
 from ...linalg.rounding import units_cancel
 from ._elsewhere import Elsewhere
@@ -199,5 +199,9 @@ def kinds_of(stored: Mapping[str, Stored]) -> tuple[str, ...]:
 
 
 def stored_dtype(header: Mapping[str, TensorInfo], stored: Mapping[str, Stored]) -> torch.dtype:
-    """Return the smallest dtype that holds all factors as they are stored."""
-    return promoted_dtype(FLOAT_DTYPES[header[key].dtype] for place in stored.values() for key in place.keys)
+    """Return the smallest dtype that holds all factors as they are stored, and in which torch computes.
+
+    That is bfloat16 if all of them are fp8; every other dtype holds the values of fp8.
+    """
+    names = {header[key].dtype for place in stored.values() for key in place.keys}
+    return promoted_dtype(READ_DTYPES[name] for name in (sorted(names - set(FP8_DTYPES)) or names))

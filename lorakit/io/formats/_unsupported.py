@@ -42,6 +42,12 @@ _KINDS = (
         _TRAIN_PLAIN,
         ends="lora_A.bias lora_B.bias lora_down.bias lora_up.bias",
     ),
+    _Kind(
+        "scaled_fp8",
+        "quantized weights, which stand for their numbers times a scale of their own",
+        "convert the file to floating point (dequantize it) first",
+        ends="scale_weight weight_scale weight_scale_inv scale_input input_scale",
+    ),
     _Kind("reshape_weight", "a LoRA that also enlarges the base weight", _TRAIN_PLAIN),
     _Kind("hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2", f"LoHa, {_WHERE_READ}"),
     _Kind("lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t1 lokr_t2", f"LoKr, {_WHERE_READ}"),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ....exceptions import CorruptFileError, UnsupportedAdapterError
 from ....files.checks import FileStamp
-from ....files.safetensors import FLOAT_DTYPES, TensorInfo
+from ....files.safetensors import READ_DTYPES, TensorInfo
 from .._modules import Stored, plain
 from .._pairs import Place, read_pairs
 from ..codec import ReadOptions
@@ -137,11 +137,11 @@ def _folded_down(path: Path, module: str, header: Mapping[str, TensorInfo], key:
             path=where,
             remedy="the file is incomplete, save or download it again",
         )
-    if mid.dtype not in FLOAT_DTYPES:
+    if mid.dtype not in READ_DTYPES:
         raise UnsupportedAdapterError(
             f"{key!r} is stored as {mid.dtype}",
             path=where,
-            expected=f"one of {', '.join(FLOAT_DTYPES)}",
+            expected=f"one of {', '.join(READ_DTYPES)}",
             remedy="convert it to floating point (dequantize it) first",
         )
     inner = (up.shape[1:2], down.shape[:1])

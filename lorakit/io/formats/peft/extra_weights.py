@@ -13,7 +13,7 @@ from torch import Tensor
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....factors import all_finite
 from ....files.checks import FileStamp, require_unchanged
-from ....files.safetensors import FLOAT_DTYPES, TensorInfo
+from ....files.safetensors import READ_DTYPES, TensorInfo
 from ....files.tensors import read_whole
 from .keys import PREFIX
 
@@ -53,10 +53,10 @@ class FileExtraWeights:
     def info(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
         """Return the dtype and shape of one tensor."""
         _, info = self._place(name)
-        return FLOAT_DTYPES[info.dtype], info.shape
+        return READ_DTYPES[info.dtype], info.shape
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor, as it is stored."""
+        """Read one tensor, as it is stored; one of fp8 as bfloat16."""
         opened = self.size, self.mtime_ns
         require_unchanged(self.path, opened)
         key, _ = self._place(name)
@@ -118,11 +118,11 @@ def carried(
         If one is no floating-point tensor, or the config speaks of weights that the file does not hold.
     """
     for key, info in infos.items():
-        if info.dtype not in FLOAT_DTYPES:
+        if info.dtype not in READ_DTYPES:
             raise UnsupportedAdapterError(
                 f"{key!r} is stored as {info.dtype}",
                 path=path,
-                expected=f"one of {', '.join(FLOAT_DTYPES)} for weights that are carried along",
+                expected=f"one of {', '.join(READ_DTYPES)} for weights that are carried along",
                 remedy=[Setting("modules_to_save", "drop"), " to leave them out"],
             )
     if settings and not infos:
