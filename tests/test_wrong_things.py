@@ -63,3 +63,12 @@ def test_names_that_are_not_there():
 def test_a_gpu_that_is_not_there():
     with pytest.raises(ParameterError, match=r"device 'cuda' cannot be used: .*leave `device` out"):
         SVDMerger(device="cuda").fit(X)
+
+
+@pytest.mark.parametrize("estimator", [SVDMerger(k=2), SVDPruner(k=2)])
+def test_an_iterator_is_no_wrong_thing(estimator):
+    adapters = make_adapters(ranks=(4, 8), random_state=0)
+    of_iterator = estimator.fit_transform(adapter for adapter in adapters)
+    assert [dict(adapter.infos) for adapter in of_iterator] == [
+        dict(adapter.infos) for adapter in estimator.fit_transform(adapters)
+    ]

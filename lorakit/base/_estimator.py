@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABCMeta
+from collections.abc import Iterable, Iterator
 from numbers import Integral
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
@@ -18,6 +19,9 @@ from ..adapter_set import AdapterSet
 from ..linalg import singular_values_of_sum
 from ..provenance import Step
 from ._doc_link import doc_link
+
+if TYPE_CHECKING:
+    from ..adapters import Adapter
 
 _LARGEST = 2**1000  # an int above it may be no float
 
@@ -74,6 +78,27 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
                 "for the steps of a pipeline that give arrays; set it on those alone"
             )
         return self
+
+    def fit_transform(self, X: AdapterSet | Iterable[Adapter], y: object = None, **fit_params: Any) -> AdapterSet:
+        """Fit to adapters and return what comes of them.
+
+        Parameters
+        ----------
+        X : AdapterSet or iterable of Adapter
+            The adapters.
+        y : ignored
+            Here for pipelines.
+        **fit_params : dict
+            Passed on to ``fit``.
+
+        Returns
+        -------
+        AdapterSet
+            What ``fit(X, y, **fit_params).transform(X)`` returns.
+        """
+        held = AdapterSet(X) if isinstance(X, Iterator) else X  # fit and transform both go through it
+        result: AdapterSet = super().fit_transform(held, y, **fit_params)
+        return result
 
     def _get_doc_link(self) -> str:  # scikit-learn's HTML display asks for it
         return doc_link(type(self))

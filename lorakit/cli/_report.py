@@ -60,6 +60,8 @@ def show_run(result: Mapping[str, Any]) -> None:
     say(f"{end} {result['output']} ({result['dtype']}, {result['layout']})")
     if result["report"] is not None:
         say(f"{end} {result['report']}")
+    if result["python"] is not None:
+        say(f"in Python: {result['python']}")
 
 
 def _what_is_usual(count: int) -> str:

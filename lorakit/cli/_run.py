@@ -23,7 +23,7 @@ from ._full_rank import refuse_full_rank
 from ._measure import distinct_ranks, nearness, source_bytes, weights_bytes, written_bytes
 from ._outputs import check_outputs, distinct_stems, existing_parent, one_output_each
 from ._page_beside import PageBeside
-from ._pipelines import after, for_run, method_of, reported
+from ._pipelines import after, for_run, in_python, method_of, reported
 from ._progress import progress_bar
 from ._report import show_json, show_run
 from ._values import check_named
@@ -171,6 +171,7 @@ def run(
         "dry_run": dry_run,
         "method": method,
         "parameters": reported(estimator).shown().get_params(deep=False),
+        "python": in_python(estimator),
         "factor": _factor(results[0]) if one and results is not None else None,
         "adapters": rows,
         "output": output,

@@ -223,6 +223,11 @@ def test_in_print(look, pages):
                 getComputedStyle(document.querySelector("[class^=s]")).printColorAdjust]"""
     )
     assert found == ["none", "visible", True, "rgb(255, 255, 255)", "exact"]
+    # A button is painted once, and the head of a table is repeated on every page.
+    titles = page.execute_script(
+        "return [...document.querySelectorAll('thead button')].map(b => getComputedStyle(b).display)"
+    )
+    assert set(titles) == {"contents"}
     page = look(pages["merge"])
     printed = page.execute_cdp_cmd(
         "Page.printToPDF", {"printBackground": True, "paperWidth": 8.27, "paperHeight": 11.69}
