@@ -117,27 +117,21 @@ def write_estimator_lists(app):
         Path(app.srcdir, f"_{kind}s.rst").write_text(listed, encoding="utf-8")
 
 
-def write_family_table(app):
-    """Write the table of families of diffusion transformers from the tables of their names."""
-    from lorakit.io.names.families import FAMILIES
+def write_tables(app):
+    """Write the tables of kinds of adapters and of families of models from the code."""
+    from tables import family_rows, kind_rows, list_table, refused_rows
 
-    lines = [".. list-table::", "   :header-rows: 1", "", "   * - ``family``", "     - models", "     - layers"]
-    lines += ["     - layers that are split and joined"]
-    for family in FAMILIES:
-        original = family.rows["original"]
-        fused = [row.name.replace("#.", "").replace("#", "") for row in original if len(row.parts) > 1]
-        shown = ", ".join(f"``{name}``" for name in dict.fromkeys(fused)) or "none"
-        lines += [f"   * - ``{family.name}``", f"     - {family.title}", f"     - {len(original)}", f"     - {shown}"]
-    target = Path(app.srcdir) / "generated" / "families.inc"
-    target.parent.mkdir(exist_ok=True)
-    target.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    folder = Path(app.srcdir) / "generated"
+    folder.mkdir(exist_ok=True)
+    for name, rows in (("kinds", kind_rows()), ("refused", refused_rows()), ("families", family_rows())):
+        (folder / f"{name}.inc").write_text(list_table(rows), encoding="utf-8")
 
 
 def setup(app):
     """Called by Sphinx."""
     app.connect("builder-inited", write_method_table)
     app.connect("builder-inited", write_option_reference)
-    app.connect("builder-inited", write_family_table)
+    app.connect("builder-inited", write_tables)
     app.connect("builder-inited", write_estimator_lists, priority=400)  # before autosummary, which reads the lists
 
 

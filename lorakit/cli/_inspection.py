@@ -8,9 +8,12 @@ from typing import Any
 from .. import Adapter, AdapterSet
 from .._validation import check_adapters, check_equal_ranks
 from ..exceptions import LorakitError
+from ..io.formats.known_kinds import FULL_RANK, known_kind
+from ..io.origin import family_of, trainer_of
 from ..metrics import cosine_matrix
 from ._errors import message
 from ._measure import source_bytes
+from ._report import ranks_text
 
 _MOST_COSINES = 20  # a larger matrix is read by nobody
 
@@ -24,6 +27,9 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "path": str(known.sources[0].path),
         "format": known.format,
         "kinds": list(known.stored_as),
+        "trainer": trainer_of(adapter),
+        "family": family_of(adapter),
+        "read_as": read_as(adapter),
         "base_model": known.base_model,
         "task_type": known.task_type,
         "dtype": str(adapter.dtype).removeprefix("torch."),
@@ -33,6 +39,25 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "parameters": adapter.n_parameters,
         "bytes": source_bytes(adapter),
     }
+
+
+def read_as(adapter: Adapter) -> str:
+    """Say what an adapter is to everything that is done with it: a LoRA of which rank, and whether exactly.
+
+    Examples
+    --------
+    >>> from lorakit.testing import make_adapters
+    >>> read_as(make_adapters(1, ranks=(4,), random_state=0)[0])
+    'plain LoRA of rank 4, exactly'
+    """
+    kinds = [known_kind(name) for name in adapter.provenance.stored_as]
+    ranks = ranks_text(sorted(set(adapter.ranks)))
+    if all(kind.rank == "r" and not kind.needs for kind in kinds):
+        return f"plain LoRA of rank {ranks}, exactly"
+    if any(kind.rank == FULL_RANK for kind in kinds):
+        return f"the change that it makes to the base, of full rank {ranks}; -k cuts it and reports the error"
+    how = "; ".join(f"{kind.name}: {kind.rank}" for kind in kinds if kind.rank != "r")
+    return f"plain LoRA of rank {ranks}, exactly{f' ({how})' if how else ''}"
 
 
 def fit_together(adapters: AdapterSet) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,6 +41,9 @@ def inspect(
     **reading: Any,
 ) -> None:
     """Say what LoRA adapters hold, and whether they can be merged with one another.
+
+    The trainer and the kind of model are said where the files show them: by a trainer's mark in metadata or keys, by
+    names and widths of modules. So is the rank of the plain LoRA as which an adapter of another kind is read.
 
     Every weight is read and checked. Of several adapters that can be merged, the cosines between their updates are
     shown: near 0 they hardly interfere, near 1 they do the same, below 0 they work against each other.
@@ -110,6 +114,7 @@ def _show(report: Mapping[str, Any]) -> None:
     show_table(titles, list(zip(*columns, *numbers.values(), strict=True)), left=len(columns))
     if same:
         say(f"\n{'All: ' if len(rows) > 1 else ''}{', '.join(printable(f'{title} {same[title]}') for title in same)}.")
+    _show_origins(rows)
     for row in rows:
         if "servers" in row:
             say(f"\n{row['name']}, rank {ranks_text([int(rank) for rank in row['ranks']])}:\n")
@@ -127,6 +132,19 @@ def _show(report: Mapping[str, Any]) -> None:
         names = [row["name"] for row in rows]
         cells = [(name, *map(number_text, cosines)) for name, cosines in zip(names, report["cosines"], strict=True)]
         show_table(("", *names), cells, left=1)
+
+
+def _show_origins(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say who trained the adapters, for what, and what they are read as; once for those of which it is the same."""
+    alike: dict[str, list[str]] = {}
+    for row in rows:
+        trainer, family = row["trainer"] or "unknown", row["family"] or "an unknown model"
+        text = f"trainer {trainer}; for {family}; read as {row['read_as']}."
+        alike.setdefault(text, []).append(row["name"])
+    for text, names in alike.items():
+        whose = "" if len(rows) == 1 else "All: " if len(alike) == 1 else f"{', '.join(names)}: "
+        line = text[0].upper() + text[1:] if not whose else text
+        say(fill(printable(whose + line), 80, break_on_hyphens=False, subsequent_indent="  " if whose else ""))
 
 
 def _show_servers(checks: Sequence[Mapping[str, Any]]) -> None:

@@ -241,3 +241,30 @@ def test_a_dora_without_a_rank_or_a_base(lorakit_, dora, out, command):
     assert "use_dora is set: DoRA" in text
     assert "pass --base, the model that it was trained on" in text
     assert not out.exists()
+
+
+def test_inspect_says_what_each_is_read_as(lorakit_json, lorakit_, loha):
+    """The rank that is said is that of the update, and what is not exact is not called so."""
+    (row,) = lorakit_json("inspect", loha)["adapters"]
+    assert row["read_as"] == "plain LoRA of rank 9/16, exactly (LoHa: r^2; LoKr: rank of w1 times rank of w2)"
+    assert row["family"] == "Stable Diffusion 1, 2 or XL (kohya names)"
+    assert row["trainer"] is None
+    text = lorakit_("inspect", loha).stdout
+    assert "Trainer unknown; for Stable Diffusion 1, 2 or XL (kohya names); read as" in " ".join(text.split())
+    assert all(len(line) <= 80 for line in text.splitlines())
+
+
+def test_inspect_says_what_is_read_with_more_than_the_file(lorakit_json, pissa, tmp_path):
+    (row,) = lorakit_json("inspect", pissa[0], "--base", pissa[2])["adapters"]
+    assert row["read_as"] == "plain LoRA of rank 4, exactly (PiSSA: 2 r)"
+
+
+def test_inspect_says_that_a_dora_has_full_rank(lorakit_json, dora):
+    (row,) = lorakit_json("inspect", dora[0], "--base", dora[1])["adapters"]
+    assert row["read_as"] == "the change that it makes to the base, of full rank 6; -k cuts it and reports the error"
+
+
+def test_inspect_says_what_is_the_same_once(lorakit_, equal_tasks):
+    text = " ".join(lorakit_("inspect", *equal_tasks).stdout.split())
+    assert text.count("All: trainer lorakit") == 1
+    assert text.count("exactly.") == 1
