@@ -81,6 +81,7 @@ FLOORS = {
         "sums",
         "experts",
         "renaming",
+        "places",
         "fitting",
         "differences",
         "pairing",

@@ -14,6 +14,7 @@ from ..files.open_checkpoint import Base, open_checkpoint
 from ..files.safetensors import FLOAT_DTYPES
 from ..io.names.in_checkpoints import is_head, names_in
 from .experts import find_experts
+from .places import Place, find_places
 from .renaming import find_renaming
 
 __all__ = ["Fit", "Target", "check_fit"]
@@ -35,7 +36,8 @@ class Target(NamedTuple):
     turned : bool
         Whether the tensor holds (in, out), so that ``(B @ A).T`` is added.
     first_row : int
-        Where in the tensor, seen as a matrix, the update begins: 0, but for the experts of one parameter.
+        Where in the tensor, seen as a matrix, the update begins: 0, but for the experts of one parameter, and for the
+        parts of a fused layer.
     rows : tuple of int or None
         First row, and past the last, of the part of the update that is meant; None for all of it.
     """
@@ -127,7 +129,9 @@ def check_fit(base: Base, adapter: Adapter) -> Fit:
     """Say whether an adapter fits a base model, from the headers of its files alone.
 
     A module named ``m`` is looked for as the tensor ``m.weight``, whatever stands before that: all modules must be
-    found behind one and the same beginning. kohya's flat names are looked for in single files and in pipelines.
+    found behind one and the same beginning. kohya's flat names are looked for in single files and in pipelines. Names
+    of diffusers are looked for in single files of the models' own codes, and the other way round: a layer that is fused
+    there takes the update in its rows, and one that is split takes the rows of the update.
 
     Parameters
     ----------
@@ -163,6 +167,7 @@ def check_fit(base: Base, adapter: Adapter) -> Fit:
     named = _named_as_in(checkpoint, adapter)
     experts = find_experts(adapter, named, checkpoint)
     turning = _Turning(adapter, named, checkpoint)
+    places = find_places(adapter, checkpoint, _without_tensor(adapter, named, checkpoint))
     targets: dict[str, tuple[Target, ...]] = {}
     missing: dict[str, tuple[str, ...]] = {}
     differing: dict[str, str] = dict(experts.differing)
@@ -173,6 +178,13 @@ def check_fit(base: Base, adapter: Adapter) -> Fit:
                 targets[module] = tuple(Target(*found) for found in experts.targets[module])
             elif module not in differing:
                 missing[module] = ()
+            continue
+        if module in places:
+            why = next(filter(None, (_misplaced(info, place, checkpoint) for place in places[module])), None)
+            if why is not None:
+                differing[module] = why
+            else:
+                targets[module] = tuple(Target(p.tensor, p.turned, p.first_row, p.rows) for p in places[module])
             continue
         tensor = f"{named[module]}.weight"
         if tensor not in checkpoint and is_head(named[module]) and checkpoint.tied_embedding is not None:
@@ -207,6 +219,27 @@ def _named_as_in(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, str]:
     known = adapter.provenance
     kinds = {module: info.kind.name for module, info in adapter.infos.items()}
     return names_in(checkpoint, kinds, adapter=adapter.name, format=known.format, metadata=known.metadata)
+
+
+def _without_tensor(adapter: Adapter, named: Mapping[str, str], checkpoint: Checkpoint) -> list[str]:
+    return [
+        module
+        for module, info in adapter.infos.items()
+        if info.kind.name != "expert"
+        and f"{named[module]}.weight" not in checkpoint
+        and not (is_head(named[module]) and checkpoint.tied_embedding is not None)
+    ]
+
+
+def _misplaced(info: ModuleInfo, place: Place, checkpoint: Checkpoint) -> str | None:
+    """Return why a module cannot be added at a place; None if it can."""
+    _refuse_dtype(checkpoint, place.tensor)
+    shape = checkpoint.infos[place.tensor].shape
+    expected = place.expected(info)
+    if _squeezed(shape) == expected or (info.kind.name == "conv" and (shape[0], _size(shape[1:])) == expected):
+        return None
+    where = "" if place.size in (None, info.d_out) else ", of which it is a part"
+    return f"is {_described(info)}, and {place.tensor!r}{where} has the shape {shape}, expected {expected}"
 
 
 def _orientation(info: ModuleInfo, shape: tuple[int, ...], layer: str, turning: _Turning) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -56,10 +57,13 @@ def compute_dtype(stored: torch.dtype) -> torch.dtype:
 
 
 def joined(terms: Sequence[Term]) -> list[Term]:
-    """Join the terms of the same rows into one, and order them."""
+    """Join the terms of the same rows into one, and order them. A term is cut where others begin or end."""
+    cuts = sorted({row for term in terms for row in (term.first_row, term.first_row + len(term.left))})
     by_row: dict[int, list[Term]] = {}
-    for term in terms:
-        by_row.setdefault(term.first_row, []).append(term)
+    for first, left, right in terms:
+        inside = [row for row in cuts if first <= row < first + len(left)]
+        for row, end in pairwise([*inside, first + len(left)]):
+            by_row.setdefault(row, []).append(Term(row, left[row - first : end - first], right))
     joint = []
     for row, same in sorted(by_row.items()):
         dtype = promoted_dtype(x.dtype for term in same for x in term[1:])
@@ -82,7 +86,7 @@ def summed_rows(
     n_rows, n_cols : int
         Shape of the tensor, seen as a matrix.
     terms : sequence of Term
-        In any order. Terms of the same rows begin at the same row.
+        In any order.
     rounding : Rounding
         Is added to.
     where : str
