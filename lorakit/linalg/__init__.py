@@ -21,6 +21,7 @@ from .products import (
     weighted_concat,
 )
 from .regression import regression_mean
+from .running_regression import RegressionSums, add_to_regression
 from .signs import disjoint_max, disjoint_mean, disjoint_sum, elect_sign, elected_mean, tally_votes
 from .spaces import core_space, fixed_direction, knots_space
 from .sparsify import (
@@ -63,6 +64,8 @@ from .svd import (
 __all__ = [
     "Compressed",
     "Overlap",
+    "RegressionSums",
+    "add_to_regression",
     "align_svd",
     "balance_msus",
     "calibrate",

@@ -54,16 +54,17 @@ def regression_mean(
         If the sum of the moments is singular.
     """
     pairs = [(a.double(), b.double()) for a, b in updates]
-    shrunk = [_shrink(moment, offdiagonal) for moment in moments]
-    level = sum(w * _trace(moment) for w, moment in zip(weights, shrunk, strict=True)) / pairs[0][0].shape[1]
+    shrunk = [shrunk_moment(moment, offdiagonal) for moment in moments]
+    level = sum(w * trace(moment) for w, moment in zip(weights, shrunk, strict=True)) / pairs[0][0].shape[1]
     load = ridge * level if level > 0 else 1.0
     rows = torch.cat(
-        [w * (_times(a, moment) + load * a) for (a, _), w, moment in zip(pairs, weights, shrunk, strict=True)]
+        [w * (times(a, moment) + load * a) for (a, _), w, moment in zip(pairs, weights, shrunk, strict=True)]
     )
-    return _divided(rows, shrunk, weights, load), torch.cat([b for _, b in pairs], dim=1)
+    return divided(rows, shrunk, weights, load), torch.cat([b for _, b in pairs], dim=1)
 
 
-def _shrink(moment: Moment, offdiagonal: float) -> Moment:
+def shrunk_moment(moment: Moment, offdiagonal: float) -> Moment:
+    """Return a moment with its entries off the diagonal times a factor."""
     if isinstance(moment, Tensor):
         return offdiagonal * moment + (1 - offdiagonal) * torch.diag(moment.diagonal())
     diagonal, factor = moment
@@ -71,21 +72,23 @@ def _shrink(moment: Moment, offdiagonal: float) -> Moment:
     return diagonal + (1 - offdiagonal) * (factor * factor).sum(dim=0), offdiagonal**0.5 * factor
 
 
-def _trace(moment: Moment) -> float:
+def trace(moment: Moment) -> float:
+    """Return the trace of a moment."""
     if isinstance(moment, Tensor):
         return float(moment.diagonal().sum())
     diagonal, factor = moment
     return float(diagonal.sum() + (factor * factor).sum())
 
 
-def _times(rows: Tensor, moment: Moment) -> Tensor:
+def times(rows: Tensor, moment: Moment) -> Tensor:
+    """Return ``rows @ G``."""
     if isinstance(moment, Tensor):
         return rows @ moment
     diagonal, factor = moment
     return rows * diagonal + (rows @ factor.mT) @ factor
 
 
-def _divided(rows: Tensor, moments: Sequence[Moment], weights: Sequence[float], load: float) -> Tensor:
+def divided(rows: Tensor, moments: Sequence[Moment], weights: Sequence[float], load: float) -> Tensor:
     """Return ``rows @ (sum_i w_i G_i + load I)^-1``."""
     width = rows.shape[1]
     thin = [moment for moment in moments if not isinstance(moment, Tensor)]

@@ -49,16 +49,32 @@ class ModuleSum:
     norms: float
 
 
-@dataclass
-class RunningSum:
-    """What ``partial_fit`` keeps between its calls: nothing of it grows with the number of adapters but their names."""
+@dataclass(kw_only=True)
+class Seen:
+    """What ``partial_fit`` remembers of the adapters of all calls: nothing grows with their number but their names."""
 
-    keep: int
-    modules: dict[str, ModuleSum] = field(default_factory=dict)
     kinds: dict[str, ModuleKind] = field(default_factory=dict)
+    widths: dict[str, tuple[int, int]] = field(default_factory=dict)  # d_out, d_in
     weight: float = 0.0
     adapters: list[tuple[str, Provenance]] = field(default_factory=list)
     dtypes: set[torch.dtype] = field(default_factory=set)
+
+    def add(self, X: AdapterSet, counted: AdapterSet, weights: np.ndarray) -> None:
+        """Remember the adapters of a call, of which ``counted`` have a weight."""
+        for adapter in X:
+            self.kinds |= {module: info.kind for module, info in adapter.infos.items()}
+            self.widths |= {module: (info.d_out, info.d_in) for module, info in adapter.infos.items()}
+        self.weight += float(np.abs(weights).sum())
+        self.adapters += [(adapter.name, adapter.provenance) for adapter in X]
+        self.dtypes |= {adapter.dtype for adapter in counted}
+
+
+@dataclass(kw_only=True)
+class RunningSum(Seen):
+    """The sums that ``partial_fit`` keeps between its calls."""
+
+    keep: int
+    modules: dict[str, ModuleSum] = field(default_factory=dict)
 
 
 def advanced(
@@ -169,10 +185,10 @@ class RunningSumMixin:
         X = check_adapters(X)
         values = np.ones(len(X)) if weights is None else np.asarray(weights, dtype=np.float64)
         check_weights(values, X.names, signed=True)
-        state: RunningSum = getattr(self, "running_sum_", None) or RunningSum(_KEPT * k if keep is None else keep)
+        state: RunningSum = getattr(self, "running_sum_", None) or RunningSum(keep=_KEPT * k if keep is None else keep)
         if state.keep < k:
             raise ValueError(f"keep={state.keep} is below k={k}: a sum of that rank cannot be cut to rank k")
-        _check_fit(state, X)
+        check_fit(state, X)
         wanted = np.flatnonzero(values)
         counted, values = X[wanted], values[wanted]
 
@@ -184,26 +200,12 @@ class RunningSumMixin:
             new = dict(zip(counted.module_names, found, strict=True))
         # nothing is changed before all of it has worked
         state.modules |= new
-        state.kinds |= {module: info.kind for adapter in X for module, info in adapter.infos.items()}
-        state.weight += float(np.abs(values).sum())
-        state.adapters += [(adapter.name, adapter.provenance) for adapter in X]
-        state.dtypes |= {adapter.dtype for adapter in counted}
+        state.add(X, counted, values)
         self._finish(state, k)
         return self
 
     def _check_partial(self) -> int:
-        if isinstance(self.k, bool) or not isinstance(self.k, int | np.integer):
-            raise ValueError(
-                f"partial_fit needs a number for k, got k={self.k!r}: what is cut must be known beforehand"
-            )
-        if self.weights is not None or self.strengths is not None:
-            raise ValueError(
-                "weights and strengths of the estimator are those of a whole set; pass partial_fit the weights of the "
-                "adapters of each call"
-            )
-        if self.scale == "match" and self.scale_scope == "model":
-            raise ValueError("partial_fit matches the norm of each module; scale_scope='model' needs fit")
-        return int(self.k)
+        return check_partial(self)
 
     def _finish(self, state: RunningSum, k: int) -> None:
         """Set the fitted attributes."""
@@ -214,30 +216,54 @@ class RunningSumMixin:
         self.singular_values_, self.truncation_error_, self.sum_error_ = {}, {}, {}
         for module, own in state.modules.items():
             leading = LoraFactors(own.factors.A[:k].clone(), own.factors.B[:, :k].contiguous())
-            norm = frobenius_norm(leading).item()
-            scale = self.scale
-            if scale == "match":
-                wanted = self.scale_target * own.norms / state.weight
-                scale = wanted / (abs(factor) * norm) if norm else 1.0
-            results.put(module, to_output(leading.scaled(factor * scale), dtype, module))
+            leading = leading.scaled(factor)
+            scale = scale_of(self, leading, own.norms / state.weight)
+            results.put(module, to_output(leading.scaled(scale), dtype, module))
             self.singular_values_[module] = abs(factor) * own.singular_values
             self.truncation_error_[module] = float(np.linalg.norm(self.singular_values_[module][k:]))
             self.sum_error_[module] = abs(factor) * own.lost
-        recipe = recipe_of(self)
-        inputs = tuple((name, known.origin) for name, known in state.adapters)
-        provenance = combined(
-            [known for _, known in state.adapters], Made(Step(f"{recipe_text(recipe)}.partial_fit", inputs))
+        self.merged_ = merged_of(self, state, results)
+
+
+def check_partial(merger: Any) -> int:
+    """Return k of a merger if its parameters let it merge adapters as they come."""
+    k = merger.k
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise ValueError(f"partial_fit needs a number for k, got k={k!r}: what is cut must be known beforehand")
+    if merger.weights is not None or merger.strengths is not None:
+        raise ValueError(
+            "weights and strengths of the estimator are those of a whole set; pass partial_fit the weights of the "
+            "adapters of each call"
         )
-        self.merged_ = results.adapter(name=self.method, kinds=state.kinds, provenance=provenance)
+    if merger.scale == "match" and merger.scale_scope == "model":
+        raise ValueError("partial_fit matches the norm of each module; scale_scope='model' needs fit")
+    return int(k)
 
 
-def _check_fit(state: RunningSum, X: AdapterSet) -> None:
+def scale_of(merger: Any, factors: LoraFactors, mean_norm: float) -> float:
+    """Return the factor on a module's result; ``mean_norm`` is that of the updates."""
+    if merger.scale != "match":
+        return float(merger.scale)
+    norm = frobenius_norm(factors).item()
+    return merger.scale_target * mean_norm / norm if norm else 1.0
+
+
+def merged_of(merger: Any, state: Seen, results: Results) -> Adapter:
+    """Return the adapter that partial_fit has made until now."""
+    inputs = tuple((name, known.origin) for name, known in state.adapters)
+    step = Step(f"{recipe_text(recipe_of(merger.shown()))}.partial_fit", inputs)
+    provenance = combined([known for _, known in state.adapters], Made(step))
+    kinds = {module: state.kinds[module] for module in merger.module_names_in_}
+    return results.adapter(name=merger.method, kinds=kinds, provenance=provenance)
+
+
+def check_fit(state: Seen, X: AdapterSet) -> None:
+    """Check that adapters fit the modules of those before."""
     for adapter in X:
         for module, info in adapter.infos.items():
-            known = state.modules.get(module)
-            if known is None:
+            if module not in state.widths:
                 continue
-            seen = (known.factors.d_out, known.factors.d_in, state.kinds[module])
+            seen = (*state.widths[module], state.kinds[module])
             if seen != (info.d_out, info.d_in, info.kind):
                 raise IncompatibleAdaptersError(
                     f"module {module!r} is {info.d_out} x {info.d_in} ({info.kind}) in adapter {adapter.name!r}",

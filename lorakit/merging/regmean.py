@@ -14,13 +14,14 @@ from .._sklearn import Interval
 from ..activations import Gram
 from ..adapter_set import AdapterSet
 from ..base import BaseMerger, Learned
-from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
 from ..linalg import regression_mean, svd_of_sum
 from ._common import largest_rank, svd_cuts
+from ._given_grams import check_grams
+from ._running_moments import RunningMomentsMixin
 
 
-class RegMeanMerger(BaseMerger):
+class RegMeanMerger(RunningMomentsMixin, BaseMerger):
     r"""Least squares on outputs: each adapter's are kept as well as possible on the inputs of its own task.
 
     .. math:: W' = \Big(\sum_i w_i W_i \tilde G_i\Big) \Big(\sum_i w_i \tilde G_i\Big)^{-1}
@@ -151,16 +152,7 @@ class RegMeanMerger(BaseMerger):
         self, X: AdapterSet, weights: np.ndarray, ranks: Mapping[str, Sequence[int | None]], seed: int
     ) -> Self:
         """Check the Grams of all modules before any is merged."""
-        if self.grams is None:
-            raise ValueError(
-                "RegMeanMerger needs to know the inputs of each adapter's task: pass grams={adapter.name: "
-                "collect_grams(model, adapter, batches)} for every adapter, or take a method that needs no data, "
-                "such as SVDMerger"
-            )
-        if missing := [name for name in X.names if name not in self.grams]:
-            raise ValueError(f"grams names no Grams for the adapters {missing}; it names {list(self.grams)}")
-        for adapter in X:
-            _check_grams(adapter.name, self.grams[adapter.name], adapter.infos)
+        check_grams(X, self.grams)
         return self
 
     def _for_module(self, module: str) -> Self:
@@ -188,19 +180,3 @@ class RegMeanMerger(BaseMerger):
         )
         own = largest_rank(updates)
         return svd_cuts(svd_of_sum([(a, b)], [1.0]), [own if k is None else k for k in ks])
-
-
-def _check_grams(name: str, grams: Any, infos: Any) -> None:
-    for module, info in infos.items():
-        gram = grams.get(module)
-        if not isinstance(gram, Gram):
-            raise ValueError(
-                f"grams[{name!r}] has no Gram for module {module!r}; collect_grams gathers those of all modules of the "
-                "adapter it is given, so were these collected with another adapter?"
-            )
-        if gram.d_in != info.d_in:
-            raise IncompatibleAdaptersError(
-                f"module {module!r} has d_in {info.d_in} in adapter {name!r} and {gram.d_in} in its Grams",
-                module=module,
-                remedy="collect them with the base model that the adapter was trained on",
-            )

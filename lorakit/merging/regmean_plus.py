@@ -10,6 +10,7 @@ from numbers import Integral
 from typing import Any, ClassVar, Self
 
 import torch
+from sklearn.utils.metaestimators import available_if
 from torch import Tensor, nn
 
 from .._models import BaseModel, held
@@ -25,6 +26,13 @@ from .regmean import RegMeanMerger
 
 _SHARED = ("model", "batches", "forward")  # by all clones: they can take gigabytes
 _BLOCK = re.compile(r"(?:^|.*?\.)\d+(?=\.|$)")  # a module's name up to its first number, such as "encoder.layer.3"
+
+
+def _no_partial_fit(merger: object) -> bool:
+    raise AttributeError(
+        "RegMeanPlusMerger has no partial_fit: the inputs of a block depend on the merge of all adapters in the blocks "
+        "before it; RegMeanMerger has one"
+    )
 
 
 class RegMeanPlusMerger(RegMeanMerger):
@@ -167,6 +175,11 @@ class RegMeanPlusMerger(RegMeanMerger):
         self.n_jobs = n_jobs
         self.device = device
         self.verbose = verbose
+
+    @available_if(_no_partial_fit)
+    def partial_fit(self, X: Any, y: object = None, **options: Any) -> Self:  # pragma: no cover
+        """Not available: the inputs of a block depend on the merge of all adapters in the blocks before it."""
+        return self
 
     def _fit_ranks(self, X: Any, mergers: Sequence[Self]) -> None:
         """Gather the inputs for each rank by itself: they depend on where the blocks before are cut."""
