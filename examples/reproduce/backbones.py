@@ -24,7 +24,7 @@ import torch
 from minilm import MAX_TOKENS, embed, load_base
 from tasks import Task
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import cross_entropy, normalize
 
 torch.set_num_threads(1)  # on any machine the same numbers, and two scripts can run side by side
 
@@ -40,13 +40,14 @@ class Backbone(Protocol):
     targets: tuple[str, ...]  # modules to adapt
     task_type: str  # PEFT's
     n_checked: int  # validation texts that training judges an adapter by
+    autocast: bool  # whether it computes in bfloat16
 
     def load(self) -> nn.Module:
         """Load the base model anew, in evaluation mode."""
         ...
 
-    def head(self, base: nn.Module, task: Task) -> Tensor:
-        """Make a task's frozen head with the base model, no adapter on it."""
+    def head(self, base: nn.Module, task: Task) -> Any:
+        """Make a task's frozen head with the base model, no adapter on it: what ``scores`` and ``loss`` take."""
         ...
 
     def encode(self, task: Task, texts: Sequence[str]) -> Tokens:
@@ -57,8 +58,12 @@ class Backbone(Protocol):
         """Pad a few texts to one batch."""
         ...
 
-    def scores(self, model: nn.Module, head: Tensor, batch: Batch) -> Tensor:
+    def scores(self, model: nn.Module, head: Any, batch: Batch) -> Tensor:
         """Class scores of a batch, shape (texts, labels), with gradients where they are on."""
+        ...
+
+    def loss(self, model: nn.Module, head: Any, tokens: Tokens, labels: Tensor) -> Tensor:
+        """What training makes small, with gradients."""
         ...
 
 
@@ -71,6 +76,7 @@ class MiniLM:
     targets = ("query", "key", "value", "dense")
     task_type = "FEATURE_EXTRACTION"
     n_checked = 400
+    autocast = True
 
     def load(self) -> nn.Module:
         """Load it in float32."""
@@ -98,6 +104,10 @@ class MiniLM:
     def scores(self, model: nn.Module, head: Tensor, batch: Batch) -> Tensor:
         """20 x cosine."""
         return 20 * self.embed(model, batch) @ head.T
+
+    def loss(self, model: nn.Module, head: Tensor, tokens: Tokens, labels: Tensor) -> Tensor:
+        """Cross-entropy of the scores."""
+        return cross_entropy(self.scores(model, head, self.collate(tokens)).float(), labels)
 
 
 MINILM = MiniLM()

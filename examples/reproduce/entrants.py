@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 import torch
-from backbones import MINILM, Batch, by_length
+from backbones import MINILM, Backbone, Batch, by_length
 from peft_merges import peft_merge
 from sklearn.base import clone
 from tasks import load_task
@@ -52,6 +52,8 @@ class Entrant:
         Training texts of each task that it is given, without their labels; 0 for what needs none.
     cuts : tuple of int
         Ranks to enter at, as far as the method has them.
+    backbone : Backbone
+        The base model, which PEFT needs.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Entrant:
     peft: str | None = None
     n_texts: int = 0
     cuts: tuple[int, ...] = (*RANKS, WHOLE)
+    backbone: Backbone = MINILM
 
     def ranks(self, adapters: AdapterSet) -> tuple[int, ...]:
         """The ranks that it enters at: one where it works on A and B, and leaves their rank."""
@@ -92,11 +95,11 @@ class Entrant:
         if density := PEFT_DENSITY.get(self.peft.removesuffix("_svd")):
             options["density"] = density
         if self.peft.endswith("svd"):
-            options["svd_rank"] = max(ks)
+            options |= {"svd_rank": max(ks), "svd_full_matrices": False}
         torch.manual_seed(seed)  # PEFT's DARE draws from the one generator there is
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of transformers, about a name that PEFT uses
-            merged = peft_merge(adapters, self.peft, **options)
+            merged = peft_merge(adapters, self.peft, backbone=self.backbone, **options)
         # an SVD cut to 32 and then to 8 is that cut to 8
         return {k: SVDPruner(k=k).fit_transform([merged])[0] if 0 < k < max(merged.ranks) else merged for k in ks}
 

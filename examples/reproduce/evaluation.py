@@ -169,11 +169,11 @@ class Evaluator:
                     np.save(beside, found[task])
         return found
 
-    def _forward(self, model: nn.Module, head: Tensor, task: str, rows: np.ndarray) -> np.ndarray:
+    def _forward(self, model: nn.Module, head: Any, task: str, rows: np.ndarray) -> np.ndarray:
         tokens = _tokens(self.backbone, task, self.split)
         wanted = [tokens[i] for i in rows]
         found = np.zeros((len(rows), len(load_task(task).anchors)), dtype=np.float32)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.backbone.autocast):
             for part in by_length(wanted, BATCH_SIZE):
                 batch = self.backbone.collate([wanted[i] for i in part])
                 found[part] = self.backbone.scores(model, head, batch).float().numpy()
@@ -217,7 +217,7 @@ def _base(backbone: Backbone) -> nn.Module:
 
 
 @cache
-def _head(backbone: Backbone, task: str) -> Tensor:
+def _head(backbone: Backbone, task: str) -> Any:
     return backbone.head(_base(backbone), load_task(task))
 
 

@@ -160,11 +160,11 @@ def standing(scores: Mapping[str, Sequence[float]], method: str, rival: str | No
     )
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """Return the options that all experiments share."""
+def parser(description: str, tasks: Sequence[str] = TRAINED) -> argparse.ArgumentParser:
+    """Return the options that all experiments share; ``tasks`` are those that can be asked for."""
     found = argparse.ArgumentParser(description=description)
     found.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="adapters' seeds (default: 0 1 2)")
-    found.add_argument("--tasks", nargs="+", choices=TRAINED, metavar="TASK", help="tasks (default: see the script)")
+    found.add_argument("--tasks", nargs="+", choices=tasks, metavar="TASK", help="tasks (default: see the script)")
     found.add_argument("--n-test", type=int, default=150, help="test texts a task (default: %(default)s)")
     found.add_argument("--n-validation", type=int, default=50, help="texts a task to choose by (default: %(default)s)")
     found.add_argument("--quick", action="store_true", help=f"seed 0, {len(QUICK_TASKS)} tasks, 40 texts: minutes")
@@ -174,8 +174,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     return found
 
 
-def parse(options: argparse.ArgumentParser, tasks: Sequence[str] = USUAL) -> argparse.Namespace:
-    """Read the command line; ``tasks``, by default these, are then those that can be had."""
+def parse(
+    options: argparse.ArgumentParser, tasks: Sequence[str] = USUAL, quick: Sequence[str] = QUICK_TASKS
+) -> argparse.Namespace:
+    """Read the command line; ``tasks``, by default these (or ``quick``), are then those that can be had."""
     found = options.parse_args()
     if min(found.n_test, found.n_validation, found.jobs) < 1:
         options.error("--n-test, --n-validation and --jobs must be 1 or more")
@@ -183,7 +185,7 @@ def parse(options: argparse.ArgumentParser, tasks: Sequence[str] = USUAL) -> arg
         found.figures = found.page.parent
     if found.quick:
         found.seeds, found.n_test, found.n_validation = [0], 40, 40
-        found.tasks = found.tasks or list(QUICK_TASKS)
+        found.tasks = found.tasks or list(quick)
     found.tasks = available(found.tasks or tasks)
     return found
 

