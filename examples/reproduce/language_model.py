@@ -198,8 +198,9 @@ def units(bench: Bench, methods: Iterable[str]) -> Iterable[tuple[str, Callable[
     """Yield each measurement: its name, the function, what it depends on; the most wanted first."""
     entrants = {entrant.name: replace(entrant, backbone=bench.backbone) for entrant in data_free()}
     yield "references", bench.references, ()
+    largest = sum(max(adapter.ranks) for adapter in bench.adapters)
     for name, k in PLAN:
-        if name not in methods:
+        if name not in methods or k > largest:
             continue
         if name == "distilled":
             yield name, partial(bench.distilled, DISTILLED), (repr(DISTILLED),)

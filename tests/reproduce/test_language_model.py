@@ -105,6 +105,9 @@ def test_a_measurement_is_made_once_for_its_adapters_and_settings(bench):
 
 
 def test_the_methods_are_entrants_and_each_is_measured_at_its_ranks(bench):
+    few = [name for name, _, _ in units(bench, ["tsv"])]
+    assert few == ["references", f"tsv, {WHOLE}", "PEFT alike"]  # the ranks are 5 in all
+    bench.adapters = AdapterSet([adapter("a", 16, ("mlp.up_proj",), 0), adapter("b", 16, ("mlp.up_proj",), 1)])
     names = [name for name, _, _ in units(bench, language_model.METHODS)]
     assert len(set(names)) == len(names)
     assert names[:2] == ["references", "tsv, 16"]
