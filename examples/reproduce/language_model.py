@@ -17,29 +17,30 @@ hold a matrix of the size of the base weight, those of the spaces 'delta' and 'k
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from adapters import at_norm, load, mean_norm, norm
+from adapters import at_norm, load, mean_norm, norm, permuted
 from backbones import Backbone
 from cache import cache_folder, content_key, read_json, write_json
 from entrants import WHOLE, Entrant, data_free
 from evaluation import Evaluator, update_hash
-from language_model_tables import tables
 from leaderboard import walk
 from peft_merges import peft_merge
 from prompts import PromptRecipe, trained_merge
 from report import Report, parse, parser, progress
 from smollm2 import MERGED, UNSEEN, SmolLM2, training
 from standings import Right, right_of, right_of_own
+from tables_language import tables
 from tasks import available, load_task
 from training import metrics_of
 
-from lorakit import Adapter, AdapterSet
+from lorakit import Adapter, AdapterSet, AverageMerger, ConcatMerger, LegoMerger, SVDMerger
 from lorakit.metrics import cosine_similarity
 
 VERSION = 1  # of how merges are measured: raise it when that changes
@@ -74,6 +75,7 @@ PLAN = (  # methods and ranks, in the order in which they are measured
 METHODS = tuple(dict.fromkeys(name for name, _ in PLAN))
 UNEQUAL = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")  # PEFT's that work on A and B
 N_TEST, N_VALIDATION = 40, 16
+Units = Iterator[tuple[str, Callable[[], dict[str, Any]], tuple[Any, ...]]]
 DISTILLED = PromptRecipe(n=25, epochs=6)
 
 
@@ -139,6 +141,27 @@ class Bench:
         found["chosen"] = marks(right_of(at_norm(merged, self.adapters, scale), self.tasks, self.test))
         return found
 
+    def direct(self, names: Sequence[str]) -> dict[str, Any]:
+        """Merge adapters of one rank on A and B, and on the updates, cut and whole; as published, and matched."""
+        adapters = AdapterSet(self.adapters[name] for name in names)
+        (rank,) = {max(adapter.ranks) for adapter in adapters}
+        found = {}
+        for what, merger in (("direct", AverageMerger()), ("cut", SVDMerger(rank)), ("whole", ConcatMerger())):
+            merged = merger.fit(adapters).merged_
+            for how, judged in (("published", merged), ("matched", matched(merged, adapters))):
+                found[f"{what}, {how}"] = marks(right_of(judged, names, self.test))
+        return found
+
+    def permuted(self, name: str) -> dict[str, Any]:
+        """LEGO's table 1: merge an adapter with a copy whose units are in another order."""
+        rng = np.random.RandomState([self.seed, zlib.crc32(name.encode())])
+        pair = AdapterSet([self.adapters[name], permuted(self.adapters[name], rng)])
+        k = max(pair[0].ranks)
+        mergers = {"average": AverageMerger(), "svd": SVDMerger(k), "lego": LegoMerger(k, random_state=0)}
+        found = {"original": self.adapters[name]}
+        found |= {what: merger.fit(pair).merged_ for what, merger in mergers.items()}
+        return {what: marks(right_of(adapter, [name], self.test)) for what, adapter in found.items()}
+
     def distilled(self, recipe: PromptRecipe) -> dict[str, Any]:
         """Train a merge on all heads; its norm is what training makes it."""
         merged, about = trained_merge(recipe, self.adapters, self.backbone)
@@ -194,7 +217,7 @@ def main() -> None:
     report.publish()
 
 
-def units(bench: Bench, methods: Iterable[str]) -> Iterable[tuple[str, Callable[[], dict[str, Any]], tuple[Any, ...]]]:
+def units(bench: Bench, methods: Iterable[str]) -> Units:
     """Yield each measurement: its name, the function, what it depends on; the most wanted first."""
     entrants = {entrant.name: replace(entrant, backbone=bench.backbone) for entrant in data_free()}
     yield "references", bench.references, ()
@@ -207,7 +230,25 @@ def units(bench: Bench, methods: Iterable[str]) -> Iterable[tuple[str, Callable[
             continue
         entrant = entrants[name]
         yield f"{name}, {k}", partial(bench.entry, entrant, k, untuned=k == K), (repr(entrant.merger), entrant.peft)
+        if (name, k) == ("ties core", K):
+            yield from papers(bench)
     yield "PEFT alike", bench.peft_alike, ()
+
+
+def papers(bench: Bench) -> Units:
+    """Yield what the papers' first tables are about: copies in another order, and direct against multiplied merges."""
+    for name in bench.tasks:
+        yield f"permuted, {name}", partial(bench.permuted, name), ()
+    for what, names in groups(bench.adapters).items():
+        yield f"direct, {what}", partial(bench.direct, names), (names,)
+
+
+def groups(adapters: AdapterSet) -> dict[str, list[str]]:
+    """Adapters of one rank."""
+    by_rank: dict[str, list[str]] = {}
+    for adapter in adapters:
+        by_rank.setdefault(f"rank {max(adapter.ranks)}", []).append(adapter.name)
+    return {what: names for what, names in by_rank.items() if len(names) > 1}
 
 
 def matched(merged: Adapter, adapters: Iterable[Adapter]) -> Adapter:

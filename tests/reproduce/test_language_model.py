@@ -11,8 +11,8 @@ import torch
 from adapters import mean_norm, norm
 from entrants import WHOLE, Entrant, data_free
 from language_model import SCALES, Bench, marks, matched, units
-from language_model_tables import tables
 from prompts import PromptRecipe, own_targets
+from tables_language import direct_table, tables
 from tiny_language import TinyLanguage, language_tasks, model, tokenized
 
 from lorakit import Adapter, AdapterSet, LoraFactors, SVDMerger, TSVMerger, applied
@@ -114,6 +114,23 @@ def test_the_methods_are_entrants_and_each_is_measured_at_its_ranks(bench):
     assert {f"{name}, 16" for name in language_model.METHODS if name != "distilled"} < set(names)
     assert {f"svd, {k}" for k in (8, 32, WHOLE)} < set(names)
     assert set(language_model.METHODS) <= {entrant.name for entrant in data_free()} | {"distilled"}
+
+
+def test_an_adapter_and_its_permuted_copy(bench):
+    found = bench.permuted("colour")
+    assert found["svd"] == found["original"]
+    assert found["original"]["colour"] == bench.references()["own"]["colour"]
+    assert set(found) == {"original", "average", "svd", "lego"}
+
+
+def test_direct_merges_are_of_adapters_of_one_rank(bench):
+    attention = ("self_attn.q_proj",)
+    bench.adapters = AdapterSet([adapter("colour", 2, attention, 0), adapter("opposite", 2, attention, 1)])
+    assert language_model.groups(bench.adapters) == {"rank 2": ["colour", "opposite"]}
+    found = bench.direct(["colour", "opposite"])
+    assert set(found) == {f"{what}, {how}" for what in ("direct", "cut", "whole") for how in ("published", "matched")}
+    own = {what: {"colour": "111111111111", "opposite": "101111111111"} for what in ("base", "own")}
+    assert len(direct_table({"references": own, "direct, rank 2": found}, 12).rows) == 2
 
 
 def test_peft_refuses_what_has_two_ranks_and_its_cat_is_the_mean(bench):

