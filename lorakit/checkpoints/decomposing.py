@@ -85,7 +85,7 @@ def _alone(work: Callable[[Compared], Result], pair: Compared) -> Result:
 
 def energies(task: Task, pairs: Iterable[Compared]) -> list[Energy]:
     """Return the energy of each change, nothing decomposed."""
-    return [difference(task.tuned, pair.tensor, task.base, pair.base, keep=False)[1] for pair in pairs]
+    return [difference(task.tuned, p.tensor, task.base, p.base, keep=False, spans=p.spans)[1] for p in pairs]
 
 
 def decomposed(task: Task, pair: Compared, ranks: dict[str, int] | None = None) -> Found:
@@ -115,7 +115,7 @@ def leading_values(task: Task, pair: Compared, budget: RankBudget) -> Spectrum |
 
 def _update(task: Task, pair: Compared) -> tuple[Tensor | None, Energy]:
     """Return the difference as an update, (d_out, d_in); None if it is no larger than rounding makes."""
-    matrix, energy = difference(task.tuned, pair.tensor, task.base, pair.base, keep=True)
+    matrix, energy = difference(task.tuned, pair.tensor, task.base, pair.base, keep=True, spans=pair.spans)
     assert matrix is not None
     if not np.isfinite(energy.change):
         raise ValueError(f"{task.tuned.name}: {pair.tensor!r} minus that of {task.base.name} is not finite")

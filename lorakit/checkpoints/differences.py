@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +27,14 @@ class Energy(NamedTuple):
     base: float
 
 
-def difference(tuned: Checkpoint, name: str, base: Checkpoint, other: str, keep: bool) -> tuple[Tensor | None, Energy]:
+def difference(
+    tuned: Checkpoint,
+    name: str,
+    base: Checkpoint,
+    other: str,
+    keep: bool,
+    spans: Sequence[tuple[int, int]] | None = None,
+) -> tuple[Tensor | None, Energy]:
     """Return ``tuned - base`` of one tensor, seen as a matrix, in float32 or better; and its energy.
 
     Parameters
@@ -37,21 +45,25 @@ def difference(tuned: Checkpoint, name: str, base: Checkpoint, other: str, keep:
         The tensor's names in them.
     keep : bool
         Whether the difference is wanted, and not only its energy.
+    spans : sequence of (int, int), optional
+        The rows that are meant, in the order in which they are returned. Defaults to all.
     """
     rows, cols = tuned.matrix_shape(name)
     stored = [FLOAT_DTYPES[checkpoint.infos[n].dtype] for checkpoint, n in ((tuned, name), (base, other))]
     dtype = promoted_dtype([torch.float32, *stored])
     common = min(rows, base.matrix_shape(other)[0])
-    whole = torch.empty(rows, cols, dtype=dtype) if keep else None
+    meant = ((0, rows),) if spans is None else spans
+    whole = torch.empty(sum(stop - start for start, stop in meant), cols, dtype=dtype) if keep else None
     energy = [0.0, 0.0, 0.0]
     size = max(1, BLOCK // max(1, cols))
-    for start in range(0, rows, size):
-        stop = min(start + size, rows)
+    done = 0
+    for start, stop in ((i, min(i + size, end)) for begin, end in meant for i in range(begin, end, size)):
         new = tuned.rows(name, start, stop).to(device="cpu", dtype=dtype)
         old = torch.zeros_like(new)
         if start < common:  # rows that the base does not have are new as a whole
             old[: common - start] = base.rows(other, start, min(stop, common)).to(device="cpu", dtype=dtype)
-        change = torch.sub(new, old, out=None if whole is None else whole[start:stop])
+        change = torch.sub(new, old, out=None if whole is None else whole[done : done + len(new)])
+        done += len(new)
         for i, part in enumerate((change, new, old)):
             energy[i] += torch.linalg.vector_norm(part).item() ** 2
     spacing = max(torch.finfo(one).eps for one in stored)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from ..files.safetensors import FLOAT_DTYPES
 from ..readers import MemoryReader
 from .decomposing import Found, Task, decomposed, energies, every, leading_values
 from .differences import Energy, difference
+from .extraction import ExtractedModule, Extraction, LeftOut
+from .naming import Format, trainer_names
 from .pairing import NOT_CHOSEN, Alone, Compared, chooser, pair_up
 
 __all__ = ["ExtractedAdapter", "ExtractedModule", "Extraction", "LeftOut", "extract_adapter"]
@@ -30,51 +32,6 @@ __all__ = ["ExtractedAdapter", "ExtractedModule", "Extraction", "LeftOut", "extr
 RECIPE = "extract_adapter"
 _SHOWN = 4  # tensors that a message names
 _LARGE = 0.5  # a change of more than half of the weights is no fine-tune
-
-
-class ExtractedModule(NamedTuple):
-    """What is known of one module of an extracted adapter.
-
-    Parameters
-    ----------
-    module : str
-        Its name.
-    rank : int
-        Of its factors.
-    change : float
-        Norm of the difference of the two tensors over that of the base's.
-    kept : float
-        Share of the energy (squared norm) of the difference that the factors hold.
-    rounding : float
-        Share of the energy that rounding of the tuned tensor to its dtype alone would make.
-    flat : bool
-        Whether the singular values are as even as those of noise.
-    """
-
-    module: str
-    rank: int
-    change: float
-    kept: float
-    rounding: float
-    flat: bool
-
-
-class LeftOut(NamedTuple):
-    """A tensor that changed and is not in the adapter.
-
-    Parameters
-    ----------
-    tensor : str
-        Its name.
-    why : str
-        Why it is not.
-    share : float or None
-        Of the energy of all changes; None where only one side has the tensor.
-    """
-
-    tensor: str
-    why: str
-    share: float | None
 
 
 @dataclass(frozen=True)
@@ -86,31 +43,7 @@ class Rules:
     rest: Literal["refuse", "drop"]
     exact: bool
     random_state: Any
-
-
-@dataclass(frozen=True)
-class Extraction:
-    """What :func:`extract_adapter` did.
-
-    Parameters
-    ----------
-    modules : tuple of ExtractedModule
-        The modules of the adapter.
-    left_out : tuple of LeftOut
-        What changed and is not in it.
-    unchanged : int
-        How many tensors are the same in both.
-    kept : float
-        Share of the energy of the differences of all its modules that the adapter holds.
-    rounding : float
-        Share of it that rounding alone would make.
-    """
-
-    modules: tuple[ExtractedModule, ...]
-    left_out: tuple[LeftOut, ...]
-    unchanged: int
-    kept: float
-    rounding: float
+    format: Format | None = None
 
 
 class ExtractedAdapter(Adapter):
@@ -138,6 +71,7 @@ def extract_adapter(
     random_state: Any = 0,
     n_jobs: int | None = None,
     device: str | None = None,
+    format: Format | None = None,
 ) -> ExtractedAdapter:
     """Take a LoRA adapter out of a fine-tuned model: the nearest to ``tuned - base`` of a rank.
 
@@ -172,12 +106,17 @@ def extract_adapter(
         Modules at a time, each with a difference in memory. Never changes the result.
     device : str, optional
         Where to decompose, as torch names it.
+    format : {'kohya', 'diffusers'}, optional
+        Name the modules as files of this format do, which trainers and programs read: of a diffusion model, in a single
+        file or a folder of diffusers. Layers that are fused here and apart there become modules of their own, each of
+        its own rank; so do those of OpenCLIP. ``modules`` then chooses by these names. Defaults to the names of the
+        tensors.
 
     Returns
     -------
     ExtractedAdapter
-        In memory. Its modules have the names of the tensors, without ``.weight``. Its ``report`` gives the ranks, the
-        energy kept, the share of rounding, and what was left out.
+        In memory. Its modules have the names of the tensors, without ``.weight``, or those of ``format``. Its
+        ``report`` gives the ranks, the energy kept, the share of rounding, and what was left out.
 
     Raises
     ------
@@ -213,8 +152,11 @@ def extract_adapter(
     _check_k(k)
     if rest not in ("refuse", "drop"):
         raise ValueError(f"rest must be 'refuse' or 'drop', got {rest!r}")
+    if format not in (None, "kohya", "diffusers"):
+        raise ValueError(f"format must be 'kohya', 'diffusers' or None, got {format!r}")
     new, old = open_checkpoint(tuned), open_checkpoint(base)
-    pairs, alone = pair_up(new, old, chooser(modules))
+    named = None if format is None else trainer_names(new, format)
+    pairs, alone = pair_up(new, old, chooser(modules), named)
     wanted = [pair for pair in pairs if pair.module is not None]
     stored = [FLOAT_DTYPES[new.infos[pair.tensor].dtype] for pair in wanted]
     task = Task(new, old, k, exact, base_seed(random_state), device, dtype or promoted_dtype(stored))
@@ -228,9 +170,9 @@ def extract_adapter(
     _require_change(task, wanted, found)
     report = _report(task, wanted, found, others, changes, alone)
     patterns = modules if modules is None or isinstance(modules, str) else tuple(modules)
-    recipe = recipe_of(Rules(k, patterns, rest, exact, random_state)) | {"class": RECIPE}
+    recipe = recipe_of(Rules(k, patterns, rest, exact, random_state, format)) | {"class": RECIPE}
     _warn(task, report, found)
-    return _adapter(task, wanted, found, report, name, recipe)
+    return _adapter(task, wanted, found, report, name, recipe, format)
 
 
 def _check_k(k: Rank) -> None:
@@ -363,6 +305,7 @@ def _adapter(
     report: Extraction,
     name: str,
     recipe: Mapping[str, Any],
+    format: Format | None,
 ) -> ExtractedAdapter:
     modules, kinds = {}, {}
     for pair, one in zip(wanted, found, strict=True):
@@ -371,6 +314,7 @@ def _adapter(
     sources = tuple(_source(checkpoint) for checkpoint in (task.tuned, task.base))
     step = Step(recipe_text(recipe), tuple((source.name, source) for source in sources), recipe)
     provenance = Provenance(
+        format=format or "peft",
         base_model=_model_name(task.base),
         fan_in_fan_out=any(p.turned and p.kind.name == "linear" and p.module in modules for p in wanted),
         sources=sources,

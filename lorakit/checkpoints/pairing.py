@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from ..adapters import ModuleInfo, ModuleKind
 from ..files.checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
 from ..files.expressions import matcher
 from ..files.safetensors import FLOAT_DTYPES
+from .naming import Named
 
 _EMBEDDINGS = (*EMBEDDINGS, "wpe", "position_embeddings", "token_type_embeddings", "position_embedding")
 
@@ -32,6 +33,8 @@ class Compared(NamedTuple):
         Of the module.
     why : str
         Why no LoRA can hold it, or why it is not wanted.
+    spans : tuple of (int, int) or None
+        The rows of the tensor that are the module's outputs, in their order; None for all.
     """
 
     tensor: str
@@ -40,10 +43,13 @@ class Compared(NamedTuple):
     turned: bool = False
     kind: ModuleKind = ModuleKind()
     why: str = ""
+    spans: tuple[tuple[int, int], ...] | None = None
 
     def info(self, checkpoint: Checkpoint) -> ModuleInfo:
         """Return the widths of the module."""
         rows, cols = checkpoint.matrix_shape(self.tensor)
+        if self.spans is not None:
+            rows = sum(stop - start for start, stop in self.spans)
         return ModuleInfo(0, *((rows, cols) if self.turned else (cols, rows)), self.kind)
 
 
@@ -55,8 +61,13 @@ class Alone(NamedTuple):
     side: Literal["tuned", "base", "both"]
 
 
-def pair_up(tuned: Checkpoint, base: Checkpoint, wanted: Callable[[str], bool]) -> tuple[list[Compared], list[Alone]]:
-    """Pair the tensors of two checkpoints."""
+def pair_up(
+    tuned: Checkpoint,
+    base: Checkpoint,
+    wanted: Callable[[str], bool],
+    names: Mapping[str, Sequence[Named]] | None = None,
+) -> tuple[list[Compared], list[Alone]]:
+    """Pair the tensors of two checkpoints; ``names`` are the modules that they are, if not those of their names."""
     pairs: list[Compared] = []
     alone: list[Alone] = []
     for tensor, (dtype, shape) in tuned.infos.items():
@@ -70,8 +81,10 @@ def pair_up(tuned: Checkpoint, base: Checkpoint, wanted: Callable[[str], bool]) 
             alone.append(Alone(tensor, f"{what}, the base has {theirs}", "both" if grown else "tuned"))
         elif {dtype, base.infos[other].dtype} - set(FLOAT_DTYPES):
             _refuse_weights(tuned, tensor, dtype)
-        else:
+        elif names is None:
             pairs.append(_classified(tensor, other, tuned, wanted))
+        else:
+            pairs += _under_names(tensor, other, tuned, wanted, names.get(tensor, ()))
     head_is_tied = tuned.tied_embedding is not None
     alone += [
         Alone(tensor, "only the base has it", "base")
@@ -86,8 +99,29 @@ def _refuse_weights(tuned: Checkpoint, tensor: str, dtype: str) -> None:
         raise unsupported_dtype(tuned.name, f"{tensor!r} is stored as {dtype}")
 
 
-def _classified(tensor: str, other: str, tuned: Checkpoint, wanted: Callable[[str], bool]) -> Compared:
+def _under_names(
+    tensor: str, other: str, tuned: Checkpoint, wanted: Callable[[str], bool], names: Sequence[Named]
+) -> Iterator[Compared]:
     shape = tuned.infos[tensor].shape
+    if not names:
+        why = "a vector (a norm or a bias)" if len(shape) < 2 else "a parameter that has no name in that format"
+        yield Compared(tensor, other, None, why=why)
+        return
+    plain = _classified(f"{tensor.removesuffix('.weight')}.weight", other, tuned, lambda _: True, shape)
+    for module, spans, turned in names:
+        if len(shape) < 2 or (plain.module is None and turned is None):
+            yield Compared(tensor, other, None, why=plain.why)
+        elif not wanted(module):
+            yield Compared(tensor, other, None, why=NOT_CHOSEN)
+        else:
+            stored = plain.turned if turned is None else turned
+            yield Compared(tensor, other, module, stored, plain.kind, spans=spans)
+
+
+def _classified(
+    tensor: str, other: str, tuned: Checkpoint, wanted: Callable[[str], bool], known: Sequence[int] | None = None
+) -> Compared:
+    shape = tuned.infos[tensor].shape if known is None else known
     module = tensor.removesuffix(".weight")
     if len(shape) < 2:
         return Compared(tensor, other, None, why="a vector (a norm or a bias)")

@@ -18,7 +18,7 @@ from ..io.names.translate import Candidates, Known, candidates, family_plan
 from ..pieces import Piece
 
 # Before the names of a diffusion transformer: in single files of several models, of one; in folders of diffusers
-_TRANSFORMERS = tuple(
+TRANSFORMERS = tuple(
     Spelling(code, prefix)
     for code, prefixes in (
         (ORIGINAL, ("model.diffusion_model.", "diffusion_model.", "")),
@@ -27,7 +27,7 @@ _TRANSFORMERS = tuple(
     for prefix in prefixes
 )
 # Before the names of transformers' text encoders in single files, and of OpenCLIP's
-_ENCODERS = {
+ENCODERS = {
     "text_encoder": (
         "cond_stage_model.transformer.",
         "conditioner.embedders.0.transformer.",
@@ -36,8 +36,8 @@ _ENCODERS = {
     "text_encoder_2": ("text_encoders.clip_g.transformer.", "text_encoders.t5xxl.transformer."),
     "text_encoder_3": ("text_encoders.t5xxl.transformer.",),
 }
-_OPEN_CLIP = {"text_encoder": ("cond_stage_model.model.",), "text_encoder_2": ("conditioner.embedders.1.model.",)}
-_PROJECTION = "text_projection"  # stored as (in, out), without .weight
+IN_OPEN_CLIP = {"text_encoder": ("cond_stage_model.model.",), "text_encoder_2": ("conditioner.embedders.1.model.",)}
+PROJECTION = "text_projection"  # stored as (in, out), without .weight
 
 
 class Place(NamedTuple):
@@ -99,7 +99,7 @@ def _in_text_encoders(
     for module in wanted:
         component, local = split_component(flat.get(module) or module)
         full = split_component(f"{component}.{local}").full.removeprefix(f"{component}.") if component else local
-        for prefix in _ENCODERS.get(component, ()):
+        for prefix in ENCODERS.get(component, ()):
             found = next((n for n in (f"{prefix}{local}", f"{prefix}{full}") if f"{n}.weight" in checkpoint), None)
             if found is not None:
                 yield module, (Place(f"{found}.weight"),)
@@ -112,7 +112,7 @@ def _in_text_encoders(
 
 def _in_open_clip(component: str, part: str, info: ModuleInfo, checkpoint: Checkpoint) -> Place | None:
     for match in rows_of_part(OPEN_CLIP, ORIGINAL, part):
-        for prefix in _OPEN_CLIP.get(component, ()):
+        for prefix in IN_OPEN_CLIP.get(component, ()):
             name = prefix + filled(match.row.name, match.numbers)
             tensor = next((t for t in (f"{name}.weight", f"{name}_weight", name) if t in checkpoint), None)
             if tensor is None:
@@ -122,7 +122,7 @@ def _in_open_clip(component: str, part: str, info: ModuleInfo, checkpoint: Check
                 tensor,
                 before * info.d_out,
                 size=len(match.row.parts) * info.d_out,
-                turned=part == _PROJECTION and tensor == name,
+                turned=part == PROJECTION and tensor == name,
             )
     return None
 
@@ -134,7 +134,7 @@ def _in_transformer(adapter: Adapter, checkpoint: Checkpoint, missing: list[str]
         return {}
     best: dict[str, tuple[Place, ...]] = {}
     for family in found.families:
-        for spelling in _TRANSFORMERS:
+        for spelling in TRANSFORMERS:
             places = _under(spelling, family, known, found, checkpoint)
             now = {module: places[module] for module in missing if module in places}
             if len(now) > len(best):

@@ -163,7 +163,7 @@ def _of_recipe(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
         if tuned and not params["base"]:
             raise click.UsageError("give both TUNED and BASE in place of those of the recipe, or none")
         found |= {"tuned": _instead(recipe, [tuned] if tuned else [], here)[0]}
-        found |= {name: recipe.options[name] for name in ("k", "rest", "exact") if name in recipe.options}
+        found |= {name: recipe.options[name] for name in ("k", "rest", "format", "exact") if name in recipe.options}
         found |= {"patterns": recipe.options.get("modules", ()), "seed": recipe.options.get("random_state", 0)}
     output = "rename" if recipe.step == "rename" else "output"
     found[output] = params[output] or recipe.output.get("path")

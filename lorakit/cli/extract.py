@@ -58,6 +58,11 @@ Examples:
     "--rest", type=click.Choice(["refuse", "drop"]), default="refuse", show_default=True,
     help="Changes that no LoRA can hold (norms, biases, new rows of a vocabulary): refuse, or leave them out.",
 )  # fmt: skip
+@click.option(
+    "--format", type=click.Choice(["kohya", "diffusers"]),
+    help="Name the modules as files of this format do, and write such a file: of a diffusion model, whose fused layers "
+         "become modules of their own.  [default: the names of the tensors, in a PEFT folder]",
+)  # fmt: skip
 @click.option("--exact", is_flag=True, help="Decompose in full, which takes many times longer.")
 @click.option("--seed", type=int, metavar="N", default=0, help="Of the randomised decomposition.  [default: 0]")
 @click.option("-n", "--dry-run", is_flag=True, help="Do everything but write.")
@@ -76,6 +81,7 @@ def extract(
     k: Any,
     patterns: tuple[str, ...],
     rest: Any,
+    format: Any,
     exact: bool,
     seed: int,
     dry_run: bool,
@@ -110,7 +116,7 @@ def extract(
     if recipe is not None:
         check_checkpoint(recipe, recipe.sources[0] if recipe.sources else None, tuned)
         check_checkpoint(recipe, recipe.base, base)
-    check_outputs([Path(output)], ["peft"], overwrite=overwrite)
+    check_outputs([Path(output)], [format or "peft"], overwrite=overwrite)
     with progress_bar("extract: tensors", quiet=quiet), parameters_checked():
         adapter = extract_adapter(
             tuned,
@@ -124,12 +130,13 @@ def extract(
             random_state=seed,
             n_jobs=jobs,
             device=device,
+            format=format,
         )
     if not dry_run:
         with progress_bar("hashing the checkpoints: MB", quiet=quiet, late=True):
             save_adapter(adapter, output, layout=layout, pad_to=pad_to, overwrite=overwrite)
         saving.write(
-            lambda: _steps(k, patterns, rest, exact, seed),
+            lambda: _steps(k, patterns, rest, format, exact, seed),
             [],
             tuned=tuned,
             base=base,
@@ -144,12 +151,17 @@ def extract(
         _show(report)
 
 
-def _steps(k: Any, patterns: tuple[str, ...], rest: str, exact: bool, seed: int) -> list[dict[str, Any]]:
+def _steps(
+    k: Any, patterns: tuple[str, ...], rest: str, format: str | None, exact: bool, seed: int
+) -> list[dict[str, Any]]:
     """Return the step of a recipe that these options are."""
     from ..recipes.steps import readable_rank
 
     modules = {"modules": list(patterns)} if patterns else {}
-    return [{"extract": {"k": readable_rank(k), **modules, "rest": rest, "exact": exact, "random_state": seed}}]
+    named = {} if format is None else {"format": format}
+    return [
+        {"extract": {"k": readable_rank(k), **modules, "rest": rest, **named, "exact": exact, "random_state": seed}}
+    ]
 
 
 def _report(adapter: Any, tuned: str, base: str, output: str, dry_run: bool) -> dict[str, Any]:

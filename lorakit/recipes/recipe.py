@@ -23,7 +23,7 @@ FORM = 1  # of the file
 # Steps that stand alone: commands that no estimator does. What each of them takes.
 ALONE: dict[str, tuple[str, ...]] = {
     "convert": ("to", "component", "family", "k"),
-    "extract": ("k", "modules", "rest", "exact", "random_state"),
+    "extract": ("k", "modules", "rest", "format", "exact", "random_state"),
     "bake": (),
     "rename": (),
 }
@@ -229,6 +229,8 @@ def _options(step: str, node: Node) -> dict[str, Any]:
             options[name] = value.choice([known.name for known in FAMILIES])
         elif name == "rest":
             options[name] = value.choice(["refuse", "drop"])
+        elif name == "format":
+            options[name] = value.choice(["kohya", "diffusers"])
         elif name == "modules":
             listed = value.elements() if isinstance(value.value, list) else [value]
             options[name] = tuple(element.text() for element in listed)

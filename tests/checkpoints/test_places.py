@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from lorakit import Adapter, LoraFactors, bake, check_fit
+from lorakit import Adapter, LoraFactors, bake, check_fit, extract_adapter, load_adapter, save_adapter
 from lorakit.adapters import Provenance
 from lorakit.checkpoints.sums import Term, joined
-from lorakit.exceptions import IncompatibleAdaptersError
+from lorakit.exceptions import IncompatibleAdaptersError, LorakitError, UnsupportedCheckpointError
 
 D = 8  # width of a model
 
 
-def an_adapter(shapes, format, metadata=None, seed=0, rank=2):
+def an_adapter(shapes, format, metadata=None, seed=0, rank=2, size=1.0):
     rng = np.random.default_rng(seed)
     modules = {
-        name: LoraFactors(rng.standard_normal((rank, d_in)), rng.standard_normal((d_out, rank)))
+        name: LoraFactors(rng.standard_normal((rank, d_in)), size * rng.standard_normal((d_out, rank)))
         for name, (d_out, d_in) in shapes.items()
     }
     return Adapter(modules, name="law", provenance=Provenance(format=format, metadata=metadata or {}))
@@ -240,3 +240,63 @@ def test_all_models_of_sdxl_in_one_file():
             "conditioner.embedders.0.transformer.text_model.encoder.layers.0.mlp.fc1.weight": first,
         },
     )
+
+
+def close(found, wanted):
+    assert set(found) == set(wanted)
+    for module in wanted:
+        torch.testing.assert_close(dense(found, module), dense(wanted, module), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+def test_extract_names_the_models_of_sdxl_as_trainers_do(format, tmp_path):
+    names = (
+        ("lora_unet_input_blocks_4_1_proj_in", "unet.down_blocks.1.attentions.0.proj_in", (D, D)),
+        *(
+            (f"lora_te{n}_text_model_{part.replace('.', '_')}", f"text_encoder{end}.text_model.{part}", shape)
+            for n, end in ((1, ""), (2, "_2"))
+            for part, shape in TEXT.items()
+        ),
+    )
+    place = ("kohya", "diffusers").index(format)
+    adapter = an_adapter({name[place]: name[2] for name in names}, format, size=0.01)
+    first = "conditioner.embedders.0.transformer.text_model."
+    base = open_clip("conditioner.embedders.1.model.")
+    base |= weights({f"{first}{part}.weight": shape for part, shape in TEXT.items()})
+    base |= weights({"model.diffusion_model.input_blocks.4.1.proj_in.weight": (D, D)})
+    again = extract_adapter(bake(base, adapter), base, k=2, format=format)
+    close(again, adapter)
+    assert again.ranks == (2,)
+    path = save_adapter(again, tmp_path / "out.safetensors")
+    assert load_adapter(path).provenance.format == format
+
+
+@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+def test_extract_parts_fused_layers_for_diffusers_and_keeps_them_for_kohya(prefix):
+    adapter = an_adapter({f"transformer.{part}": shape for part, shape in PARTS.items()}, "diffusers", size=0.01)
+    base = weights({f"{layer}.weight": shape for layer, shape in FUSED.items()}, prefix)
+    tuned = bake(base, adapter)
+    close(extract_adapter(tuned, base, k=2, format="diffusers"), adapter)
+    whole = extract_adapter(tuned, base, k=4, format="kohya")
+    assert_changes(changes(bake(base, whole), base), changes(tuned, base))
+    assert set(whole) == {
+        "lora_unet_" + layer.replace(".", "_") for layer in [*list(FUSED)[:3], "final_layer.adaLN_modulation.1"]
+    }
+
+
+def test_extract_by_names_refuses_what_has_none():
+    base = weights({"model.layers.0.q_proj.weight": (D, D)})
+    with pytest.raises(UnsupportedCheckpointError, match="no layer that kohya files have a name for"):
+        extract_adapter({name: w + 0.01 for name, w in base.items()}, base, k=1, format="kohya")
+    with pytest.raises(ValueError, match="format must be 'kohya'"):
+        extract_adapter(base, base, k=1, format="peft")
+    parts = weights({f"transformer_blocks.0.attn.{p}.weight": (D, D) for p in ("to_q", "to_k", "to_v", "add_q_proj")})
+    with pytest.raises(LorakitError, match=r"several (layers here|models)"):
+        extract_adapter({name: w + 0.01 for name, w in parts.items()}, parts, k=1, format="kohya")
+    others = open_clip("conditioner.embedders.1.model.")
+    tuned = {name: w + (0 if name.endswith("bias") else 0.01) for name, w in others.items()}
+    with pytest.raises(IncompatibleAdaptersError, match=r"token_embedding.*no name in that format"):
+        extract_adapter(tuned, others, k=1, format="kohya")
+    dropped = extract_adapter(tuned, others, k=1, format="kohya", rest="drop")
+    assert all(module.startswith("lora_te2_text_") for module in dropped)
+    assert any("token_embedding" in left.tensor for left in dropped.report.left_out)

@@ -187,3 +187,24 @@ def test_fit_renames(lorakit_, lorakit_json, base, two, tmp_path, out):
     assert found["renamed"] == str(out)
     assert lorakit_json("fit", base, out)["fits"]
     assert "fits as it is" in lorakit_("fit", base, out, "--rename", tmp_path / "again", code=2).stderr
+
+
+def test_extract_writes_a_file_of_a_format(lorakit_, lorakit_json, tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"double_blocks.0.img_attn.qkv": (24, 8), "single_blocks.0.modulation.lin": (24, 8)}
+    base = {f"{name}.weight": torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    tuned = {name: weight + 0.01 * torch.outer(weight[:, 0], weight[0]) for name, weight in base.items()}
+    paths = [tmp_path / "tuned.safetensors", tmp_path / "base.safetensors"]
+    for path, tensors in zip(paths, (tuned, base), strict=True):
+        save_file(tensors, path)
+    out, recipe = tmp_path / "out.safetensors", tmp_path / "recipe.yaml"
+    lorakit_("extract", *paths, "-k", 1, "-o", out, "--format", "kohya", "--save-recipe", recipe)
+    assert set(load_adapter(out)) == {"lora_unet_" + name.replace(".", "_") for name in shapes}
+    assert lorakit_json("verify", out, "--sources", *paths)["verdict"] == "yes"
+    again = tmp_path / "again" / out.name  # the file holds its name
+    again.parent.mkdir()
+    lorakit_("extract", "--recipe", recipe, "-o", again)
+    assert again.read_bytes() == out.read_bytes()
+    split = tmp_path / "split.safetensors"
+    lorakit_("extract", *paths, "-k", 1, "-o", split, "--format", "diffusers")
+    assert "transformer.transformer_blocks.0.attn.to_k" in load_adapter(split)

@@ -116,8 +116,8 @@ def _spellings(
         yield {module: known.get(module, module) for module in modules}
         own = {module: name or _in_transformer(module) for module, name in diffusers_names(modules).items()}
         yield own
-    if any(name.startswith(_SINGLE_FILE) for name in checkpoint.infos):
-        table = _single_file(4 if f"{_SINGLE_FILE}input_blocks.11.0.in_layers.0.weight" in checkpoint else 3)
+    table = single_file_names(checkpoint)
+    if table is not None:
         for prefix in ("", "unet."):
             yield {module: table.left_of(prefix + name) or name for module, name in own.items()}
     if any(_MIXTRAL[1] in name for name in checkpoint.infos):
@@ -148,6 +148,13 @@ def _kohya_names(module: str) -> Iterable[str]:
                 f"{prefix}text_model_{flat(rest)}" for prefix in prefixes if "_te" in prefix
             ]
     return [f"lora_unet_{flat(module)}"]  # a file with one model in it
+
+
+def single_file_names(checkpoint: Checkpoint) -> NameTable | None:
+    """Return the names of a UNet in a single file, left, and those of diffusers, right; None for other checkpoints."""
+    if not any(name.startswith(_SINGLE_FILE) for name in checkpoint.infos):
+        return None
+    return _single_file(4 if f"{_SINGLE_FILE}input_blocks.11.0.in_layers.0.weight" in checkpoint else 3)
 
 
 @cache
