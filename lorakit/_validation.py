@@ -15,9 +15,18 @@ from .adapter_set import AdapterSet
 from .adapters import Adapter
 from .exceptions import IncompatibleAdaptersError, ParameterError, Setting
 
+_ADD_UP = ("merge by ConcatMerger, SVDMerger or TaskArithmeticMerger, which add them up, and ", Setting("scale", 1.0))
 
-def check_adapters(X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
+
+def check_adapters(X: AdapterSet | Iterable[Adapter], *, differences: bool = False) -> AdapterSet:
     """Return X as an :class:`AdapterSet` whose adapters can be combined module by module.
+
+    Parameters
+    ----------
+    X : AdapterSet or iterable of Adapter
+        The adapters.
+    differences : bool, default=False
+        Whether the caller takes into account what an adapter adds to whole parameters.
 
     Raises
     ------
@@ -26,6 +35,8 @@ def check_adapters(X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
     IncompatibleAdaptersError
         If a module's widths or layout differ between adapters, an adapter shares no module with the others, or the
         adapters come from families of files that name modules differently.
+    UnsupportedAdapterError
+        If an adapter adds to whole parameters, and the caller would lose this.
 
     Warns
     -----
@@ -39,6 +50,10 @@ def check_adapters(X: AdapterSet | Iterable[Adapter]) -> AdapterSet:
         if not adapter:
             raise ValueError(f"adapter {adapter.name!r} has no modules; leave it out")
     _check_families(X)
+    if not differences and any(adapter.differences is not None for adapter in X):
+        from .differences import refuse_differences  # few adapters have some
+
+        refuse_differences(X, "this method", remedy=_ADD_UP)
     for module in X.module_names:
         _check_module(X, module)
     _check_overlap(X)

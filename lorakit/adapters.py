@@ -11,11 +11,11 @@ import torch
 from ._html import modules_table
 from ._nearest import nearest
 from .factors import LoraFactors, dtype_name
-from .provenance import ExtraWeights, Made, Provenance, Source, Step, combined
+from .provenance import Differences, ExtraWeights, Made, Provenance, SomeDifferences, Source, Step, combined
 from .readers import SVD, MemoryReader, ModuleInfo, ModuleKind, ModuleReader, ViewReader, narrowed, read_in, svd_of
 
-__all__ = ["Adapter", "ExtraWeights", "LoraFactors", "Made", "ModuleInfo", "ModuleKind", "ModuleReader", "Provenance",
-           "Source", "Step", "made_from"]  # fmt: skip
+__all__ = ["Adapter", "Differences", "ExtraWeights", "LoraFactors", "Made", "ModuleInfo", "ModuleKind", "ModuleReader",
+           "Provenance", "Source", "Step", "made_from"]  # fmt: skip
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -130,6 +130,11 @@ class Adapter(Mapping[str, LoraFactors]):
         return self._reader
 
     @property
+    def differences(self) -> Differences | None:
+        """What it adds to whole parameters, such as biases and norms; None if its modules are all of its update."""
+        return self.provenance.differences
+
+    @property
     def checked(self) -> bool:
         """Whether reading a module refuses NaN and infinite values, so that no second look is needed."""
         return bool(getattr(self._reader, "checked", False))
@@ -198,7 +203,8 @@ class Adapter(Mapping[str, LoraFactors]):
     def rename_modules(self, rename: Callable[[str], str]) -> Adapter:
         """Return the same adapter with every module name passed through ``rename``.
 
-        Weights that it carries beside its factors keep their names.
+        Weights that it carries beside its factors keep their names. ``differences`` of parameters are renamed with the
+        layers that they belong to.
 
         Parameters
         ----------
@@ -217,7 +223,7 @@ class Adapter(Mapping[str, LoraFactors]):
         reader = ViewReader(self._reader, {rename(module): module for module in self})
         if len(reader.infos) != len(self):
             raise ValueError(f"{self.name}: rename gives one name to several modules")
-        return Adapter.from_reader(reader, name=self.name, provenance=self.provenance)
+        return Adapter.from_reader(reader, name=self.name, provenance=self.provenance_where(rename))
 
     def select(self, modules: Iterable[str]) -> Adapter:
         """Return the same adapter with only some of its modules, in its own order, as lazy as it was.
@@ -225,11 +231,32 @@ class Adapter(Mapping[str, LoraFactors]):
         Parameters
         ----------
         modules : iterable of str
-            Module names; those that the adapter lacks are ignored.
+            Module names; those that the adapter lacks are ignored. Of its ``differences``, those of these layers stay.
         """
-        wanted = {module for module in modules if module in self}
+        chosen = set(modules)
+        wanted = {module for module in chosen if module in self}
         names = list(wanted) if len(wanted) < 2 else [module for module in self if module in wanted]
-        return Adapter.from_reader(narrowed(self._reader, names), name=self.name, provenance=self.provenance)
+        provenance = self.provenance_where(lambda owner: owner if owner in chosen else None)
+        return Adapter.from_reader(narrowed(self._reader, names), name=self.name, provenance=provenance)
+
+    def provenance_where(self, rename: Callable[[str], str | None]) -> Provenance:
+        """Return its provenance with the differences of layers renamed.
+
+        Parameters
+        ----------
+        rename : callable
+            From the name of a layer to the new one; None leaves out what is added to the layer's parameters.
+        """
+        if self.differences is None:
+            return self.provenance
+        old_names = {}
+        for name in self.differences.infos:
+            layer, _, parameter = name.rpartition(".")
+            new = rename(layer)
+            if new is not None:
+                old_names[f"{new}.{parameter}"] = name
+        view = SomeDifferences(self.differences, old_names) if old_names else None
+        return replace(self.provenance, differences=view)
 
     def __repr__(self) -> str:
         ranks = "/".join(map(str, self.ranks)) or "0"

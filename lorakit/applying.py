@@ -51,7 +51,8 @@ def applied(model: nn.Module, adapter: Adapter, *, prefix: str = "") -> Iterator
     IncompatibleAdaptersError
         If the model lacks a module of the adapter, or has it in another shape.
     UnsupportedAdapterError
-        If a module cannot be adapted this way: a grouped convolution, a projection inside ``nn.MultiheadAttention``.
+        If the adapter has differences of whole parameters, or a module cannot be adapted this way: a grouped
+        convolution, a projection inside ``nn.MultiheadAttention``.
 
     Examples
     --------
@@ -68,6 +69,10 @@ def applied(model: nn.Module, adapter: Adapter, *, prefix: str = "") -> Iterator
     >>> torch.equal(model(x), before)
     True
     """
+    if adapter.differences is not None:
+        from .differences import refuse_differences
+
+        refuse_differences([adapter], "applied", remedy=["bake it into the base model's weights"])
     modules = dict(model.named_modules(remove_duplicate=False))
     _check_names(adapter, modules, prefix)
     targets = [(modules[prefix + name], name) for name in adapter]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter, ModuleInfo, ModuleReader
-from .exceptions import IncompatibleAdaptersError, LorakitError
+from .exceptions import IncompatibleAdaptersError, LorakitError, Setting, UnsupportedAdapterError
 from .factors import LoraFactors, promoted_dtype
 from .linalg.fused import join_outputs, slice_outputs
 from .readers import narrowed, read_in
@@ -159,6 +159,7 @@ def put_together(adapter: Adapter, plan: Mapping[str, Sequence[Piece]]) -> Adapt
     IncompatibleAdaptersError
         If the pieces of a module have different numbers of inputs, or are of other modules than linear ones.
     """
+    _refuse_parts_of_differences(adapter, plan)
     reader = adapter.reader
     infos: dict[str, ModuleInfo] = {}
     kept: dict[str, tuple[Piece, ...]] = {}
@@ -173,7 +174,24 @@ def put_together(adapter: Adapter, plan: Mapping[str, Sequence[Piece]]) -> Adapt
                 continue
             infos[name] = ModuleInfo(factors.rank, factors.d_in, factors.d_out)
         kept[name] = given
-    return Adapter.from_reader(PieceReader(reader, kept, infos), name=adapter.name, provenance=adapter.provenance)
+    new_names = {pieces[0].module: name for name, pieces in kept.items() if _is_whole(reader, pieces)}
+    provenance = adapter.provenance_where(new_names.get)
+    return Adapter.from_reader(PieceReader(reader, kept, infos), name=adapter.name, provenance=provenance)
+
+
+def _refuse_parts_of_differences(adapter: Adapter, plan: Mapping[str, Sequence[Piece]]) -> None:
+    """Refuse differences of whole parameters whose layers are not renamed as they are."""
+    if adapter.differences is None:
+        return
+    whole = {pieces[0].module for pieces in map(tuple, plan.values()) if _is_whole(adapter.reader, pieces)}
+    for name in adapter.differences.infos:
+        if name.rpartition(".")[0] not in whole:
+            raise UnsupportedAdapterError(
+                f"also adds to {name!r}, a parameter without factors of a layer that has none, or that is split or "
+                "joined, so that its new name is not known",
+                adapters=[adapter.name],
+                remedy=[Setting("differences", "drop"), " when it is read"],
+            )
 
 
 class PieceReader:

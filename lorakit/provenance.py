@@ -11,7 +11,7 @@ import torch
 
 from .files.checks import FileVersion
 
-__all__ = ["ExtraWeights", "Made", "Provenance", "Source", "Step", "combined"]
+__all__ = ["Differences", "ExtraWeights", "Made", "Provenance", "Source", "Step", "combined"]
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,39 @@ class ExtraWeights(Protocol):
         ...
 
 
+class Differences(Protocol):
+    """What an adapter adds to whole parameters, such as biases and norms. Must pickle by path, or as arrays."""
+
+    @property
+    def infos(self) -> Mapping[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Dtype and shape of what is added to each parameter: ``<module>.bias`` or ``<module>.weight``."""
+        ...
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read what is added to one parameter, in the dtype of a result or float32 or better."""
+        ...
+
+
+class SomeDifferences:
+    """Some of other differences, under names of their own.
+
+    Parameters
+    ----------
+    differences : Differences
+        The others.
+    old_names : mapping of str to str
+        From each name to the one that it has there.
+    """
+
+    def __init__(self, differences: Differences, old_names: Mapping[str, str]) -> None:
+        self.differences, self.old_names = differences, dict(old_names)
+        self.infos = {new: differences.infos[old] for new, old in old_names.items()}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Read what is added to one parameter."""
+        return self.differences.read(self.old_names[name])
+
+
 @dataclass(frozen=True)
 class Provenance:
     """What an adapter's files say about it, and what was done to it since.
@@ -123,6 +156,9 @@ class Provenance:
     extra_weights : ExtraWeights or None
         Whole tensors that its files hold besides the factors, and that are to be written again; of a result, those of
         the first of its sources that has some. They are carried, never merged.
+    differences : Differences or None
+        What is added to whole parameters besides the updates of modules. Unlike extra weights, which replace those of
+        the base model, they are part of the update: methods that add updates up add them up too.
     target_parameters : mapping of str to int
         What PEFT calls so: ends of the names of adapted parameters, and how many modules each was found in.
     stored_as : tuple of str, default=('LoRA',)
@@ -146,6 +182,7 @@ class Provenance:
     # not compared: operations and sources say it in short
     made: Made | None = field(default=None, repr=False, compare=False)
     extra_weights: ExtraWeights | None = None
+    differences: Differences | None = None
     target_parameters: Mapping[str, int] = field(default_factory=dict)
     stored_as: tuple[str, ...] = ("LoRA",)
     source_metadata: tuple[tuple[str, Mapping[str, str]], ...] = field(default=(), repr=False, compare=False)
@@ -159,7 +196,7 @@ class Provenance:
         return self.sources[0] if len(self.sources) == 1 and not self.operations else None
 
 
-def combined(given: Sequence[Provenance], made: Made) -> Provenance:
+def combined(given: Sequence[Provenance], made: Made, differences: Differences | None = None) -> Provenance:
     """Return what a result made from several adapters says of itself.
 
     Parameters
@@ -168,7 +205,11 @@ def combined(given: Sequence[Provenance], made: Made) -> Provenance:
         Of the adapters, one or more; of one family of files.
     made : Made
         The step that made it.
+    differences : Differences or None
+        Those of the result.
     """
+    if differences is None and any(p.differences is not None for p in given):
+        raise RuntimeError(f"{made.step.operation} would lose what its adapters add to whole parameters")
     tasks = {p.task_type for p in given}
     parameters = [p.target_parameters for p in given if p.target_parameters]
     return Provenance(
@@ -183,6 +224,7 @@ def combined(given: Sequence[Provenance], made: Made) -> Provenance:
         operations=(*dict.fromkeys(op for p in given for op in p.operations), made.step.operation),
         made=made,
         extra_weights=next((p.extra_weights for p in given if p.extra_weights is not None), None),
+        differences=differences,
         source_metadata=_metadata_of(given, made),
         target_parameters=parameters[0] if parameters and all(p == parameters[0] for p in parameters[1:]) else {},
     )

@@ -24,6 +24,7 @@ ORDER = [
     "provenance",
     "readers",
     "adapters",
+    "differences",
     "pieces",
     "adapter_set",
     "_scaled",

@@ -23,7 +23,7 @@ from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
-from ..provenance import Made, combined
+from ..provenance import Differences, Made, combined
 from ._comparing import Comparing
 from ._estimator import AdapterEstimator, spectrum_of_mean
 from ._results import (
@@ -171,7 +171,7 @@ class BaseMerger(Comparing, AdapterEstimator):
 
     def _fit_ranks(self, X: AdapterSet | Iterable[Adapter], mergers: Sequence[Self]) -> None:
         """Fit mergers that are like this one but for ``k``, in one pass over the modules."""
-        X = check_adapters(X)
+        X = check_adapters(X, differences=self.scale != "match" and self._coefficients(np.ones(1)) is not None)
         given, weights, subtracts = self._weighed(X)
         for merger in mergers:  # by all adapters: a search over weights that sets some to 0 keeps its k
             if not needs_spectra(merger.k):
@@ -239,12 +239,23 @@ class BaseMerger(Comparing, AdapterEstimator):
         step = self._step(X)
         if step.recipe is not None:
             step = replace(step, recipe={**step.recipe, "factor": merge.factor()})
-        provenance = combined([adapter.provenance for adapter in X], Made(step))
+        provenance = combined([adapter.provenance for adapter in X], Made(step), self._added_differences(X))
         self.merged_ = merge.results.adapter(name=self.method, kinds=kinds, provenance=provenance)
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
         for key, by_module in merge.learned.items():
             setattr(self, f"{key}_", by_module)
+
+    def _added_differences(self, X: AdapterSet) -> Differences | None:
+        if any(adapter.differences is not None for adapter in X):
+            from ._adding import added_differences
+
+            return added_differences(self, X)
+        return None
+
+    def _coefficients(self, weights: np.ndarray) -> np.ndarray | None:
+        """Return the factors of the updates in the sum that the result is, scale and rank apart; None if it is none."""
+        return None
 
     def _limits(self, X: AdapterSet) -> dict[str, int]:
         """Largest ``k`` of each module."""
@@ -346,7 +357,7 @@ class BaseMerger(Comparing, AdapterEstimator):
             If a module of X is not in ``merged_``, or has other widths.
         """
         check_is_fitted(self)
-        self._check_seen(check_adapters(X))
+        self._check_seen(check_adapters(X, differences=True))
         return AdapterSet([self.merged_])
 
     def _check_seen(self, X: AdapterSet) -> None:

@@ -25,6 +25,7 @@ class BasePruner(BaseTransformer):
     and :meth:`transform` prunes what it is given. Modules that are at or below rank ``k`` already stay as they are.
     """
 
+    _keeps_differences = True
     _joint = False
 
     @abstractmethod

@@ -26,6 +26,7 @@ class BaseTransformer(AdapterEstimator):
     changes what it is given. Pipelines can therefore put it before a merger.
     """
 
+    _keeps_differences: ClassVar[bool] = False  # whether differences of whole parameters stay as they are
     _joint: ClassVar[bool] = True  # whether what becomes of an adapter depends on those it is passed with
 
     def _check(self, X: AdapterSet) -> None:
@@ -71,7 +72,7 @@ class BaseTransformer(AdapterEstimator):
         -------
         self
         """
-        X = check_adapters(X)
+        X = check_adapters(X, differences=self._keeps_differences)
         self._check(X)
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
@@ -90,7 +91,7 @@ class BaseTransformer(AdapterEstimator):
         AdapterSet
             As many adapters as X, in the same order, under the same names.
         """
-        X = check_adapters(X)
+        X = check_adapters(X, differences=self._keeps_differences)
         self._validate_params()
         task = partial(self._transform_module, prepared=self._prepare(X), seed=self._seed())
         made = [Results() for _ in X]
@@ -104,7 +105,7 @@ class BaseTransformer(AdapterEstimator):
             results.adapter(
                 name=adapter.name,
                 kinds={module: info.kind for module, info in adapter.infos.items()},
-                provenance=combined([adapter.provenance], origins[i]),
+                provenance=combined([adapter.provenance], origins[i], adapter.differences),
             )
             for i, (adapter, results) in enumerate(zip(X, made, strict=True))
         )

@@ -56,6 +56,11 @@ class Baked(Mapping[str, Tensor]):
             for module, targets in fit.targets.items():
                 for target in targets:
                     self.contributions.setdefault(target.tensor, []).append((i, module, target))
+        self.differences: dict[str, list[tuple[int, str]]] = {}  # which adapter, which of its parameters
+        for i, fit in enumerate(fits):
+            for parameter, tensor in fit.parameters.items():
+                self.contributions.setdefault(tensor, [])
+                self.differences.setdefault(tensor, []).append((i, parameter))
         self.changed = tuple(self.contributions)
         self.rounding: dict[str, float] = {}
         self.output: Path | None = None
@@ -87,9 +92,16 @@ class Baked(Mapping[str, Tensor]):
         rounding = Rounding()
         dtype = compute_dtype(FLOAT_DTYPES[self.base.infos[self.added.get(name, name)].dtype])
         terms = [self._term(*contribution, dtype) for contribution in self.contributions[name]]
+        terms += [self._whole(i, parameter, n_cols) for i, parameter in self.differences.get(name, ())]
         yield from summed_rows(rows, n_rows, n_cols, terms, rounding, f"{self.base.name}: {name!r}")
         self.rounding[name] = rounding.share
         report_done(len(self.rounding), len(self.changed))
+
+    def _whole(self, i: int, parameter: str, n_cols: int) -> Term:
+        differences = self.adapters[i].differences
+        assert differences is not None  # it was fitted
+        whole = differences.read(parameter).double().reshape(-1, n_cols) * self.strengths[i]
+        return Term(0, whole, torch.eye(n_cols, dtype=whole.dtype))
 
     def _term(self, i: int, module: str, target: Target, dtype: torch.dtype) -> Term:
         a, b = self.adapters[i].read_in(module, dtype)

@@ -30,6 +30,7 @@ def bake(
 ) -> Baked:
     """Add adapters to a base model: ``W + sum_i c_i B_i A_i`` for each of its tensors.
 
+    What an adapter adds to biases and norms without factors (``adapter.differences``) is added too, times its strength.
     The sum is computed in float64 (in float32 for tensors in half precision) and rounded once to the dtype of the
     tensor. No model is built; a few rows of one tensor are in memory at a time. The result has the same files as the
     base, shard by shard, and everything else of its folder; only its weights in other formats are left out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import NamedTuple
 
@@ -68,6 +68,8 @@ class Fit:
         The base model that the adapter names.
     unties : str or None
         The tensor of the output head that a result needs, as the checkpoint shares that of its embedding.
+    parameters : mapping of str to str
+        For every parameter to which the adapter adds without factors, the tensor.
     """
 
     adapter: str
@@ -78,6 +80,7 @@ class Fit:
     renaming: Mapping[str, str]
     base_model: str | None = None
     unties: str | None = None
+    parameters: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -211,13 +214,39 @@ def check_fit(base: Base, adapter: Adapter) -> Fit:
     weights = [module for module in checkpoint.modules if f"{module}.weight" in checkpoint] if missing else []
     for module in list(missing)[:_MOST_SHOWN]:
         missing[module] = tuple(get_close_matches(named[module], weights, n=_NEAR))
-    provenance = adapter.provenance
-    return Fit(adapter.name, checkpoint.name, targets, missing, differing, renaming, provenance.base_model, unties)
+    parameters = _parameters(checkpoint, adapter, named, missing, differing)
+    base_model = adapter.provenance.base_model
+    return Fit(adapter.name, checkpoint.name, targets, missing, differing, renaming, base_model, unties, parameters)
+
+
+def _parameters(
+    checkpoint: Checkpoint,
+    adapter: Adapter,
+    named: Mapping[str, str],
+    missing: dict[str, tuple[str, ...]],
+    differing: dict[str, str],
+) -> dict[str, str]:
+    """Return the tensor of each parameter to which an adapter adds without factors; note those that do not fit."""
+    found = {}
+    for name, (_, shape) in adapter.differences.infos.items() if adapter.differences is not None else ():
+        layer, _, parameter = name.rpartition(".")
+        tensor = f"{named[layer]}.{parameter}"
+        if tensor not in checkpoint:
+            _refuse_quantized(checkpoint, named[layer])
+            missing[name] = ()
+        elif checkpoint.infos[tensor].shape != shape:
+            differing[name] = f"is {shape}, and {tensor!r} has the shape {checkpoint.infos[tensor].shape}"
+        else:
+            _refuse_dtype(checkpoint, tensor)
+            found[name] = tensor
+    return found
 
 
 def _named_as_in(checkpoint: Checkpoint, adapter: Adapter) -> dict[str, str]:
     known = adapter.provenance
-    kinds = {module: info.kind.name for module, info in adapter.infos.items()}
+    kinds: dict[str, str] = {module: info.kind.name for module, info in adapter.infos.items()}
+    if adapter.differences is not None:
+        kinds = dict.fromkeys((name.rpartition(".")[0] for name in adapter.differences.infos), "linear") | kinds
     return names_in(checkpoint, kinds, adapter=adapter.name, format=known.format, metadata=known.metadata)
 
 

@@ -38,11 +38,26 @@ def other_than_made(result: Adapter, again: Adapter, *, dropped: bool) -> list[s
         A sentence each; none if all is as it should be.
     """
     found = [*_names(result.provenance, again.provenance)]
+    found += [f"what is added to {name!r} is not what its sources give" for name in other_parameters(result, again)]
     if not dropped:
         found += _extra_weights(result.provenance, again.provenance)
     if result.provenance.format == "peft":
         found += _config(result, ignored=_OF_EXTRA_WEIGHTS if dropped else set())
     return found
+
+
+def other_parameters(x: Adapter, y: Adapter) -> list[str]:
+    """Return the parameters to which two adapters add other things without factors, rounding apart."""
+    (ours, theirs) = ({} if adapter.differences is None else adapter.differences.infos for adapter in (x, y))
+    other = sorted(set(ours) ^ set(theirs))
+    for name in sorted(set(ours) & set(theirs)):
+        assert x.differences is not None
+        assert y.differences is not None
+        one, two = x.differences.read(name).double(), y.differences.read(name).double()
+        step = max(torch.finfo(infos[name][0]).eps for infos in (ours, theirs))
+        if one.shape != two.shape or float((one - two).norm()) > step * float(torch.maximum(one.norm(), two.norm())):
+            other.append(name)
+    return other
 
 
 def _names(result: Provenance, again: Provenance) -> Iterator[str]:

@@ -66,6 +66,6 @@ def _digest(path: Path) -> str | None:
 
     with suppress(LorakitError, OSError, ValueError), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        source = load_adapter(path, modules_to_save="drop").provenance.sources[0]
+        source = load_adapter(path, modules_to_save="drop", differences="drop").provenance.sources[0]
         return file_digest(source.path, source.opened[0])
     return None

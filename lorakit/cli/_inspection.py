@@ -63,7 +63,7 @@ def read_as(adapter: Adapter) -> str:
 def fit_together(adapters: AdapterSet) -> dict[str, Any]:
     """Say whether adapters can be merged, by which kind of method, and how alike their updates are."""
     try:
-        check_adapters(adapters)
+        check_adapters(adapters, differences=True)
     except LorakitError as error:
         return {"mergeable": False, "reason": message(error), "equal_ranks": None, "cosines": None}
     try:

@@ -93,6 +93,9 @@ reading_options_beside_a_base = together(
                  show_default=True,
                  help="Weights trained beside the LoRA factors, such as a new head: refuse the adapter, leave them out "
                       "of the result, or put those of the first adapter that has some into it, unmerged."),
+    click.option("--differences", type=click.Choice(["refuse", "keep", "drop"]), default="refuse", show_default=True,
+                 help="Differences of biases and norms, which have no factors: refuse the adapter, add them up "
+                      "with the methods that can (concat, svd, task_arithmetic), or leave them out."),
     click.option("--assume-alpha", type=FiniteNumber(), metavar="FLOAT",
                  help="lora_alpha where an adapter's files lack it."),
     click.option("--allow-pickle", is_flag=True,

@@ -87,8 +87,9 @@ class Saving:
         if tuned is not None:
             sources = [checkpoint_source(tuned, folder)]
         read = {name: value for name, value in (reading or {}).items() if name in ("format", "assume_alpha") and value}
-        if (reading or {}).get("modules_to_save", "refuse") != "refuse":
-            read["modules_to_save"] = (reading or {})["modules_to_save"]
+        for name in ("modules_to_save", "differences"):
+            if (reading or {}).get(name, "refuse") != "refuse":
+                read[name] = (reading or {})[name]
         form = {name: value for name, value in (written or {}).items() if value is not None}
         recipe = {
             "sources": sources,
@@ -143,7 +144,8 @@ def _of_recipe(recipe: Recipe, params: Mapping[str, Any]) -> dict[str, Any]:
     from ..recipes.sources import require_places
 
     found: dict[str, Any] = {**recipe.reading, **{k: v for k, v in recipe.output.items() if k != "path"}}
-    found |= {"modules_to_save": recipe.reading.get("modules_to_save", "refuse")} if "modules_to_save" in params else {}
+    for name in {"modules_to_save", "differences"} & set(params):
+        found[name] = recipe.reading.get(name, "refuse")
     here = [source.path for source in recipe.sources]
     base = None if recipe.base is None else recipe.base.path
     if "base" in params:

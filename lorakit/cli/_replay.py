@@ -84,12 +84,15 @@ def replay(result: Path, search: Search, run: Run) -> Replayed:
     baked = baked_record(result)
     if baked is not None:
         return _baked(baked, search, run)
-    adapter = load_adapter(result, **{**run.reading, "modules_to_save": "first", "base": None, "initial": None})
+    adapter = load_adapter(
+        result, **{**run.reading, "modules_to_save": "first", "differences": "keep", "base": None, "initial": None}
+    )
     record = _record(adapter)
     forms = record["written"]
     carried = adapter.provenance.extra_weights is not None
     reading = dict(run.reading)
     reading["modules_to_save"] = "first" if carried else "drop"
+    reading["differences"] = "drop" if adapter.differences is None else "keep"
     start, sources, made = _nearest(forms, search, reading, run) or _from_sources(record, search, reading, run)
     if start == 0 and is_extracted(record):
         made = made.renamed(forms[0]["name"])
@@ -99,7 +102,8 @@ def replay(result: Path, search: Search, run: Run) -> Replayed:
         between = run.scratch / f"{i}{'' if format.directory else format.suffix}"
         path = _written(made, forms[i], run.output if last else between, overwrite=last and run.overwrite)
         if not last:
-            made = load_adapter(path, name=forms[i + 1]["name"], modules_to_save=reading["modules_to_save"])
+            more = {name: reading[name] for name in ("modules_to_save", "differences")}
+            made = load_adapter(path, name=forms[i + 1]["name"], **more)
     done = tuple(dict.fromkeys(operation_text(operation) for operation in record["operations"])) if not start else ()
     written = tuple(f"written as {form['format']}, {form['dtype']}, {form['layout']}" for form in forms[start:])
     return Replayed(run.output, (*done, *written), tuple(sources), record["versions"])

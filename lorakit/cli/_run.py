@@ -46,6 +46,7 @@ def run(
     device: str | None,
     names: Sequence[str],
     modules_to_save: Literal["refuse", "drop", "first"],
+    differences: Literal["refuse", "keep", "drop"],
     assume_alpha: float | None,
     allow_pickle: bool,
     format: str | None,
@@ -83,6 +84,7 @@ def run(
         names=named,
         format=format,
         modules_to_save=modules_to_save,
+        differences=differences,
         assume_alpha=assume_alpha,
         allow_pickle=allow_pickle,
         base=base,
@@ -156,6 +158,7 @@ def run(
             reading={
                 "format": format,
                 "modules_to_save": modules_to_save,
+                "differences": differences,
                 "assume_alpha": assume_alpha,
                 "base": base,
                 "initial": initial,

@@ -110,6 +110,7 @@ def convert(
     from .. import AdapterSet, load_adapter, save_adapter
     from ..io.load import distinct_names, spoken_path
     from ..io.save import chosen_layout
+    from ._contents import other_parameters
     from ._conversions import in_memory
     from ._differences import differences, warn_of_cancelling
     from ._full_rank import refuse_full_rank
@@ -149,9 +150,10 @@ def convert(
     bytes_in = source_bytes(adapter)
     with progress_bar("hashing IN: MB", quiet=quiet, late=True):
         save_adapter(made, output, format=target, layout=layout, pad_to=pad_to, dtype=stored, overwrite=overwrite)
-    written = load_adapter(output, format=target, modules_to_save=reading.get("modules_to_save", "refuse"))
+    kept = {name: reading.get(name, "refuse") for name in ("modules_to_save", "differences")}
+    written = load_adapter(output, format=target, **kept)
     found, totals = differences(written, made, dtypes=([stored], [stored, made.dtype]))
-    lost = [d.module for d in found if not (d.same or d.unsure)]
+    lost = [d.module for d in found if not (d.same or d.unsure)] + other_parameters(written, made)
     if lost:
         raise RuntimeError(f"{output}: was written, and holds other updates than {path} in {', '.join(lost[:3])}")
     saving.write(

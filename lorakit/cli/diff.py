@@ -54,6 +54,7 @@ def diff(
     The relative error is the norm of the difference over the larger norm of the two updates.
     """
     from .. import AdapterSet, load_adapters
+    from ..differences import refuse_differences
     from ._differences import differences
     from ._jobs import modules_at_a_time
     from ._naming import named_alike
@@ -62,6 +63,7 @@ def diff(
     if names and len(names) != 2:
         raise click.UsageError("--name must be given twice, once for each adapter")
     x, y = load_adapters((first, second), names=names or None, same_names=False, **reading)
+    refuse_differences([x, y], "lorakit diff")
     with modules_at_a_time(jobs, AdapterSet([x, y])):
         found, totals = differences(*named_alike(x, y), tolerance=tolerance, n_jobs=jobs)
     found.sort(key=lambda d: (d.same, -(float("inf") if d.relative_error is None else d.relative_error)))

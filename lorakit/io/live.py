@@ -191,6 +191,10 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
         )
     if adapter_name in known:
         raise ValueError(f"the model has an adapter {adapter_name!r} already; its adapters are {', '.join(known)}")
+    if adapter.differences is not None:
+        from ..differences import refuse_differences
+
+        refuse_differences([adapter], "to_peft", remedy=["save it as peft and load it with PEFT"])
     plan = make_plan(adapter, written_ranks(adapter.infos, "compact", None))
     _check_names(model, adapter, plan)
     fields = config_fields(adapter, plan)

@@ -37,6 +37,7 @@ def load_adapter(
     allow_pickle: bool = False,
     base: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     initial: str | os.PathLike[str] | None = None,
+    differences: Literal["refuse", "keep", "drop"] = "refuse",
 ) -> Adapter:
     """Open a LoRA adapter.
 
@@ -71,6 +72,11 @@ def load_adapter(
     initial : str or PathLike, optional
         The PEFT directory that was saved before training. Its update is taken away from the adapter's, which gives
         that of PiSSA, OLoRA, CorDA and LoRA-GA on the published base, at twice the rank.
+    differences : {'refuse', 'keep', 'drop'}, default='refuse'
+        What to do with differences of whole parameters, which have no factors: of biases (``diff_b``, PEFT's
+        ``lora_bias``) and of norms (``w_norm``, ``b_norm``). 'keep' holds them in ``adapter.differences``: methods that
+        add updates up add them up too, with the same factors, and others refuse the adapter. 'drop' leaves them out
+        and warns. Differences of matrices and kernels (``diff``) are updates of their modules, and need no option.
 
     Returns
     -------
@@ -101,6 +107,8 @@ def load_adapter(
     """
     if modules_to_save not in ("refuse", "drop", "first"):
         raise ValueError(f"modules_to_save must be 'refuse', 'drop' or 'first', got {modules_to_save!r}")
+    if differences not in ("refuse", "keep", "drop"):
+        raise ValueError(f"differences must be 'refuse', 'keep' or 'drop', got {differences!r}")
     location, hub = _fetched(path, allow_pickle)
     options = ReadOptions(
         format,
@@ -109,6 +117,7 @@ def load_adapter(
         allow_pickle,
         _absolute(base),
         None if initial is None else str(Path(initial).absolute()),
+        differences,
     )
     opened = open_path(location, options)
     for note in opened.notes:
@@ -131,6 +140,7 @@ def load_adapters(
     allow_pickle: bool = False,
     base: str | os.PathLike[str] | Mapping[str, Tensor] | None = None,
     initial: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]] | None = None,
+    differences: Literal["refuse", "keep", "drop"] = "refuse",
     same_base: Literal["warn", "strict"] = "warn",
     same_names: bool = True,
 ) -> AdapterSet:
@@ -155,6 +165,8 @@ def load_adapters(
         As in :func:`load_adapter`, for those that need it.
     initial : str, PathLike, or mapping of str to them, optional
         As in :func:`load_adapter`: one for all of them, or for some by their names.
+    differences : {'refuse', 'keep', 'drop'}, default='refuse'
+        As in :func:`load_adapter`.
     same_base : {'warn', 'strict'}, default='warn'
         What to do if they name different base models. 'warn' leaves it to the estimators, which warn when they merge;
         'strict' refuses them here. A name and that of its quantized copy (``-bnb-4bit``) count as the same, as do one
@@ -210,6 +222,7 @@ def load_adapters(
             allow_pickle=allow_pickle,
             base=base,
             initial=began.get(name),
+            differences=differences,
         )
         for path, name in zip(given, chosen, strict=True)
     )

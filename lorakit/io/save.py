@@ -160,13 +160,18 @@ def _check_readable(new: Path, output: Path, known: Codec, adapter: Adapter) -> 
     """Raise OutputError if lorakit could not read what was made, before it replaces anything."""
     weights = new / known.about.weights[0] if known.about.directory else new
     try:
-        opened = known.open(Location(new), weights, ReadOptions(known.about.name, modules_to_save="first"))
+        opened = known.open(
+            Location(new), weights, ReadOptions(known.about.name, modules_to_save="first", differences="keep")
+        )
     except LorakitError as error:
         seen = str(error).replace(str(new), str(output))
         raise OutputError(f"nothing was written, as it could not be read again: {seen}", path=output) from error
     finally:
         close_files()  # the new file is still to be renamed
     lost = next((module for module in adapter if module not in opened.modules.infos), None)
+    if lost is None and adapter.differences is not None:
+        again = {} if opened.provenance.differences is None else opened.provenance.differences.infos
+        lost = next((name for name in adapter.differences.infos if name not in again), None)
     if lost is not None:
         raise OutputError(
             f"nothing was written, as module {lost!r} would not be read from a {known.about.name} file",
@@ -186,6 +191,13 @@ def _check_holds(output: Path, known: About, adapter: Adapter) -> None:
             path=output,
             module=expert,
             remedy="write it as peft, or leave the experts out with Adapter.select",
+        )
+    if adapter.differences is not None and not known.differences:
+        raise OutputError(
+            f"the adapter also adds to {', '.join(map(repr, list(adapter.differences.infos)[:3]))}, parameters without "
+            f"factors, which a {known.name} file has no place for",
+            path=output,
+            remedy=["write it as kohya or comfyui, or ", Setting("differences", "drop"), " when the inputs are read"],
         )
     if extra_weights is not None and not known.extra_weights:
         raise OutputError(

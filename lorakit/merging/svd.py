@@ -118,6 +118,9 @@ class SVDMerger(RunningSumMixin, BaseMerger):
         """True."""
         return True
 
+    def _coefficients(self, weights: np.ndarray) -> np.ndarray:
+        return weights
+
     def _merge_module_path(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int | None], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:

@@ -155,6 +155,9 @@ class TaskArithmeticMerger(RunningSumMixin, ElementwiseMerger):
     def _sum_factor(self, n: int, weight: float) -> float:
         return self._p * n / weight
 
+    def _coefficients(self, weights: np.ndarray) -> np.ndarray | None:
+        return None if self.space == "factors" else weights * (self._p * len(weights))
+
     def _merge_active(
         self, updates: Sequence[LoraFactors], weights: np.ndarray, ks: Sequence[int], rng: np.random.RandomState
     ) -> list[tuple[LoraFactors, Learned]]:

@@ -55,6 +55,7 @@ class ModuleSelector(BaseTransformer):
     """
 
     method = "select"
+    _keeps_differences = True
     _joint = False
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -86,7 +87,7 @@ class ModuleSelector(BaseTransformer):
         ValueError
             If an adapter is left without a module.
         """
-        X = check_adapters(X)
+        X = check_adapters(X, differences=True)
         self._validate_params()
         kept = self._kept(X)
         return AdapterSet(

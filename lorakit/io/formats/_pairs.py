@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,8 +14,9 @@ import torch
 from ...adapters import Adapter, ModuleInfo
 from ...exceptions import CorruptFileError, UnsupportedAdapterError
 from ...files.checks import FileStamp
-from ...files.safetensors import TensorInfo, write_tensors
+from ...files.safetensors import FLOAT_NAMES, TensorInfo, write_tensors
 from ...files.tensors import read_whole
+from ._differences import written_differences
 from ._factors import check_factors, info_of, refuse_extra_weights
 from ._padding import plain_factors, plain_infos
 from ._unsupported import refuse_markers
@@ -190,7 +192,9 @@ def write_pairs(
     for module in order:
         infos.update(zip(keys[module], plain_infos(adapter.infos[module], ranks[module], dtype), strict=True))
     tensors = (half for module in order for half in plain_factors(adapter, module, ranks[module], dtype))
-    write_tensors(file, infos, tensors, metadata)
+    whole = written_differences(adapter, dtype)
+    infos.update({key: TensorInfo(FLOAT_NAMES[dtype], shape) for key, (shape, _) in whole.items()})
+    write_tensors(file, infos, chain(tensors, (read() for _, read in whole.values())), metadata)
 
 
 def read_alphas(

@@ -13,6 +13,7 @@ __all__ = ["is_marked", "refuse_markers"]
 _TRAIN_PLAIN = "train a plain LoRA instead"
 _EXTRACT = "add it to its base model and extract a plain LoRA from the difference, or train one"
 _WHERE_READ = "which is read in files of kohya and ComfyUI, and in PEFT directories whose config says so"
+_ARE_READ = "which are read in files of kohya and ComfyUI"
 _NO_WEIGHTS = "it changes no weight of the base model; train a plain LoRA instead"
 
 
@@ -39,7 +40,7 @@ _KINDS = (
     _Kind(
         "",
         "lora_bias, a bias trained beside B",
-        _TRAIN_PLAIN,
+        (Setting("differences", "keep"), " for a PEFT directory whose config says lora_bias; or ", _TRAIN_PLAIN),
         ends="lora_A.bias lora_B.bias lora_down.bias lora_up.bias",
     ),
     _Kind(
@@ -58,8 +59,8 @@ _KINDS = (
         "GLoRA, whose update depends on the base weights",
         ends="a1.weight a2.weight b1.weight b2.weight bm.weight",
     ),
-    _Kind("", "whole differences of weights, which have no factors", ends="diff diff_b set_weight"),
-    _Kind("", "differences of normalisation weights, which have no factors", _TRAIN_PLAIN, ends="w_norm b_norm"),
+    _Kind("", f"whole differences of weights or biases, {_ARE_READ}", ends="diff diff_b set_weight"),
+    _Kind("", f"differences of normalisation weights, {_ARE_READ}", _TRAIN_PLAIN, ends="w_norm b_norm"),
     _Kind("on_input ia3_l", "(IA)3, which rescales activations"),
     _Kind("lambda_layer", "T-LoRA, whose ranks depend on the diffusion step", _TRAIN_PLAIN),
     _Kind("bias_indices bias_values bias_size", "sparse biases beside the factors", _TRAIN_PLAIN),

@@ -30,6 +30,8 @@ class About:
         Whether it writes a directory with these files; otherwise it writes one safetensors file.
     extra_weights : bool, default=False
         Whether it can hold extra weights beside the factors.
+    differences : bool, default=False
+        Whether it can hold differences of biases and norms.
     experts : bool, default=False
         Whether it can hold the experts of one layer in one tensor.
     initial : bool, default=False
@@ -44,6 +46,7 @@ class About:
     card: str | None = None
     directory: bool = False
     extra_weights: bool = False
+    differences: bool = False
     experts: bool = False
     initial: bool = False
 

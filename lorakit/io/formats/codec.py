@@ -34,6 +34,8 @@ class ReadOptions:
         Name of the codec to use; None finds it by content.
     modules_to_save : {'refuse', 'drop', 'first'}
         What to do with extra weights, which are stored beside the LoRA factors.
+    differences : {'refuse', 'keep', 'drop'}
+        What to do with differences of biases and norms.
     assume_alpha : float or None
         ``lora_alpha`` for files that do not give it.
     allow_pickle : bool
@@ -50,6 +52,7 @@ class ReadOptions:
     allow_pickle: bool = False
     base: str | Mapping[str, Tensor] | None = None
     initial: str | None = None
+    differences: Literal["refuse", "keep", "drop"] = "refuse"
 
 
 @dataclass(frozen=True)

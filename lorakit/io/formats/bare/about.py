@@ -4,4 +4,6 @@ from __future__ import annotations
 
 from ..about import About
 
-ABOUT = About(name="bare", title="a single file of bare names (DiffSynth)", layouts=("portable", "compact"))
+ABOUT = About(
+    name="bare", title="a single file of bare names (DiffSynth)", layouts=("portable", "compact"), differences=True
+)

@@ -12,6 +12,7 @@ from ....adapters import Adapter, Provenance
 from ...names.component import split_component
 from ...names.spelling import Spelling
 from ...names.translate import parts_by_name
+from .._differences import part_differences
 from .._factors import left_out
 from .._modules import FileModules, Stored, kinds_of, plain, stored_dtype
 from .._padding import written_ranks
@@ -46,13 +47,14 @@ def _module(key: str) -> str | None:
     if place is not None:
         return place.module
     module, _, part = key.rpartition(".")
-    return module if part.startswith(("hada_w", "lokr_w")) else None
+    return module if part.startswith(("hada_w", "lokr_w")) or part == "diff" else None
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = location.stamp(weights)
     header = location.header(weights)
-    stored, rest = read_kinds(weights, opened, header.tensors, options, _scale)
+    parted = part_differences(weights, opened, header.tensors, options)
+    stored, rest = read_kinds(weights, opened, parted.rest, options, _scale)
     pairs, dropped = read_pairs(weights, opened, rest, options, _place, others=bool(stored))
     for module, pair in pairs.items():
         if module in stored:
@@ -60,8 +62,13 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         scale = _scale(weights, module, pair.alpha, pair.info.rank, options)
         stored[module] = Stored((pair.key_a, pair.key_b), pair.info, scale, plain)
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
-    provenance = Provenance(format="bare", metadata=kept_metadata(header.metadata), stored_as=kinds_of(stored))
-    return Opened(modules, provenance, left_out(weights, dropped))
+    provenance = Provenance(
+        format="bare",
+        metadata=kept_metadata(header.metadata),
+        differences=parted.differences,
+        stored_as=kinds_of(stored),
+    )
+    return Opened(modules, provenance, (*left_out(weights, dropped), *parted.notes))
 
 
 def _place(key: str) -> Place | None:

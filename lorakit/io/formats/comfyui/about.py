@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from ..about import About
 
-ABOUT = About(name="comfyui", title="ComfyUI's single file", layouts=("portable", "compact"))
+ABOUT = About(name="comfyui", title="ComfyUI's single file", layouts=("portable", "compact"), differences=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from ....adapters import Adapter, ModuleInfo, Provenance
 from ....exceptions import OutputError
 from ...names.spelling import Spelling
+from .._differences import part_differences
 from .._factors import left_out
 from .._modules import FileModules, Stored, kinds_of, plain, stored_dtype
 from .._padding import written_ranks
@@ -37,7 +38,8 @@ def _recognises(location: Location, weights: Path) -> bool:
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = location.stamp(weights)
     header = location.header(weights)
-    magnitudes, tensors = split_magnitudes(header.tensors, options)
+    parted = part_differences(weights, opened, header.tensors, options, _PREFIX.match)
+    magnitudes, tensors = split_magnitudes(parted.rest, options)
     named = {key: info for key, info in tensors.items() if _PREFIX.match(key)}
     stored, rest = read_kinds(weights, opened, named, options, _scale)
     rest |= {key: info for key, info in tensors.items() if key not in named}
@@ -53,9 +55,10 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         format="comfyui",
         base_model=header.metadata.get("ss_base_model_version"),
         metadata=kept_metadata(header.metadata),
+        differences=parted.differences,
         stored_as=kinds_of(stored),
     )
-    return Opened(modules, provenance, left_out(weights, dropped))
+    return Opened(modules, provenance, (*left_out(weights, dropped), *parted.notes))
 
 
 def _scale(path: Path, module: str, alpha: float | None, rank: int, options: ReadOptions) -> float:

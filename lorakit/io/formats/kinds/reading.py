@@ -10,11 +10,12 @@ from ....exceptions import CorruptFileError
 from ....files.safetensors import TensorInfo
 from .._factors import check_factors
 from .._modules import Stored
+from .full import FULL
 from .kind import Factored, Kind, Tensors
 from .loha import LOHA
 from .lokr import LOKR
 
-KINDS: tuple[Kind, ...] = (LOHA, LOKR)  # those that single files hold
+KINDS: tuple[Kind, ...] = (LOHA, LOKR, FULL)  # those that single files hold
 
 
 class Found(NamedTuple):

@@ -5,4 +5,4 @@ from __future__ import annotations
 from ..about import About
 
 # Readers take each module's rank from its tensors here, so that ranks of its own are natural
-ABOUT = About(name="kohya", title="kohya's single file", layouts=("compact", "portable"))
+ABOUT = About(name="kohya", title="kohya's single file", layouts=("compact", "portable"), differences=True)

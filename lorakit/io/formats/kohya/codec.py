@@ -8,6 +8,7 @@ from ....adapters import Adapter, Provenance
 from ....files.safetensors import write_tensors
 from ...names.kohya import SPELLINGS, base_of, two_spellings, version_name
 from ...names.steps import comfyui_to_kohya, diffusers_to_kohya, kohya_to_comfyui, kohya_to_diffusers
+from .._differences import part_differences
 from .._factors import left_out
 from .._modules import FileModules, kinds_of, stored_dtype
 from .._padding import written_ranks
@@ -29,9 +30,10 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     header, opened = location.header(weights), location.stamp(weights)
-    magnitudes, tensors = split_magnitudes(header.tensors, options)
+    parted = part_differences(weights, opened, header.tensors, options, FAMILY.match)
+    magnitudes, tensors = split_magnitudes(parted.rest, options)
     stored, dropped = read_modules(weights, opened, tensors, options)
-    notes = [*left_out(weights, dropped)]
+    notes = [*left_out(weights, dropped), *parted.notes]
     if split := split_modules({m: place for m, place in stored.items() if place.kind == "LoRA"}, header.metadata):
         notes.append(
             f"{weights}: {len(split)} modules such as {split[0]!r} hold Q, K and V side by side, each with ranks of "
@@ -40,7 +42,13 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         )
     stored = rescaled(weights, header.tensors, stored, magnitudes, options, format="kohya", metadata=header.metadata)
     metadata = kept_metadata(header.metadata)
-    provenance = Provenance(format="kohya", base_model=base_of(metadata), metadata=metadata, stored_as=kinds_of(stored))
+    provenance = Provenance(
+        format="kohya",
+        base_model=base_of(metadata),
+        metadata=metadata,
+        differences=parted.differences,
+        stored_as=kinds_of(stored),
+    )
     modules = FileModules(((weights, opened),), stored, stored_dtype(header.tensors, stored))
     return Opened(modules, provenance, tuple(notes))
 

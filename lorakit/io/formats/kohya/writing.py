@@ -15,6 +15,7 @@ from ....adapters import Adapter
 from ....exceptions import OutputError
 from ....factors import promoted_dtype
 from ....files.safetensors import FLOAT_DTYPES, FLOAT_NAMES, TensorInfo
+from .._differences import written_differences
 from .._padding import plain_factors, plain_infos
 from .._pairs import kept_metadata
 from .keys import ALPHA, DOWN, UP, network_args
@@ -78,17 +79,25 @@ def tensor_infos(adapter: Adapter, ranks: Mapping[str, int], dtype: torch.dtype)
                 remedy="leave it out, or write the adapter as peft",
             )
         if "." in module:
-            raise OutputError(
-                f"module {module!r} has a dot in its name, and kohya's are flat, such as "
-                "'lora_unet_mid_block_attentions_0_proj_in'",
-                adapters=[adapter.name],
-                module=module,
-                remedy="rename it with adapter.rename_modules",
-            )
+            raise _dotted(adapter, module)
         for part, stored in zip((DOWN, UP), plain_infos(info, ranks[module], dtype), strict=True):
             infos[f"{module}.{part}"] = stored
         infos[f"{module}.{ALPHA}"] = TensorInfo(FLOAT_NAMES[torch.float32], ())
+    for key, (shape, _) in written_differences(adapter, dtype).items():
+        if "." in key.rpartition(".")[0]:
+            raise _dotted(adapter, key.rpartition(".")[0])
+        infos[key] = TensorInfo(FLOAT_NAMES[dtype], shape)
     return dict(sorted(infos.items(), key=lambda item: (-FLOAT_DTYPES[item[1].dtype].itemsize, item[0])))
+
+
+def _dotted(adapter: Adapter, module: str) -> OutputError:
+    return OutputError(
+        f"module {module!r} has a dot in its name, and kohya's are flat, such as "
+        "'lora_unet_mid_block_attentions_0_proj_in'",
+        adapters=[adapter.name],
+        module=module,
+        remedy="rename it with adapter.rename_modules",
+    )
 
 
 def tensors(
@@ -97,7 +106,11 @@ def tensors(
     """Read, pad, cast and check the tensors, in the order of ``infos``, one module in memory at a time."""
     alpha = common_alpha(ranks)
     waiting: dict[str, Tensor] = {}
+    whole = written_differences(adapter, dtype)
     for key in infos:
+        if key in whole:
+            yield whole[key][1]()
+            continue
         module, _, part = key.partition(".")
         if part == ALPHA:
             yield torch.tensor(float(alpha))

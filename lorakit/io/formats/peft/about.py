@@ -15,6 +15,7 @@ ABOUT = About(
     card=CARD,
     directory=True,
     extra_weights=True,
+    differences=True,
     experts=True,
     initial=True,
 )

@@ -30,8 +30,9 @@ def _recognises(location: Location, weights: Path) -> bool:
 
 
 def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
-    modules, config, dropped, extra_weights, target_parameters = read_peft(location, weights, options)
-    notes = [*left_out(weights, dropped)]
+    opened = read_peft(location, weights, options)
+    modules, config, extra_weights = opened.modules, opened.config, opened.extra_weights
+    notes = [*left_out(weights, opened.dropped), *opened.notes]
     if extra_weights is not None:
         notes.append(
             f"{weights}: carried along, because of modules_to_save='first': {', '.join(extra_weights.names)}; a merge "
@@ -43,7 +44,8 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         task_type=config.task_type,
         fan_in_fan_out=config.fan_in_fan_out,
         extra_weights=extra_weights,
-        target_parameters=target_parameters,
+        differences=opened.differences,
+        target_parameters=opened.target_parameters,
         stored_as=kinds_of(modules.stored),
     )
     return Opened(modules, provenance, (*notes, *config.notes))

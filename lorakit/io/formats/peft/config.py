@@ -78,6 +78,8 @@ class PeftConfig:
         What was taken away from the base weights when training began: PiSSA, OLoRA, CorDA or LoRA-GA.
     use_dora : bool, default=False
         Whether the base weights are rescaled too.
+    lora_bias : bool, default=False
+        Whether a bias was trained beside B.
     """
 
     path: Path
@@ -97,6 +99,7 @@ class PeftConfig:
     init_r: int = 0
     init: str | None = None
     use_dora: bool = False
+    lora_bias: bool = False
 
     @property
     def kept_extra_weights(self) -> tuple[str, ...]:
@@ -170,7 +173,7 @@ def read_config(path: Path, assume_alpha: float | None, given: Collection[str] =
         The file; it may be absent if ``assume_alpha`` is given.
     assume_alpha : float or None
         ``lora_alpha`` if the file is absent or does not give it.
-    given : collection of {'base', 'initial', 'dora'}
+    given : collection of {'base', 'initial', 'dora', 'lora_bias'}
         As in :func:`~lorakit.io.formats.peft.variants.refuse_variants`.
 
     Returns
@@ -261,6 +264,7 @@ def config_of(
         init_r=number.rank("init_r", fields["init_r"]) if adalora else 0,
         init=None if found is None else found[1],
         use_dora=bool(fields.get("use_dora")),
+        lora_bias=bool(fields.get("lora_bias")),
     )
     config.check_patterns()
     return config

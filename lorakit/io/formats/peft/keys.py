@@ -31,6 +31,9 @@ class Pairs:
     extra_weights: tuple[str, ...]
 
 
+_BIAS = re.compile(r"(?P<module>.+)\.lora_B(?:\.default)?\.bias")
+
+
 class _Match(NamedTuple):
     module: str
     slot: str
@@ -112,6 +115,18 @@ def match_keys(path: Path, header: Mapping[str, TensorInfo], *, others: bool = F
         slot = f"embedding_{found.slot}" if found.embedding else found.slot
         slots.setdefault(found.module, {})[slot] = key
     return Pairs({module: _pair(path, module, keys, header) for module, keys in slots.items()}, extra_weights)
+
+
+def bias_of(key: str) -> str | None:
+    """Return the module whose B has this bias; None for other keys.
+
+    Examples
+    --------
+    >>> bias_of("base_model.model.q.lora_B.bias"), bias_of("q.lora_B.default.bias"), bias_of("q.bias")
+    ('q', 'q', None)
+    """
+    found = _BIAS.fullmatch(key.removeprefix(PREFIX))
+    return None if found is None else found["module"]
 
 
 def _match(key: str) -> _Match | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ....adapters import Differences
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
 from ..codec import Location, ReadOptions
@@ -15,7 +16,7 @@ from .config import PeftConfig, read_config
 from .experts import count_targets, find_stacks
 from .extra_weights import FileExtraWeights, carried
 from .initial import before_training, initial_location, less_derived, less_given
-from .keys import PREFIX, Pairs, match_keys
+from .keys import PREFIX, Pairs, bias_of, match_keys
 from .kinds import read_kinds
 
 
@@ -27,6 +28,8 @@ class OpenedPeft(NamedTuple):
     dropped: tuple[str, ...]  # what the options leave out
     extra_weights: FileExtraWeights | None  # what they carry along
     target_parameters: dict[str, int]
+    differences: Differences | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_peft(location: Location, weights: Path, options: ReadOptions, *, initial: bool = False) -> OpenedPeft:
@@ -47,7 +50,11 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
     began = None if options.initial is None else initial_location(weights, options)
     given = _given(options, initial)
     config = read_config(config_path, options.assume_alpha, given)
-    magnitudes, plain_tensors = split_magnitudes(header, options, _without_prefix) if config.use_dora else ({}, header)
+    biases = {key: name for key in header if (name := bias_of(key))} if config.lora_bias else {}
+    header_of_factors = {key: info for key, info in header.items() if key not in biases} if biases else header
+    magnitudes, plain_tensors = (
+        split_magnitudes(header_of_factors, options, _without_prefix) if config.use_dora else ({}, header_of_factors)
+    )
     others, rest = ({}, plain_tensors) if config.peft_type == "LORA" else read_kinds(weights, header, config, options)
     pairs = match_keys(weights, rest, others=bool(others))
     found = _extra_weights(weights, config, pairs, options)
@@ -83,14 +90,24 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
         told = config.fan_in_fan_out
         stored = rescaled(weights, header, stored, magnitudes, options, format="peft", metadata={}, told=told)
     modules = FileModules(stamps, stored, stored_dtype(header, stored))
-    return OpenedPeft(modules, config, () if first else found, extra_weights, count_targets(config, stacks))
+    if biases:
+        from .bias import read_biases  # few adapters have some
+
+        differences, notes = read_biases(weights, stamps[0][1], header, options, config, biases, pairs.modules, stacks)
+    else:
+        differences, notes = None, ()
+    left = () if first else found
+    return OpenedPeft(modules, config, left, extra_weights, count_targets(config, stacks), differences, notes)
 
 
 def _given(options: ReadOptions, initial: bool) -> list[str]:
     """Return what the config may ask for: see :func:`~lorakit.io.formats.peft.variants.refuse_variants`."""
     if initial:
         return ["initial"]
-    return ([] if options.base is None else ["base", "dora"]) + ([] if options.initial is None else ["initial"])
+    biases = [] if options.differences == "refuse" else ["lora_bias"]
+    return (
+        biases + ([] if options.base is None else ["base", "dora"]) + ([] if options.initial is None else ["initial"])
+    )
 
 
 def _without_prefix(key: str) -> str:

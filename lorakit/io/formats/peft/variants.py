@@ -18,7 +18,11 @@ REFUSED = (
     ("alora_invocation_tokens", "aLoRA acts on some tokens only", _TRAIN_PLAIN),
     ("arrow_config", "Arrow routes every token between adapters", "load the adapters that it routes to, one by one"),
     ("monteclora_config", "MonteCLoRA samples its weights", _TRAIN_PLAIN),
-    ("lora_bias", "a bias is trained beside B", "train with lora_bias=False"),
+    (
+        "lora_bias",
+        "a bias is trained beside B",
+        (Setting("differences", "keep"), " or ", Setting("differences", "drop")),
+    ),
     ("layer_replication", "layers of the base model are repeated", "train on the base model as it is"),
 )
 # The fields that name a variant, and the values by which they name none: most configs have nothing else
@@ -58,11 +62,12 @@ def refuse_variants(path: Path | str, fields: Mapping[str, Any], given: Collecti
         The config, for messages.
     fields : mapping
         Of the config.
-    given : collection of {'base', 'initial', 'dora'}
-        What the caller reads with what it has beside the files: an init, given the base or the initial adapter; DoRA.
+    given : collection of {'base', 'initial', 'dora', 'lora_bias'}
+        What the caller reads with what it has beside the files: an init, given the base or the initial adapter; DoRA;
+        biases beside B.
     """
     for name, meaning, remedy in REFUSED:
-        if fields.get(name):
+        if fields.get(name) and name not in given:
             raise UnsupportedAdapterError(
                 f"{name} is set: {meaning}, so B @ A is not the update",
                 path=path,

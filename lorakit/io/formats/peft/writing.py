@@ -81,6 +81,8 @@ def config_fields(adapter: Adapter, plan: Plan) -> dict[str, Any]:
         "use_dora": False,
         "use_rslora": False,
     }
+    if known.differences is not None:
+        fields["lora_bias"] = True
     if plan.stacks:
         fields["target_parameters"] = written_targets(known.target_parameters, plan.stacks)
     return fields | dict(known.extra_weights.settings if known.extra_weights is not None else {})
@@ -95,6 +97,10 @@ def tensor_infos(adapter: Adapter, plan: Plan, dtype: torch.dtype) -> dict[str, 
         else:
             info, rank = adapter.infos[name], plan.ranks[name]
         infos.update(zip(peft_keys(PREFIX + name, info), plain_infos(info, rank, dtype), strict=True))
+    if adapter.differences is not None:
+        from .bias import written_biases  # few adapters have some
+
+        infos.update(written_biases(adapter, plan.ranks, dtype).values())
     for extra_weights, name in _extra_weights(adapter):
         stored, shape = extra_weights.info(name)
         infos[PREFIX + name] = TensorInfo(FLOAT_NAMES[stored], shape)
@@ -112,6 +118,11 @@ def tensors(adapter: Adapter, plan: Plan, dtype: torch.dtype) -> Iterator[Tensor
             yield from stacked_factors(adapter, plan.stacks[name], plan.rank, dtype)
         else:
             yield from plain_factors(adapter, name, plan.ranks[name], dtype)
+    if adapter.differences is not None:
+        from .._differences import cast_difference
+
+        for name in sorted(adapter.differences.infos):
+            yield cast_difference(adapter, name, dtype)
     for extra_weights, name in _extra_weights(adapter):
         yield extra_weights.read(name)
 

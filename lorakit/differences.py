@@ -1,0 +1,138 @@
+"""Differences of whole parameters, such as biases and norms: what an adapter adds to them besides its factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .adapters import Adapter
+from .exceptions import IncompatibleAdaptersError, OutputError, Setting, UnsupportedAdapterError
+from .factors import all_finite, dtype_name
+
+__all__ = ["MemoryDifferences", "differences_of", "merged_differences", "refuse_differences"]
+
+_SHOWN = 3  # names in a message
+
+
+class MemoryDifferences:
+    """Differences that are held in memory.
+
+    Parameters
+    ----------
+    tensors : mapping of str to Tensor
+        What is added to each parameter, by its name.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+        self.infos = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return what is added to one parameter."""
+        return self.tensors[name]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # as NumPy arrays, for the same reasons as factors
+        arrays = {name: tensor.double().numpy() for name, tensor in self.tensors.items()}
+        return _unpickled, (arrays, {name: dtype_name(tensor.dtype) for name, tensor in self.tensors.items()})
+
+
+def _unpickled(arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> MemoryDifferences:
+    return MemoryDifferences(
+        {name: torch.from_numpy(array.copy()).to(getattr(torch, dtypes[name])) for name, array in arrays.items()}
+    )
+
+
+def differences_of(adapters: Iterable[Adapter]) -> Iterator[tuple[Adapter, str]]:
+    """Yield each adapter that has some, with the name of each parameter."""
+    for adapter in adapters:
+        if adapter.differences is not None:
+            for name in adapter.differences.infos:
+                yield adapter, name
+
+
+def refuse_differences(adapters: Iterable[Adapter], what: str, *, remedy: Sequence[str | Setting] = ()) -> None:
+    """Refuse adapters that add to whole parameters, where this would be lost.
+
+    Parameters
+    ----------
+    adapters : iterable of Adapter
+        The adapters.
+    what : str
+        What would leave them out, as the subject of a sentence.
+    remedy : sequence of str and Setting, default=()
+        What else to do than to leave them out when the files are read.
+
+    Raises
+    ------
+    UnsupportedAdapterError
+        Naming the adapter and the first of the parameters.
+    """
+    found = next(differences_of(adapters), None)
+    if found is not None:
+        _refuse(found[0], what, remedy)
+
+
+def _refuse(adapter: Adapter, what: str, remedy: Sequence[str | Setting]) -> NoReturn:
+    assert adapter.differences is not None
+    names = list(adapter.differences.infos)
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    raise UnsupportedAdapterError(
+        f"also adds to {', '.join(map(repr, names[:_SHOWN]))}{more}, parameters without factors, which {what} does not "
+        "take into account",
+        adapters=[adapter.name],
+        remedy=[*remedy, *([", or "] if remedy else []), Setting("differences", "drop"), " when it is read"],
+    )
+
+
+def merged_differences(
+    adapters: Sequence[Adapter], factors: Sequence[float], dtype: torch.dtype
+) -> MemoryDifferences | None:
+    """Return the sum of the differences of several adapters, each times a factor; None if there are none.
+
+    It is computed in float64 and rounded once. An adapter that lacks a parameter adds nothing to it.
+
+    Parameters
+    ----------
+    adapters : sequence of Adapter
+        The adapters.
+    factors : sequence of float
+        One for each.
+    dtype : torch.dtype
+        Of the result.
+
+    Raises
+    ------
+    IncompatibleAdaptersError
+        If a parameter has several shapes.
+    OutputError
+        If a sum does not fit the dtype.
+    """
+    sums: dict[str, Tensor] = {}
+    for adapter, name in differences_of(adapters):
+        assert adapter.differences is not None
+        term = adapter.differences.read(name).double() * factors[[x is adapter for x in adapters].index(True)]
+        if name not in sums:
+            sums[name] = term
+            continue
+        if sums[name].shape != term.shape:
+            raise IncompatibleAdaptersError(
+                f"the parameter {name!r} has {tuple(term.shape)} numbers in {adapter.name!r}",
+                adapters=[adapter.name],
+                expected=f"{tuple(sums[name].shape)}, as other adapters have",
+                remedy="merge adapters of one base model",
+            )
+        sums[name] = sums[name] + term
+    cast = {name: total.to(dtype) for name, total in sums.items()}
+    wrong = next((name for name, tensor in cast.items() if not all_finite(tensor)), None)
+    if wrong is not None:
+        raise OutputError(
+            f"the sum of the differences of {wrong!r} reaches {sums[wrong].abs().max().item():.3g}",
+            expected=f"at most {torch.finfo(dtype).max:.3g}, the largest number of {dtype_name(dtype)}",
+            remedy="lower the strengths, or merge in bfloat16 or float32 (Adapter.astype)",
+        )
+    return MemoryDifferences(cast) if cast else None
