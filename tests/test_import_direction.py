@@ -132,6 +132,7 @@ FLOORS = {
         "_modules",
         "_servers",
         "codec",
+        "_differences",
         "_bases",
         "dora",
         "_record_form",

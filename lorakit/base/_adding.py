@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -10,11 +10,8 @@ from .._validation import check_strengths
 from ..adapter_set import AdapterSet
 from ..differences import MemoryDifferences, merged_differences
 
-if TYPE_CHECKING:
-    from ._merger import BaseMerger
 
-
-def added_differences(merger: BaseMerger, X: AdapterSet) -> MemoryDifferences | None:
+def added_differences(merger: Any, X: AdapterSet) -> MemoryDifferences | None:
     """Return the differences of what a merger makes of adapters; None if they have none.
 
     Parameters

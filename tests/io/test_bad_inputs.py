@@ -212,7 +212,7 @@ CASES = [
     Case(21, "OFT", config(peft_type="OFT"), Unsupported, (f"task/{CONFIG}", "peft_type is 'OFT'", "cannot be merged")),
     Case(21, "unknown", config(peft_type="NEXT"), Unsupported, (f"task/{CONFIG}", "peft_type is 'NEXT'", "cannot be merged")),
     Case(22, "DoRA", config(use_dora=True), Unsupported, (f"task/{CONFIG}", "use_dora is set: DoRA", "merge_and_unload")),
-    Case(22, "lora_bias", config(lora_bias=True), Unsupported, (f"task/{CONFIG}", "lora_bias is set", "train with lora_bias=False")),
+    Case(22, "lora_bias", config(lora_bias=True), Unsupported, (f"task/{CONFIG}", "lora_bias is set", "differences='keep', for methods that add updates up")),
     Case(22, "aLoRA", config(alora_invocation_tokens=[1]), Unsupported, (f"task/{CONFIG}", "aLoRA", "merge_and_unload")),
     Case(22, "KaSA", config(kasa_config={"beta": 1}), Unsupported, (f"task/{CONFIG}", "KaSA", "merge_and_unload")),
     Case(22, "DoRA by its tensors", tensors(lora_magnitude_vector=F32(3)), Unsupported, (FILE, "lora_magnitude_vector", "DoRA", "train a plain LoRA|merge")),

@@ -100,7 +100,9 @@ def test_read(tmp_path):
     again = pickle.loads(pickle.dumps(adapter))
     assert joblib.hash(again) == joblib.hash(adapter)
     assert_added(again, vectors(0))
-    with pytest.raises(UnsupportedAdapterError, match=r"adds .*diff_b.* and 1 more to biases or norms.*'keep'.*'drop'"):
+    with pytest.raises(
+        UnsupportedAdapterError, match=r"b_norm' belongs to .*without factors \(so do 3 more\).*'keep'.*'drop'"
+    ):
         load_adapter(path)
     with pytest.warns(UserWarning, match=r"left out, because of differences='drop'"):
         assert load_adapter(path, differences="drop").differences is None

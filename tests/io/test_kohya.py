@@ -336,7 +336,7 @@ SMALL = {MID: torch.zeros(2, 2, 3, 3)}
 INTS = torch.ones(3, 2, 3, dtype=torch.int8)
 BAD = {
     "OFT": ({f"{UNET}.oft_blocks": torch.zeros(2, 2)}, UNSUPPORTED, "OFT"),
-    "full": ({f"{UNET}.diff": torch.zeros(2, 2)}, UNSUPPORTED, "whole differences"),
+    "full": ({f"{UNET}.diff_b": torch.zeros(2)}, UNSUPPORTED, "whole differences"),
     "norm": (pair() | {"lora_unet_norm.w_norm": torch.zeros(2)}, UNSUPPORTED, "normalisation"),
     "DoRA": (pair() | {f"{UNET}.dora_scale": torch.zeros(2)}, UNSUPPORTED, "DoRA"),
     "unknown part": (pair() | {f"{UNET}.lora_down.0.weight": torch.zeros(2)}, UNSUPPORTED, "not known here"),

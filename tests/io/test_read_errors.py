@@ -84,7 +84,7 @@ FIELDS = [
     ({"alora_invocation_tokens": [1]}, UnsupportedAdapterError, "aLoRA"),
     ({"arrow_config": {"top_k": 2}}, UnsupportedAdapterError, "Arrow"),
     ({"monteclora_config": {"x": 2}}, UnsupportedAdapterError, "MonteCLoRA"),
-    ({"lora_bias": True}, UnsupportedAdapterError, "lora_bias=False"),
+    ({"lora_bias": True}, UnsupportedAdapterError, "lora_bias is set.*differences='drop'"),
     ({"bias": "all"}, UnsupportedAdapterError, "bias is 'all', expected 'none'.*train with"),
     ({"layer_replication": [[0, 2]]}, UnsupportedAdapterError, "repeated"),
     ({"target_parameters": "mlp.experts.w"}, CorruptFileError, "expected a list of texts"),

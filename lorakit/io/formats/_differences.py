@@ -142,8 +142,9 @@ def opened_differences(
     shown = [repr(key) for key, _ in list(keys.values())[:3]]
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     if options.differences == "refuse":
+        others = f" (so do {len(keys) - 1} more)" if len(keys) > 1 else ""
         raise UnsupportedAdapterError(
-            f"adds {', '.join(shown)}{more} to biases or norms, which have no factors",
+            f"{shown[0]} belongs to whole differences of biases or normalisation weights, without factors{others}",
             path=path,
             expected="LoRA factors A and B only",
             remedy=[

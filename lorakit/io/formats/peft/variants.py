@@ -21,7 +21,12 @@ REFUSED = (
     (
         "lora_bias",
         "a bias is trained beside B",
-        (Setting("differences", "keep"), " or ", Setting("differences", "drop")),
+        (
+            Setting("differences", "keep"),
+            ", for methods that add updates up, or ",
+            Setting("differences", "drop"),
+            " to leave it out",
+        ),
     ),
     ("layer_replication", "layers of the base model are repeated", "train on the base model as it is"),
 )
