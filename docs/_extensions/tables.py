@@ -35,7 +35,7 @@ def refused_rows() -> list[tuple[str, ...]]:
             continue  # read, elsewhere or with the base
         marks = " ".join(f"``{mark}``" for mark in (*kind.names.split(), *kind.ends.split()))
         rows.append((marks, kind.text, _spoken(kind.remedy)))
-    rows += [(f"``{name}`` in PEFT's config", why, remedy) for name, why, remedy in REFUSED]
+    rows += [(f"``{name}`` in PEFT's config", why, _spoken(remedy)) for name, why, remedy in REFUSED]
     rows.append(("``init_lora_weights='loftq'``", "LoftQ quantizes the base", "merge it into its base model with PEFT"))
     return rows
 

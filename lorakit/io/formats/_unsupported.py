@@ -13,6 +13,7 @@ __all__ = ["is_marked", "refuse_markers"]
 _TRAIN_PLAIN = "train a plain LoRA instead"
 _EXTRACT = "add it to its base model and extract a plain LoRA from the difference, or train one"
 _WHERE_READ = "which is read in files of kohya and ComfyUI, and in PEFT directories whose config says so"
+_WITH_OPTION = "which files of kohya and ComfyUI may have (differences='keep')"
 _ARE_READ = "which are read in files of kohya and ComfyUI"
 _NO_WEIGHTS = "it changes no weight of the base model; train a plain LoRA instead"
 
@@ -59,8 +60,9 @@ _KINDS = (
         "GLoRA, whose update depends on the base weights",
         ends="a1.weight a2.weight b1.weight b2.weight bm.weight",
     ),
-    _Kind("", f"whole differences of weights or biases, {_ARE_READ}", ends="diff diff_b set_weight"),
-    _Kind("", f"differences of normalisation weights, {_ARE_READ}", _TRAIN_PLAIN, ends="w_norm b_norm"),
+    _Kind("", f"whole differences of weights, {_ARE_READ}", ends="diff"),
+    _Kind("", f"whole differences of biases, {_WITH_OPTION}, or whole weights", ends="diff_b set_weight"),
+    _Kind("", f"differences of normalisation weights, {_WITH_OPTION}", _TRAIN_PLAIN, ends="w_norm b_norm"),
     _Kind("on_input ia3_l", "(IA)3, which rescales activations"),
     _Kind("lambda_layer", "T-LoRA, whose ranks depend on the diffusion step", _TRAIN_PLAIN),
     _Kind("bias_indices bias_values bias_size", "sparse biases beside the factors", _TRAIN_PLAIN),

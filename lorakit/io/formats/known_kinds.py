@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from .dora import DORA
 from .kinds.adalora import ADALORA
+from .kinds.full import FULL
 from .kinds.loha import LOHA
 from .kinds.lokr import LOKR
 from .kinds.miss import BONE, MISS
@@ -48,6 +49,7 @@ KNOWN_KINDS = (
     KnownKind("LoRA", "s B A", "r", "all formats"),
     KnownKind(LOHA.name, "(w1_a w1_b) * (w2_a w2_b), entry by entry", "r^2", _MANY),
     KnownKind(LOKR.name, "kron(w1, w2)", "rank of w1 times rank of w2", _MANY),
+    KnownKind(FULL.name, "diff, a whole matrix or kernel", "its smaller width", "kohya, LyCORIS, ComfyUI"),
     KnownKind(ADALORA.name, "B diag(E) A", "the ranks that training kept", _PEFT),
     KnownKind(VERA.name, "diag(b) B diag(d) A", "r", _PEFT, ("base",)),
     KnownKind(MISS.name, "one block, repeated along the inputs", "r", _PEFT, ("base",)),
