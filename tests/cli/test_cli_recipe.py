@@ -200,7 +200,19 @@ def test_usage(lorakit_, tasks, tmp_path):
 
 
 SAID_BY_A_RECIPE = {
-    *("method", "k", "weights", "scale", "params", "seed", "format", "modules_to_save", "assume_alpha", "layout"),
+    *(
+        "method",
+        "k",
+        "weights",
+        "scale",
+        "params",
+        "seed",
+        "format",
+        "modules_to_save",
+        "differences",
+        "assume_alpha",
+        "layout",
+    ),
     *(
         "pad_to",
         "dtype",
