@@ -57,7 +57,8 @@ def check_adapters(X: AdapterSet | Iterable[Adapter], *, differences: bool = Fal
     for module in X.module_names:
         _check_module(X, module)
     _check_overlap(X)
-    bases = differing_bases(X)
+    one_name = len({adapter.provenance.base_model for adapter in X}) < 2
+    bases = None if one_name else differing_bases(X)
     if bases is not None:
         warnings.warn(
             f"the adapters name different base models: {bases}; merging is meaningful only if these are the same "
