@@ -32,6 +32,10 @@ class Source:
         Which version of the weights, and of the config, was opened; None where that is not known.
     read_with : tuple of (str, object)
         What was said of the files when they were read, such as ``("assume_alpha", 8.0)``.
+    base : (str, str) or None
+        The base model that was needed to read it: its name, and a hash of the names, dtypes and shapes of its tensors.
+    initial : Source or None
+        The adapter as it was before training, whose update was taken away.
     """
 
     name: str
@@ -40,6 +44,8 @@ class Source:
     hub: str | None = None
     opened: tuple[FileVersion | None, ...] = field(default=(None, None), repr=False, compare=False)
     read_with: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    base: tuple[str, str] | None = field(default=None, repr=False)
+    initial: Source | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,6 +104,7 @@ FLOORS = {
         "origin",
         "align",
         "opening",
+        "beside",
         "load",
         "save",
         "_live_layers",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,9 +9,10 @@ from typing import Any
 
 from .._version import __version__
 from ..exceptions import LorakitError
-from ..files.checkpoint import Checkpoint, FileCheckpoint
+from ..files.checkpoint import FileCheckpoint, headers_digest
 from ..files.open_checkpoint import open_checkpoint
-from ..io.formats.record import file_digest
+from ..io.formats._record_form import is_beside
+from ..io.formats.record import file_digest, initial_record
 from .baked import Baked
 
 KEY = "lorakit"
@@ -32,7 +32,7 @@ def make_record(baked: Baked) -> dict[str, Any]:
         "versions": {"lorakit": __version__},
         "sources": [
             {"role": "base", "headers_sha256": headers_digest(baked.base), "tensors": len(baked.base)},
-            *({"role": "adapter", "name": a.name, "sha256": _digest(a)} for a in baked.adapters),
+            *({"role": "adapter", "name": a.name, "sha256": _digest(a), **_initial(a)} for a in baked.adapters),
         ],
     }
 
@@ -43,10 +43,9 @@ def _digest(adapter: Any) -> str | None:
     return file_digest(sources[0].path, sources[0].opened[0]) if alone else None
 
 
-def headers_digest(checkpoint: Checkpoint) -> str:
-    """Return a hash of the names, dtypes and shapes of all tensors."""
-    listed = sorted([name, *info] for name, info in checkpoint.infos.items())
-    return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
+def _initial(adapter: Any) -> dict[str, Any]:
+    sources = adapter.provenance.sources
+    return initial_record(sources[0]) if len(sources) == 1 and adapter.provenance.made is None else {}
 
 
 def baked_record(path: str | Path) -> Mapping[str, Any] | None:
@@ -82,4 +81,5 @@ def _is_well_formed(record: Any) -> bool:
         and all(isinstance(source, dict) for source in sources)
         and isinstance(sources[0].get("headers_sha256"), str)
         and all(isinstance(s.get("name"), str) and isinstance(s.get("sha256"), str | None) for s in sources[1:])
+        and all(is_beside(source) for source in sources[1:])
     )

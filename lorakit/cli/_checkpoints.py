@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ from .. import Adapter, bake, extract_adapter, load_adapter
 from .._ranks import RankBudget, RankRule
 from .._recipes import from_recipe
 from .._version import __version__
-from ..checkpoints.baked_record import headers_digest
 from ..checkpoints.extracting import RECIPE, Rules
 from ..checkpoints.writing import differing_files
-from ..files.checkpoint import Checkpoint, FileCheckpoint
+from ..files.checkpoint import Checkpoint, FileCheckpoint, headers_digest
 from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
+from ._beside import same_beside
 from ._bounds import check_parameters, check_strengths
 from ._naming import reading_of
 from ._rebuild import CannotTell
@@ -105,6 +106,9 @@ def baked_again(
         load_adapter(path, **reading_of(source["name"], {**reading, "base": checkpoint}))
         for path, source in zip(paths[1:], adapters, strict=True)
     ]
+    for source, adapter in zip(adapters, given, strict=True):
+        if same_beside(source, replace(adapter.provenance.sources[0], base=None)).get("same_initial") is False:
+            raise CannotTell(f"{source['name']!r} is read with another initial adapter than the record names, or none")
     report["lorakit"] = record["versions"]["lorakit"]
     report["operations"] = [f"bake(strengths={record['params']['strengths']})"]
     report["sources"] = [_row("base", digest, paths[0], "tensors' names")] + [

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from .. import Adapter, AdapterSet
 from ..base import BaseTransformer
 from ..io.formats.record import file_digest
+from ._beside import same_beside
 from ._bounds import Work, check_dense, check_parameters
 from ._conversions import converted
 from ._rebuild import CannotTell, rebuild
@@ -22,10 +23,12 @@ class Match(NamedTuple):
     path: str
     by: str  # 'sha256', 'name' or 'order'
     same_config: bool | None  # None if there was none to compare
+    beside: dict[str, bool]  # whether the base and the initial adapter are those recorded, where either was needed
 
     def row(self) -> dict[str, Any]:
         """Return what a report says of it."""
         return {
+            **self.beside,
             "name": self.name,
             "sha256": self.sha256,
             "path": self.path,
@@ -79,6 +82,7 @@ def match_sources(record: Mapping[str, Any], paths: Sequence[str], given: Sequen
                 paths[j],
                 by,
                 source["config_sha256"] == config if known else None,
+                same_beside(source, files[j]),
             )
         )
     return matches

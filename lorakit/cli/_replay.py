@@ -133,7 +133,9 @@ def _nearest(forms: list[Any], search: Search, reading: Mapping[str, Any], run: 
             path = search.adapter(source)
         except SourceError:
             continue
-        return i, [{**source, "path": path}], load_adapter(path, **{**reading, "name": source["name"]})
+        # a file that lorakit wrote needs neither
+        plainly = {**reading, "name": source["name"], "base": None, "initial": None}
+        return i, [{**source, "path": path}], load_adapter(path, **plainly)
     return None
 
 

@@ -85,7 +85,7 @@ class Search:
         SourceError
             If there is none.
         """
-        from ..checkpoints.baked_record import headers_digest
+        from ..files.checkpoint import headers_digest
 
         for path in self._candidates(name):
             if (name is not None and path.name != name) or path.resolve() == self.result.resolve():

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 YES, NO, CANNOT_TELL = 0, 1, 3
 _VERDICTS = {YES: "yes", NO: "no", CANNOT_TELL: "cannot tell"}
+_BESIDE = {"same_base": "base model", "same_initial": "initial adapter"}  # keys of a row
 
 
 @click.command(
@@ -211,7 +212,9 @@ def _answer(
 
 
 def _is_recorded(row: Mapping[str, Any], is_checkpoint: bool) -> bool:
-    """Whether a source is the recorded one; a checkpoint of several files has a name and no hash."""
+    """Whether a source is the recorded one, read as recorded; a checkpoint of several files has a name and no hash."""
+    if row.get("same_base") is False or row.get("same_initial") is False:
+        return False
     return row["matched_by"] == ("name" if is_checkpoint and row["sha256"] is None else "sha256")
 
 
@@ -250,6 +253,10 @@ def _show(report: Mapping[str, Any]) -> None:
             left=5,
         )
         say()
+    for row in report.get("sources") or ():
+        for key, what in _BESIDE.items():
+            if row.get(key) is False:
+                say(f"{row['name']}: read with another {what} than the record names\n")
     if report.get("unused"):
         say(f"Given, and not a source: {', '.join(report['unused'])}\n")
     if report["verdict"] == "no" and "differences" in report:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -104,6 +106,12 @@ class Checkpoint(Mapping[str, Tensor]):
                 if rows != cols and self.infos[f"{layer}.bias"].shape == (cols,):
                     return True
         return False
+
+
+def headers_digest(checkpoint: Checkpoint) -> str:
+    """Return a hash of the names, dtypes and shapes of all tensors."""
+    listed = sorted([name, *info] for name, info in checkpoint.infos.items())
+    return hashlib.sha256(json.dumps(listed, separators=(",", ":")).encode()).hexdigest()
 
 
 def is_stack(name: str, shape: Sequence[int]) -> bool:

@@ -19,6 +19,7 @@ from ..exceptions import IncompatibleAdaptersError, Setting
 from ..files._scratch import half_replaced
 from ..files.checks import require_path
 from .align import named_alike
+from .beside import base_used, initial_used
 from .formats.codec import ReadOptions
 from .formats.registry import abouts, codecs
 from .hub import fetch, hub_id
@@ -126,6 +127,9 @@ def load_adapter(
     reader = file_reader(location, options, opened.modules)
     said = () if assume_alpha is None else (("assume_alpha", float(assume_alpha)),)
     source = Source(named, reader.weights, reader.config, hub, opened.versions, said)
+    if base is not None or initial is not None:
+        kinds = opened.provenance.stored_as
+        source = replace(source, base=base_used(kinds, options), initial=initial_used(reader.weights, options))
     provenance = replace(opened.provenance, sources=(source,))
     return Adapter.from_reader(reader, name=named, provenance=provenance)
 

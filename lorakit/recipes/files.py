@@ -11,9 +11,9 @@ from sklearn.pipeline import Pipeline
 
 from .._version import __version__
 from ..adapters import Adapter
-from ..checkpoints.baked_record import headers_digest
 from ..exceptions import InvalidRecipeError
 from ..files import atomic
+from ..files.checkpoint import headers_digest
 from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
 from .recipe import FORM, read_recipe
@@ -178,6 +178,7 @@ def adapter_source(adapter: Adapter, folder: Path, *, strength: float | None = N
     hashes = {
         "sha256": file_digest(source.path, source.opened[0]),
         "config_sha256": file_digest(source.config, source.opened[1]),
+        "initial_sha256": source.initial and file_digest(source.initial.path, source.initial.opened[0]),
     }
     return {
         "path": source.hub or portable_path(place, folder),

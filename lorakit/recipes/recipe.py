@@ -28,7 +28,7 @@ ALONE: dict[str, tuple[str, ...]] = {
     "rename": (),
 }
 _SHA256 = re.compile("[0-9a-f]{64}")
-_SOURCE = ("path", "name", "sha256", "config_sha256", "headers_sha256", "strength", "initial")
+_SOURCE = ("path", "name", "sha256", "config_sha256", "headers_sha256", "strength", "initial", "initial_sha256")
 _READING = ("format", "modules_to_save", "differences", "assume_alpha", "allow_pickle")
 _OUTPUT = ("path", "layout", "pad_to", "dtype")
 _LARGEST_RANK = 100_000
@@ -52,6 +52,8 @@ class RecipeSource:
         The factor of its update, for `bake` and for a merge.
     initial : str or None
         The adapter as it was saved before training, as `initial` of :func:`lorakit.load_adapter`.
+    initial_sha256 : str or None
+        Hash of its weights.
     node : Node or None
         Its place in the recipe.
     """
@@ -63,6 +65,7 @@ class RecipeSource:
     headers_sha256: str | None = None
     strength: float | None = None
     initial: str | None = None
+    initial_sha256: str | None = None
     node: Node | None = field(default=None, repr=False, compare=False)
 
 
@@ -161,7 +164,7 @@ def _steps(node: Node) -> list[tuple[str, Node]]:
 def _source(node: Node, folder: Path, *, checkpoint: bool = False, strength: bool = False) -> RecipeSource:
     if isinstance(node.value, str):
         return RecipeSource(_place(node.text(), folder, file=checkpoint), node=node)
-    left_out = {"sha256", "config_sha256", "name", "initial"} if checkpoint else {"headers_sha256"}
+    left_out = {"sha256", "config_sha256", "name", "initial", "initial_sha256"} if checkpoint else {"headers_sha256"}
     left_out |= set() if strength else {"strength"}
     fields = node.mapping([key for key in _SOURCE if key not in left_out], needed=["path"])
     hashes = {key: _sha256(fields[key]) for key in fields if key.endswith("sha256")}

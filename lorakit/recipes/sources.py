@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 
 from ..adapters import Adapter
-from ..checkpoints.baked_record import headers_digest
 from ..exceptions import SourceError
+from ..files.checkpoint import headers_digest
 from ..files.open_checkpoint import open_checkpoint
 from ..io.formats.record import file_digest
 from ..io.hub import hub_id
@@ -33,9 +33,16 @@ def check_adapters(recipe: Recipe, adapters: Sequence[Adapter]) -> None:
         return
     for source, adapter in zip(recipe.sources, adapters, strict=True):
         known = adapter.provenance.sources[0]
+        first = known.initial
         for what, expected, path, opened in (
             ("sha256", source.sha256, known.path, known.opened[0]),
             ("config_sha256", source.config_sha256, known.config, known.opened[1]),
+            (
+                "initial_sha256",
+                source.initial_sha256,
+                first.path if first else None,
+                first.opened[0] if first else None,
+            ),
         ):
             seen = None if expected is None else file_digest(path, opened)
             if seen != expected:

@@ -82,6 +82,18 @@ def _is_source(found: Any) -> bool:
         isinstance(found, dict)
         and isinstance(found.get("name"), str)
         and all(key in found and isinstance(found[key], str | None) for key in ("sha256", "config_sha256"))
+        and is_beside(found)
+    )
+
+
+def is_beside(found: Mapping[str, Any]) -> bool:
+    """Whether what a source was read with is as it should be: the base by its headers, the initial adapter by files."""
+    base, initial = found.get("base", {"headers_sha256": ""}), found.get("initial", {})
+    return (
+        isinstance(base, dict)
+        and isinstance(base.get("headers_sha256"), str)
+        and isinstance(initial, dict)
+        and all(isinstance(value, str | None) for value in (*base.values(), *initial.values()))
     )
 
 

@@ -58,7 +58,8 @@ def make_record(adapter: Adapter, *, layout: str, dtype: torch.dtype, rank: int 
     Returns
     -------
     dict
-        What JSON can hold. ``sources``: name and SHA-256 of the weights, and of the config where there is one.
+        What JSON can hold. ``sources``: name and SHA-256 of the weights, and of the config where there is one; where
+        it was needed, the ``base``, by a hash of its headers, and the ``initial`` adapter, by its files.
         ``operations``: each the ``class`` and ``params`` of an estimator, or the ``text`` of what no estimator did, and
         what went into it: a source or what an operation before it made. ``result``: which of them the file holds; None
         if that is not known. ``versions``: of lorakit and of the libraries that it computed with. ``rounded_to``:
@@ -280,7 +281,17 @@ def _source(source: Source) -> Record:
         "in_memory": False,
         **({} if source.hub is None else {"hub": source.hub}),
         **dict(source.read_with),
+        **({} if source.base is None else {"base": dict(zip(("name", "headers_sha256"), source.base, strict=True))}),
+        **initial_record(source),
     }
+
+
+def initial_record(source: Source) -> Record:
+    """Return what a record says of the adapter that the training of a source began with; nothing if none was given."""
+    if source.initial is None:
+        return {}
+    first = _source(source.initial)
+    return {"initial": {key: first[key] for key in ("name", "sha256", "config_sha256")}}
 
 
 def _inherited(source: Source, n_modules: int) -> Record | None:
