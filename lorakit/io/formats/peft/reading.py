@@ -32,6 +32,9 @@ class OpenedPeft(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
+_OF_EXPERTS = (".base_layer", "experts")  # ends of the names of modules that may be stacks, whatever the config says
+
+
 def read_peft(location: Location, weights: Path, options: ReadOptions, *, initial: bool = False) -> OpenedPeft:
     """Open the adapter whose weights these are; ``adapter_config.json`` is looked for beside them.
 
@@ -61,7 +64,8 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
     first = bool(found) and options.modules_to_save == "first"
     kept = {key: header[key] for key in pairs.extra_weights}
     extra_weights = carried(weights, stamps[0][1], kept, config.extra_weights) if first else None
-    stacks = find_stacks(weights, config, pairs.modules)
+    experts = bool(config.target_parameters) or any(module.endswith(_OF_EXPERTS) for module in pairs.modules)
+    stacks = find_stacks(weights, config, pairs.modules) if experts else {}
     stored: dict[str, Stored] = {**others}
     for module, pair in pairs.modules.items():
         keys = (pair.key_a, pair.key_b)
@@ -97,7 +101,9 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
     else:
         differences, notes = None, ()
     left = () if first else found
-    return OpenedPeft(modules, config, left, extra_weights, count_targets(config, stacks), differences, notes)
+    return OpenedPeft(
+        modules, config, left, extra_weights, count_targets(config, stacks) if experts else {}, differences, notes
+    )
 
 
 def _given(options: ReadOptions, initial: bool) -> list[str]:

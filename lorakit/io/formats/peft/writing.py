@@ -46,7 +46,8 @@ def make_plan(adapter: Adapter, ranks: dict[str, int]) -> Plan:
     OutputError
         If the experts cannot be stacked.
     """
-    stacks = gather_stacks(adapter.name, adapter.infos)
+    experts = any(info.kind.name == "expert" for info in adapter.infos.values())
+    stacks = gather_stacks(adapter.name, adapter.infos) if experts else {}
     inside = {module for stack in stacks.values() for module in stack.modules}
     single = {module: rank for module, rank in ranks.items() if module not in inside}
     rank = max((ranks[module] for module in (inside - {None} or ranks)), default=1)  # type: ignore[index]
