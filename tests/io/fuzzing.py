@@ -47,7 +47,79 @@ def samples(folder):
         CONFIG: encoded({"peft_type": "LOHA", "r": 2, "alpha": 3, "rank_pattern": {}, "alpha_pattern": {"h.0.q": 5}}),
     }
     found["kinds"] = {"kinds.safetensors": save_tensors(other_kinds(rng))}
-    return _Quiet(found)
+    return _Quiet(found | {name: with_config(*made) for name, made in more_samples(rng).items()})
+
+
+BASE = {"h.0.q.weight": torch.eye(3, 5) + 1, "h.1.q.weight": torch.ones(3, 5)}
+BEFORE = "before"  # the adapter that training began with, beside the folder of the sample
+# What reading the samples of a name needs beside their files
+OPTIONS = {
+    "vera": {"base": BASE},
+    "miss": {"base": BASE},
+    "dora": {"base": BASE},
+    "pissa": {"base": BASE},
+    "initial": {"initial": BEFORE},
+    "differences": {"differences": "keep"},
+    "biases": {"differences": "keep"},
+    "control_lora": {"modules_to_save": "first"},
+}
+
+
+def random_tensors(rng, prefix, dtype=torch.float32, **shapes):
+    """Return tensors of these shapes; two underscores stand for a dot."""
+    return {
+        prefix + part.replace("__", "."): torch.randn(shape, generator=rng).to(dtype) for part, shape in shapes.items()
+    }
+
+
+def with_config(tensors, config):
+    """Return the files of an adapter: a PEFT directory if there is a config, else one file."""
+    if config is None:
+        return {"file.safetensors": save_tensors(tensors)}
+    return {WEIGHTS: save_tensors(tensors), CONFIG: encoded({"r": 2, "lora_alpha": 3} | config)}
+
+
+def more_samples(rng):
+    """Return tensors and config of adapters whose readers need more, or that are of other formats or dtypes."""
+    module = f"{PREFIX}h.0.q."
+    plain = {"lora_A__weight": (2, 5), "lora_B__weight": (3, 2)}
+    shared = {"vera_A": (2, 5), "vera_B": (3, 2), "model__h__0__q__vera_lambda_b": (3,),
+              "model__h__0__q__vera_lambda_d": (2,)}  # fmt: skip
+    added = {"q__lora_A__weight": (2, 5), "q__lora_B__weight": (3, 2), "q__diff_b": (3,), "n__w_norm": (5,),
+             "n__b_norm": (5,), "m__diff": (3, 4)}  # fmt: skip
+    control = {"input_blocks__1__1__proj_in__down": (2, 5), "input_blocks__1__1__proj_in__up": (3, 2),
+               "zero_convs__0__weight": (2, 2)}  # fmt: skip
+    xlabs = {"double_blocks__0__processor__qkv_lora1__down__weight": (2, 5),
+             "double_blocks__0__processor__qkv_lora1__up__weight": (15, 2)}  # fmt: skip
+    lora = {"peft_type": "LORA"}
+    return {
+        "bare": (random_tensors(rng, "transformer_blocks.0.attn.to_q.", **plain), None),
+        "xlabs": (random_tensors(rng, "", **xlabs), None),
+        "control_lora": (random_tensors(rng, "", **control) | {"lora_controlnet": torch.zeros(0)}, None),
+        "vera": (random_tensors(rng, "base_model.", **shared), {"peft_type": "VERA", "save_projection": True}),
+        "miss": (random_tensors(rng, module, miss_block=(2, 3)), {"peft_type": "MISS"}),
+        "dora": (random_tensors(rng, module, **plain, lora_magnitude_vector=(3,)), lora | {"use_dora": True}),
+        "pissa": (random_tensors(rng, module, **plain), lora | {"init_lora_weights": "pissa"}),
+        "initial": (random_tensors(rng, module, **plain), lora | {"init_lora_weights": "corda"}),
+        "fp8": (random_tensors(rng, module, torch.float8_e4m3fn, **plain), lora),
+        "differences": (random_tensors(rng, "diffusion_model.", **added), None),
+        "biases": (random_tensors(rng, module, **plain, lora_B__bias=(3,)), lora | {"lora_bias": True}),
+    }
+
+
+def given(name, folder):
+    """Return the options of :func:`lorakit.load_adapter` for a sample, and make what they name."""
+    options = OPTIONS.get(name, {})
+    if "initial" not in options:
+        return options
+    before = folder.parent / BEFORE
+    if not before.exists():
+        before.mkdir()
+        rng = torch.Generator().manual_seed(1)
+        tensors = random_tensors(rng, f"{PREFIX}h.0.q.", lora_A__weight=(2, 5), lora_B__weight=(3, 2))
+        for file, data in with_config(tensors, {"peft_type": "LORA"}).items():
+            (before / file).write_bytes(data)
+    return {"initial": before}
 
 
 def other_kinds(rng):
@@ -63,7 +135,7 @@ class _Quiet(dict):
         return "the samples"
 
 
-def check(files, folder):
+def check(files, folder, sample=""):
     """Write files, read them, and demand a typed error or a right result; return which: 'refused' or 'read'."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
@@ -73,10 +145,13 @@ def check(files, folder):
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of fields that are not known
-            adapter = load_adapter(path)
+            adapter = load_adapter(path, **given(sample, folder))
             read = {module: adapter[module] for module in adapter}
+            added = {} if adapter.differences is None else adapter.differences.infos
+            vectors = {parameter: adapter.differences.read(parameter) for parameter in added}
     except LorakitError as error:
-        assert str(folder) in str(error), f"the message names no file: {error}"  # noqa: PT017
+        where = (str(folder), str(folder.parent / BEFORE), "the state dict")
+        assert any(place in str(error) for place in where), f"the message names no file: {error}"  # noqa: PT017
         assert str(error).isprintable(), f"the message could not be printed: {error!r}"  # noqa: PT017
         assert len(str(error)) < 2000, f"the message has {len(str(error))} characters"  # noqa: PT017
         return "refused"
@@ -85,7 +160,10 @@ def check(files, folder):
         assert factors.A.shape == (info.rank, info.d_in), module
         assert factors.B.shape == (info.d_out, info.rank), module
         assert module.isprintable(), ascii(module)
-    if adapter.provenance.format == "peft" and WEIGHTS in files:
+    for parameter, vector in vectors.items():
+        assert vector.shape == added[parameter][1], parameter
+        assert vector.isfinite().all(), parameter
+    if adapter.provenance.format == "peft" and WEIGHTS in files and sample not in OPTIONS:
         _compare(read, files)
     return "read"
 

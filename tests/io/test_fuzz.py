@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
 FORMATS = ("peft", "mlx", "kohya", "diffusers", "comfyui", "kinds", "peft kinds")
+MORE = ("bare", "xlabs", "control_lora", "vera", "miss", "dora", "pissa", "initial", "fp8", "differences", "biases")
+IN_PEFT = ("vera", "miss", "dora", "pissa", "initial", "fp8", "biases")
 # Whatever hangs meets the time limit of every test; a deadline would count what a busy machine does besides.
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -21,6 +23,9 @@ NAMES = st.sampled_from(
     ["", ".", "..", "../../x", "/etc/x", "a" * 2000, "\x00", "\n", "\x1b[31m", "\ud800", "\u202e", "é", "q", "h.0.q",
      "lora_A.weight", ".lora_A.weight", "x.lora_B.weight", "unet.x.lora_A.weight", "lora_unet_x.alpha",
      "lora_unet_x.lora_mid.weight", "x.lora_embedding_A", "x.dora_scale", "x.hada_w1_a",
+     "base_model.vera_A", "base_model.model.h.0.q.vera_lambda_d", "base_model.model.h.0.q.miss_block",
+     "base_model.model.h.0.q.lora_B.bias", "base_model.model.h.0.q.lora_magnitude_vector", "diffusion_model.q.diff_b",
+     "diffusion_model.q.diff", "diffusion_model.n.w_norm", "lora_controlnet", "input_blocks.1.1.proj_in.up",
      "lora_unet_a.hada_t1", "lora_unet_b.lokr_w2", "lora_unet_c.lokr_w1", "__metadata__", "0"]
 )  # fmt: skip
 NUMBERS = st.sampled_from(
@@ -34,7 +39,7 @@ VALUES = st.recursive(
     | NUMBERS
     | PATTERNS
     | st.none()
-    | st.sampled_from(["LORA", "F32", "F16", "BF16", "I8", "F8_E4M3", "X", "pissa"]),
+    | st.sampled_from(["LORA", "F32", "F16", "BF16", "I8", "F8_E4M3", "X", "pissa", "VERA", "MISS", "corda"]),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | PATTERNS, inner, max_size=3),
     max_leaves=6,
 )
@@ -56,9 +61,9 @@ def weights_of(files):
     return next(name for name in files if name.endswith(".safetensors"))
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", [*FORMATS, *MORE])
 def test_the_samples_are_read(files, folder, format):
-    assert check(files[format], folder) == "read"
+    assert check(files[format], folder, format) == "read"
 
 
 def changed(data, tree):
@@ -79,7 +84,7 @@ def changed(data, tree):
 
 
 @FUZZ
-@given(data=st.data(), format=st.sampled_from(FORMATS), changes=st.integers(1, 3))
+@given(data=st.data(), format=st.sampled_from((*FORMATS, *MORE)), changes=st.integers(1, 3))
 def test_headers(files, folder, data, format, changes):
     name = weights_of(files[format])
     header, body = split(files[format][name])
@@ -87,7 +92,7 @@ def test_headers(files, folder, data, format, changes):
     for _ in range(changes):
         changed(data, tree)
     length = data.draw(st.sampled_from([None, None, None, 0, 7, 10**8 + 1, 2**63, len(body)]))
-    event(check({**files[format], name: joined(encoded(tree), body, length)}, folder))
+    event(check({**files[format], name: joined(encoded(tree), body, length)}, folder, format))
 
 
 @FUZZ
@@ -113,7 +118,7 @@ def test_metadata(files, folder, data, format):
 @FUZZ
 @given(
     data=st.data(),
-    format=st.sampled_from(FORMATS),
+    format=st.sampled_from((*FORMATS, *MORE)),
     change=st.sampled_from(["flip", "cut", "insert", "repeat", "random"]),
 )
 def test_bytes(files, folder, data, format, change):
@@ -130,16 +135,16 @@ def test_bytes(files, folder, data, format, change):
         raw[at:at] = raw[at : at + data.draw(st.integers(1, 64))]
     else:
         raw[at : at + 16] = data.draw(st.binary(max_size=64))
-    event(check({**files[format], name: bytes(raw)}, folder))
+    event(check({**files[format], name: bytes(raw)}, folder, format))
 
 
 @FUZZ
-@given(data=st.data(), format=st.sampled_from(("peft", "mlx")), changes=st.integers(1, 3))
+@given(data=st.data(), format=st.sampled_from(("peft", "mlx", *IN_PEFT)), changes=st.integers(1, 3))
 def test_configs(files, folder, data, format, changes):
     tree = json.loads(files[format][CONFIG])
     for _ in range(changes):
         changed(data, tree)
-    event(check({**files[format], CONFIG: encoded(tree)}, folder))
+    event(check({**files[format], CONFIG: encoded(tree)}, folder, format))
 
 
 @pytest.mark.parametrize("key", ["rank_pattern", "alpha_pattern"])
