@@ -306,6 +306,19 @@ def test_two_spellings_of_one_module_are_pointed_out(write):
     assert list(merged) == ["text_encoder.text_projection", "unet.down_blocks.1.attentions.0.proj_in"]
 
 
+def test_two_spellings_of_transformers_are_pointed_out(write):
+    """sd-scripts' names of FLUX.1, where Q, K and V are one layer, and OneTrainer's."""
+    sd_scripts = write(pair("lora_unet_double_blocks_0_img_attn_qkv", down=(2, 6), up=(18, 2)), "sd_scripts")
+    one_trainer = write(pair("lora_transformer_transformer_blocks_0_attn_to_k", down=(2, 6), up=(6, 2)), "one_trainer")
+    other = write(pair("lora_transformer_transformer_blocks_1_attn_to_k", down=(2, 6), up=(6, 2)), "other")
+    with pytest.warns(
+        UserWarning, match=r"img_attn_qkv' \('sd_scripts'\) and .*to_k' \('one_trainer'\) are one module"
+    ):
+        load_adapters([sd_scripts, one_trainer])
+    load_adapters([sd_scripts, other])  # a warning would be an error
+    load_adapters([one_trainer, other])
+
+
 QKV, PROJ = "lora_unet_double_blocks_0_img_attn_qkv", "lora_unet_double_blocks_0_img_attn_proj"
 
 

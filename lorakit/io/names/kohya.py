@@ -11,6 +11,7 @@ from ...provenance import Provenance
 from .diffusion import CLIP, CLIP_WITHOUT_TEXT_MODEL, T5, UNET, sgm_to_diffusers
 from .spelling import Spelling
 from .table import NameTable
+from .translate import parts_by_name
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)(?<!\.ckpt)")
 
@@ -84,14 +85,25 @@ def diffusers_names(modules: Iterable[str]) -> dict[str, str | None]:
 
 
 def two_spellings(modules: Iterable[str]) -> tuple[str, str] | None:
-    """Return two of these kohya names that mean one module; None if there are no such two.
+    """Return two of these kohya names that mean one module, or of which one means a part; None if there are none.
 
-    SDXL's UNet is ``input_blocks`` to sd-scripts and ``down_blocks`` to OneTrainer, one text encoder ``te`` or ``te1``.
+    SDXL's UNet is ``input_blocks`` to sd-scripts and ``down_blocks`` to OneTrainer, one text encoder ``te`` or ``te1``,
+    and transformers have the names of their first code to sd-scripts and those of diffusers to OneTrainer.
     """
     first: dict[str, str] = {}
+    parts: dict[str, set[str]] = {}
     for module, meant in diffusers_names(modules).items():
         if meant is not None and first.setdefault(meant, module) != module:
             return first[meant], module
+        if meant is None and (found := parts_by_name(SPELLINGS, module)):
+            parts[module] = found
+    # of families that explain all names: of others, two names of one model may seem to be one layer
+    families = [{part.partition(":")[0] for part in found} for found in parts.values()]
+    common = set.intersection(*families) if families else set()
+    for module, found in parts.items():
+        for part in sorted(part for part in found if part.partition(":")[0] in common):
+            if first.setdefault(part, module) != module:
+                return first[part], module
     return None
 
 
