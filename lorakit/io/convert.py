@@ -97,15 +97,17 @@ def convert_among(
         return adapter
     plan: Plan = {}
     rest = list(adapter)
+    families: tuple[str, ...] = ()
     spellings = codec(source).spellings
     told = bool(spellings and spellings[0].prefix)  # the names say which model they are of
     if component in (None, "transformer") or told:
-        plan, rest = _by_family(adapter, target, family, among)
+        plan, rest, families = _by_family(adapter, target, family, among)
         plan = plan if component in (None, "transformer") else {}
     if rest or not plan:
         if plan and target == "peft" and component is None:
             _refuse_several(adapter, rest[0])
-        plan |= _by_steps(adapter, target, rest, component, transformer=bool(plan))
+        of = (family,) if family is not None else families
+        plan |= _by_steps(adapter, target, rest, component, of, transformer=bool(plan))
     order = {module: i for i, module in enumerate(adapter)}
     ordered = sorted(plan, key=lambda name: min(order[p.module] for p in plan[name] if p.module is not None))
     made = put_together(adapter, {name: plan[name] for name in ordered})
@@ -133,33 +135,44 @@ def what_is_known(adapter: Adapter) -> Known:
     )
 
 
-def _by_family(adapter: Adapter, target: str, family: str | None, among: Iterable[Family]) -> tuple[Plan, list[str]]:
-    """Return what makes each module of a transformer whose family is known, and the modules that are of none."""
+def _by_family(
+    adapter: Adapter, target: str, family: str | None, among: Iterable[Family]
+) -> tuple[Plan, list[str], tuple[str, ...]]:
+    """Return what makes each module of a transformer of a known family, the other modules, and the families."""
     spellings = codec(target).spellings
     known = what_is_known(adapter)
     found = candidates(known, family, among) if spellings and known.spellings else None
     if found is None or not found.modules:
-        return {}, list(adapter)
+        return {}, list(adapter), ()
+    families = tuple(one.name for one in found.families)
     of_family = set(found.modules)
     rest = [module for module in adapter if module not in of_family]
     alike = in_diffusers(known, found)
     if alike and {adapter.provenance.format, target} <= {"diffusers", "peft"}:
         if target == "peft":
-            return {}, list(adapter)
-        return {f"transformer.{module}": _whole(adapter, module) for module in found.modules}, rest
+            return {}, list(adapter), families
+        return {f"transformer.{module}": _whole(adapter, module) for module in found.modules}, rest, families
     unsure = ONE_TRAINER if alike and ONE_TRAINER in spellings else None
     plan, _ = family_plan(known, found, spellings, unsure=unsure)
-    return plan, rest
+    return plan, rest, families
 
 
-def _by_steps(adapter: Adapter, target: str, modules: list[str], component: str | None, *, transformer: bool) -> Plan:
+def _by_steps(
+    adapter: Adapter,
+    target: str,
+    modules: list[str],
+    component: str | None,
+    families: tuple[str, ...],
+    *,
+    transformer: bool,
+) -> Plan:
     source, steps = adapter.provenance.format, _steps()
     way = _way(adapter.name, source, target, steps)
     if component is not None and "diffusers" not in way:
         raise ValueError(
             f"component is for the models of diffusion pipelines; from {source} to {target} it has no meaning"
         )
-    request = Request(adapter.name, source, adapter.provenance.metadata, component, transformer)
+    request = Request(adapter.name, source, adapter.provenance.metadata, component, transformer, families)
     names = {module: module for module in modules}
     for here, there in pairwise(way):
         step = steps[here, there](request, list(names.values()))

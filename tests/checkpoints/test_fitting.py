@@ -29,6 +29,16 @@ def test_all_modules_have_one_beginning():
     assert targets["layers.0.q_proj"][0].tensor == "model.layers.0.q_proj.weight"
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_the_t5_of_flux(number):
+    """sd-scripts calls it the third encoder, OneTrainer the second, which it is in pipelines."""
+    layer = "encoder.block.0.layer.0.SelfAttention.q"
+    given = named(f"lora_te{number}_{layer.replace('.', '_')}", format="kohya")
+    for place in ("text_encoder_2.", "text_encoders.t5xxl.transformer."):
+        base = {f"{place}{layer}.weight": torch.zeros(12, 8), "transformer.x.weight": torch.zeros(2, 2)}
+        assert [t.tensor for (t,) in check_fit(base, given).targets.values()] == [f"{place}{layer}.weight"]
+
+
 def test_ambiguous_names_are_refused():
     base = {"text_encoder.q.weight": torch.zeros(12, 8), "text_encoder_2.q.weight": torch.zeros(12, 8)}
     with pytest.raises(

@@ -58,7 +58,7 @@ FLUX = {
     "lora_unet_single_blocks_37_modulation_lin": "transformer.single_transformer_blocks.37.norm.linear",
     "lora_unet_time_in_out_layer": "transformer.time_text_embed.timestep_embedder.linear_2",
     "lora_te1_text_model_encoder_layers_0_mlp_fc2": "text_encoder.text_model.encoder.layers.0.mlp.fc2",
-    "lora_te2_encoder_block_3_layer_1_DenseReluDense_wo": "text_encoder_2.encoder.block.3.layer.1.DenseReluDense.wo",
+    "lora_te3_encoder_block_3_layer_1_DenseReluDense_wo": "text_encoder_2.encoder.block.3.layer.1.DenseReluDense.wo",
 }
 SD3 = {
     "lora_unet_joint_blocks_2_x_block_mlp_fc1": "transformer.transformer_blocks.2.ff.net.0.proj",
@@ -222,6 +222,27 @@ def test_names_without_a_counterpart_are_refused_by_name(module, reason):
         UnsupportedAdapterError, match=rf"mine: module '{module}' has no name.*{reason}.*rename_modules"
     ):
         names(["lora_unet_conv_in", module], "kohya", "diffusers")
+
+
+T5 = "encoder_block_0_layer_0_SelfAttention_q"
+IN_DIFFUSERS = "text_encoder_2.encoder.block.0.layer.0.SelfAttention.q"
+
+
+def test_the_t5_of_flux_is_the_third_encoder_to_sd_scripts():
+    """sd-scripts counts FLUX.1's as Stable Diffusion 3's; OneTrainer and diffusers call it the second."""
+    both = ["lora_unet_double_blocks_0_img_attn_proj", f"lora_te3_{T5}"]
+    transformer = "transformer.transformer_blocks.0.attn.to_out.0"
+    metadata = {"ss_base_model_version": "flux1"}
+    assert names(both, "kohya", "diffusers", **metadata) == [transformer, IN_DIFFUSERS]
+    assert names([transformer, IN_DIFFUSERS], "diffusers", "kohya", **metadata) == both
+    single = "lora_unet_single_blocks_0_modulation_lin"  # which FLUX.1 alone has
+    assert IN_DIFFUSERS in names([single, f"lora_te3_{T5}"], "kohya", "diffusers")
+    assert names([f"lora_te3_{T5}"], "kohya", "diffusers", ss_base_model_version="sd3_m") == [
+        IN_DIFFUSERS.replace("_2", "_3")
+    ]
+    one_trainer = {"ot_branch": "master", **metadata}
+    assert names([IN_DIFFUSERS], "diffusers", "kohya", **one_trainer) == [f"lora_te2_{T5}"]
+    assert names([f"lora_te2_{T5}"], "kohya", "diffusers", **one_trainer) == [IN_DIFFUSERS]
 
 
 def test_two_spellings_of_one_module():

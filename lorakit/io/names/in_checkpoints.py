@@ -23,9 +23,9 @@ _IN_KOHYA = (
     ("conditioner.embedders.0.transformer.", ("lora_te1_",)),
     ("text_encoders.clip_l.transformer.", ("lora_te1_",)),
     ("text_encoders.clip_g.transformer.", ("lora_te2_",)),
-    ("text_encoders.t5xxl.transformer.", ("lora_te3_",)),
+    ("text_encoders.t5xxl.transformer.", ("lora_te3_", "lora_te2_")),  # OneTrainer's of FLUX.1 are te2
     ("text_encoder.", ("lora_te_", "lora_te1_")),
-    ("text_encoder_2.", ("lora_te2_",)),
+    ("text_encoder_2.", ("lora_te2_", "lora_te3_")),  # to sd-scripts the T5 of FLUX.1 is the third
     ("text_encoder_3.", ("lora_te3_",)),
 )
 _SINGLE_FILE = "model.diffusion_model."

@@ -107,12 +107,15 @@ def two_spellings(modules: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def kohya_names(modules: Sequence[str], metadata: Mapping[str, str], transformer: bool) -> dict[str, str | None]:
+def kohya_names(
+    modules: Sequence[str], metadata: Mapping[str, str], transformer: bool, *, third: bool = False
+) -> dict[str, str | None]:
     """Translate diffusers' names of UNets and text encoders; None where there is no translation.
 
     One module may have several names in kohya files. The other modules and ``ss_base_model_version`` tell which one to
     take, so that a conversion there and back restores the names: sgm's for SDXL's UNet, and lora_te1_ where there are
-    several text encoders or a transformer.
+    several text encoders or a transformer. With ``third`` a T5 that is the second encoder is called the third one, as
+    sd-scripts has it for FLUX.1, unless OneTrainer trained it.
     """
     known, model = dialects(), model_of(metadata)
     parts: dict[str, list[str]] = {}
@@ -128,6 +131,8 @@ def kohya_names(modules: Sequence[str], metadata: Mapping[str, str], transformer
     named: dict[str, str | None] = {}
     for part, members in parts.items():
         named |= _first_for_all(tables.get(part, (known.encoders,)), members)
+    if third and ONE_TRAINER.marked_by not in metadata:
+        named |= {m: n.replace("lora_te2_encoder", "lora_te3_encoder", 1) for m, n in named.items() if n is not None}
     return {module: named[module] for module in modules}
 
 

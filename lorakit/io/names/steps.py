@@ -9,7 +9,7 @@ from typing import NamedTuple, NoReturn
 from ...exceptions import Setting, UnsupportedAdapterError
 from .component import split_component
 from .diffusion import UNET, sgm_to_diffusers
-from .kohya import diffusers_names, flat, kohya_names
+from .kohya import diffusers_names, flat, kohya_names, model_of
 from .language import MLX_AND_PEFT
 from .table import NameTable
 
@@ -24,6 +24,7 @@ class Request(NamedTuple):
     metadata: Mapping[str, str]
     component: str | None
     transformer: bool = False  # whether there is a transformer besides, whose names need no step
+    families: tuple[str, ...] = ()  # that the adapter can be of
 
 
 Step = Callable[[Request, Sequence[str]], dict[str, str]]
@@ -31,10 +32,22 @@ Step = Callable[[Request, Sequence[str]], dict[str, str]]
 
 def kohya_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
     """Translate kohya's names, of all models or of one component, to diffusers'."""
-    named = _complete(request, diffusers_names(modules), "diffusers")
+    found = diffusers_names(modules)
+    if _is_flux(request):  # its T5 is the third encoder to sd-scripts, which counts as Stable Diffusion 3 does
+        found = {module: _second(name) for module, name in found.items()}
+    named = _complete(request, found, "diffusers")
     if request.component is None:
         return named
     return _one_component(request, named)
+
+
+def _is_flux(request: Request) -> bool:
+    trained = model_of(request.metadata)
+    return trained.startswith("flux") if trained else request.families == ("flux",)
+
+
+def _second(name: str | None) -> str | None:
+    return name if name is None else name.replace("text_encoder_3.", "text_encoder_2.", 1)
 
 
 def diffusers_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str, str]:
@@ -45,7 +58,7 @@ def diffusers_to_diffusers(request: Request, modules: Sequence[str]) -> dict[str
 def diffusers_to_kohya(request: Request, modules: Sequence[str]) -> dict[str, str]:
     """Translate diffusers' names to kohya's."""
     full = _one_component(request, {module: module for module in modules})
-    found = kohya_names(list(full.values()), request.metadata, request.transformer)
+    found = kohya_names(list(full.values()), request.metadata, request.transformer, third=_is_flux(request))
     return _complete(request, {module: found[name] for module, name in full.items()}, "kohya")
 
 
