@@ -94,6 +94,7 @@ def more_samples(rng):
     lora = {"peft_type": "LORA"}
     return {
         "bare": (random_tensors(rng, "transformer_blocks.0.attn.to_q.", **plain), None),
+        "kinds of diffusers": (random_tensors(rng, "transformer.blocks.0.q.", **LOHA, alpha=()), None),
         "xlabs": (random_tensors(rng, "", **xlabs), None),
         "control_lora": (random_tensors(rng, "", **control) | {"lora_controlnet": torch.zeros(0)}, None),
         "vera": (random_tensors(rng, "base_model.", **shared), {"peft_type": "VERA", "save_projection": True}),

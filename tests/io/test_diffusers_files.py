@@ -118,7 +118,7 @@ def test_alpha_beside_metadata_must_agree(tmp_path):
 
 
 BAD = {
-    "lokr": ({"transformer.q.lokr_w1": torch.ones(2, 2)}, {}, UnsupportedAdapterError, "lokr_w1' belongs to LoKr"),
+    "lokr": ({"transformer.q.lokr_w1": torch.ones(2, 2)}, {}, CorruptFileError, "lacks lokr_w2_a"),
     "dora": ({"unet.q.lora_magnitude_vector": torch.ones(3)}, {}, UnsupportedAdapterError, "belongs to DoRA"),
     "bias": ({"unet.q.lora_B.bias": torch.ones(3)}, {}, UnsupportedAdapterError, "lora_bias"),
     "unknown": ({"unet.q.lora_C.weight": torch.ones(2, 2)}, {}, UnsupportedAdapterError, "not known here"),

@@ -1,4 +1,4 @@
-"""LoHa and LoKr in single files of kohya and ComfyUI: what contradicts itself or asks for much is refused by name."""
+"""LoHa and LoKr in single files: what contradicts itself or asks for much is refused by name."""
 
 import pickle
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lorakit import SVDPruner, load_adapter
+from lorakit import ConcatMerger, SVDPruner, load_adapter, load_adapters, save_adapter
 from lorakit.exceptions import CorruptFileError, LorakitError, UnsupportedAdapterError
 
 CORRUPT, UNSUPPORTED = CorruptFileError, UnsupportedAdapterError
@@ -162,3 +162,40 @@ def test_a_lokr_with_nan_is_not_cut(write):
     path = write(lokr() | {"lokr_w2_a": torch.full((4, 2), torch.nan)})
     with pytest.raises(CorruptFileError, match=r"lokr_w2_a' has 8 NaN"):
         SVDPruner(k=1).fit_transform([load_adapter(path)])
+
+
+def test_in_files_of_diffusers(tmp_path):
+    """Named as diffusers names layers, beside plain LoRA; a merge with plain LoRA is the dense sum."""
+    q, k, v = (f"transformer.transformer_blocks.0.attn.to_{x}" for x in "qkv")
+    rng = torch.Generator().manual_seed(1)
+    plain = {}
+    for module, d_out, d_in in ((q, 6, 5), (k, 8, 15)):
+        plain[f"{module}.lora_A.weight"] = torch.randn(2, d_in, generator=rng)
+        plain[f"{module}.lora_B.weight"] = torch.randn(d_out, 2, generator=rng)
+    other = {f"{q}.{part}": tensor for part, tensor in loha().items()} | {f"{q}.alpha": torch.tensor(1.0)}
+    other |= {f"{k}.{part}": tensor for part, tensor in lokr().items()}
+    other |= {f"{v}.lora_A.weight": torch.ones(1, 5), f"{v}.lora_B.weight": torch.ones(6, 1)}
+    save_file(plain, tmp_path / "plain.safetensors")
+    save_file(other, tmp_path / "other.safetensors")
+    adapters = load_adapters([tmp_path / "plain.safetensors", tmp_path / "other.safetensors"])
+    assert [adapter.provenance.format for adapter in adapters] == ["diffusers"] * 2
+    assert adapters[1].provenance.stored_as == ("LoHa", "LoKr", "LoRA")
+    h, kr = ({part: t.double() for part, t in tensors.items()} for tensors in (loha(), lokr()))
+    dense = {
+        q: 0.5 * (h["hada_w1_a"] @ h["hada_w1_b"]) * (h["hada_w2_a"] @ h["hada_w2_b"]),
+        k: torch.kron(kr["lokr_w1"], kr["lokr_w2_a"] @ kr["lokr_w2_b"]),
+    }
+    merged = ConcatMerger().fit(adapters).merged_
+    for module, update in dense.items():
+        torch.testing.assert_close(adapters[1][module].delta().double(), update, rtol=1e-5, atol=1e-5)
+        a, b = (plain[f"{module}.lora_{slot}.weight"].double() for slot in "AB")
+        torch.testing.assert_close(merged[module].delta().double(), (b @ a + update) / 2, rtol=1e-5, atol=1e-5)
+    again = load_adapter(save_adapter(adapters[1], tmp_path / "out.safetensors"))
+    assert again.provenance.stored_as == ("LoRA",)
+    save_file(other, tmp_path / "config.safetensors", {"lora_adapter_metadata": '{"transformer.r": 2}'})
+    with pytest.raises(UnsupportedAdapterError, match=r"has tensors of Lo.., whose scale.*lora_adapter_metadata"):
+        load_adapter(tmp_path / "config.safetensors")
+    save_file(other | {f"{q}.lora_A.weight": torch.ones(1, 5), f"{q}.lora_B.weight": torch.ones(6, 1)},
+              tmp_path / "both.safetensors")  # fmt: skip
+    with pytest.raises(CorruptFileError, match="expected one kind"):
+        load_adapter(tmp_path / "both.safetensors")

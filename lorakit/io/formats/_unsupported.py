@@ -12,7 +12,7 @@ __all__ = ["is_marked", "refuse_markers"]
 
 _TRAIN_PLAIN = "train a plain LoRA instead"
 _EXTRACT = "add it to its base model and extract a plain LoRA from the difference, or train one"
-_WHERE_READ = "which is read in files of kohya and ComfyUI, and in PEFT directories whose config says so"
+_WHERE_READ = "which is read in files of kohya, ComfyUI and diffusers, and in PEFT directories whose config says so"
 _WITH_OPTION = "which files of kohya and ComfyUI may have (differences='keep')"
 _ARE_READ = "which are read in files of kohya and ComfyUI"
 _NO_WEIGHTS = "it changes no weight of the base model; train a plain LoRA instead"

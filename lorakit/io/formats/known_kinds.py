@@ -16,7 +16,7 @@ __all__ = ["FULL_RANK", "KNOWN_KINDS", "KnownKind", "known_kind"]
 
 FULL_RANK = "the smaller width"
 _PEFT = "PEFT"
-_MANY = "PEFT, kohya, LyCORIS, ComfyUI"
+_MANY = "PEFT, kohya, LyCORIS, ComfyUI, diffusers"
 
 
 class KnownKind(NamedTuple):
@@ -58,7 +58,7 @@ KNOWN_KINDS = (
     KnownKind("OLoRA", _DIFFERENCE, "2 r", _PEFT, ("base", "initial")),
     KnownKind("CorDA", _DIFFERENCE, "2 r", _PEFT, ("initial",)),
     KnownKind("LoRA-GA", _DIFFERENCE, "2 r", _PEFT, ("initial",)),
-    KnownKind(DORA, "diag(m / |W + s B A|) (W + s B A) - W", FULL_RANK, f"{_MANY}, diffusers, MLX", ("base",)),
+    KnownKind(DORA, "diag(m / |W + s B A|) (W + s B A) - W", FULL_RANK, f"{_MANY}, MLX", ("base",)),
 )
 
 

@@ -21,6 +21,9 @@ from .._pairs import Pair, Place, kept_metadata, read_pairs, write_pairs
 from .._unsupported import is_marked
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
 from ..dora import rescaled, split_magnitudes
+from ..kinds.loha import LOHA
+from ..kinds.lokr import LOKR
+from ..kinds.single_file import read_kinds, refuse_two_kinds
 from ..peft.config import PeftConfig, config_of
 from ..peft.keys import PREFIX, is_of_peft, peft_keys
 from ..peft.writing import config_fields, make_plan
@@ -50,8 +53,12 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = location.stamp(weights)
     header = location.header(weights)
     magnitudes, tensors = split_magnitudes(header.tensors, options, _module_of)
-    pairs, dropped = read_pairs(weights, opened, tensors, options, _place)
+    found, rest = read_kinds(weights, opened, tensors, options, _scale_of_kind, (LOHA, LOKR))
+    others = {split_component(module).full: place for module, place in found.items()}
+    pairs, dropped = read_pairs(weights, opened, rest, options, _place, others=bool(others))
     names = {module: _name(pair.key_a) for module, pair in pairs.items()}
+    names |= {split_component(module).full: split_component(module) for module in found}
+    _check_kinds(weights, header.metadata, pairs, others)
     _check_one_spelling(weights, names)
     configs = _configs(weights, header.metadata, {name.component for name in names.values()}, options)
     stored = {
@@ -63,6 +70,7 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         )
         for module, pair in pairs.items()
     }
+    stored |= others
     _require_magnitudes(weights, names, configs, magnitudes)
     stored = rescaled(
         weights, header.tensors, stored, magnitudes, options, format="diffusers", metadata=header.metadata
@@ -77,6 +85,30 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     )
     unknown = (note for config in configs.values() for note in config.notes)
     return Opened(modules, provenance, (*left_out(weights, dropped), *unknown))
+
+
+def _check_kinds(
+    weights: Path, metadata: Mapping[str, str], pairs: Mapping[str, Pair], others: Mapping[str, Stored]
+) -> None:
+    """Refuse modules of two kinds, and other kinds than plain LoRA beside a config, which is of PEFT's LoRA."""
+    both = next((module for module in pairs if module in others), None)
+    if both is not None:
+        refuse_two_kinds(weights, both, pairs[both].key_a, others[both].keys[0])
+    if others and _CONFIGS in metadata:
+        module, place = next(iter(others.items()))
+        raise UnsupportedAdapterError(
+            f"has tensors of {place.kind}, whose scale is that of their alpha, and {_CONFIGS}, which gives scales of "
+            "PEFT's layers",
+            path=weights,
+            module=module,
+            expected="one of the two",
+            remedy="save the file without the other",
+        )
+
+
+def _scale_of_kind(path: Path, module: str, alpha: float | None, rank: int, options: ReadOptions) -> float:
+    alpha = options.assume_alpha if alpha is None else alpha
+    return 1.0 if alpha is None else alpha / rank
 
 
 def _check_one_spelling(weights: Path, names: Mapping[str, ModuleName]) -> None:

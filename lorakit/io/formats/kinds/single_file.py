@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -12,13 +12,19 @@ from ....files.safetensors import TensorInfo
 from .._modules import Stored
 from .._pairs import read_alphas
 from ..codec import ReadOptions
-from .reading import open_module, split_kinds
+from .kind import Kind
+from .reading import KINDS, open_module, split_kinds
 
 Scale = Callable[[Path, str, float | None, int, ReadOptions], float]
 
 
 def read_kinds(
-    path: Path, opened: FileStamp, header: Mapping[str, TensorInfo], options: ReadOptions, scale: Scale
+    path: Path,
+    opened: FileStamp,
+    header: Mapping[str, TensorInfo],
+    options: ReadOptions,
+    scale: Scale,
+    kinds: Sequence[Kind] = KINDS,
 ) -> tuple[dict[str, Stored], dict[str, TensorInfo]]:
     """Find and check the modules of other kinds, and read their alphas.
 
@@ -34,6 +40,8 @@ def read_kinds(
         From the path, the module, its alpha or None, the rank that divides it, and the options, to the factor on the
         update. It is not asked where no rank divides alpha, as for a Kronecker product of two whole matrices: LyCORIS
         ignores alpha there.
+    kinds : sequence of Kind, optional
+        Those to look for; by default all that single files hold.
 
     Returns
     -------
@@ -47,8 +55,8 @@ def read_kinds(
     CorruptFileError, UnsupportedAdapterError
         As :func:`~lorakit.io.formats.kinds.reading.open_module` raises them.
     """
-    modules, rest = split_kinds(header)
-    found = {module: open_module(path, module, keys, header) for module, keys in modules.items()}
+    modules, rest = split_kinds(header, kinds)
+    found = {module: open_module(path, module, keys, header, kinds) for module, keys in modules.items()}
     keys_of_alpha = {module: f"{module}.alpha" for module in found if f"{module}.alpha" in rest}
     alphas = read_alphas(path, opened, header, keys_of_alpha)
     stored = {}
