@@ -108,6 +108,7 @@ FLOORS = {
         "load",
         "save",
         "_live_layers",
+        "_live_kinds",
         "live",
         "servers",
     ],

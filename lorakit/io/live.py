@@ -15,6 +15,7 @@ from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, S
 from ..factors import LoraFactors, promoted_dtype
 from ..files.tensors import widened
 from ..readers import MemoryReader
+from ._live_kinds import KINDS, read_kind
 from ._live_layers import (
     add_adapter,
     base_of,
@@ -75,7 +76,7 @@ def from_peft(
     ValueError
         If the model has no such adapter.
     UnsupportedAdapterError
-        If the adapter is not plain LoRA.
+        If the adapter is neither plain LoRA nor LoHa, LoKr or AdaLoRA.
 
     Examples
     --------
@@ -91,6 +92,9 @@ def from_peft(
     lora, _ = peft_modules()
     fields = _config(model, adapter_name)
     where = f"adapter {adapter_name!r} of the model"
+    called = adapter_name if name is None else name
+    if fields.get("peft_type") in KINDS:
+        return read_kind(model, adapter_name, name=called, where=where, modules_to_save=modules_to_save)
     config = config_of(Path(where), fields, None)
     extra_weights = (
         _extra_weights(model, adapter_name, where, fields, modules_to_save) if config.extra_weights else None
@@ -125,7 +129,6 @@ def from_peft(
             expected="at least one",
         )
     parameters_of = {f"{owner(m.rpartition('.')[0])}.{p}" for m, kind in kinds.items() for p in kind.parameters}
-    called = adapter_name if name is None else name
     provenance = Provenance(
         base_model=config.base_model,
         task_type=config.task_type,

@@ -201,9 +201,9 @@ def test_what_is_not_plain_lora_is_refused(config):
 
 
 def test_other_methods_and_layers_are_refused():
-    loha = peft.get_peft_model(build("bert")[0], peft.LoHaConfig(target_modules=["query"]))
-    with pytest.raises(UnsupportedAdapterError, match="peft_type is 'LOHA'"):
-        from_peft(loha)
+    ia3 = peft.get_peft_model(build("bert")[0], peft.IA3Config(target_modules=["query"], feedforward_modules=[]))
+    with pytest.raises(UnsupportedAdapterError, match="peft_type is 'IA3'"):
+        from_peft(ia3)
     model = torch.nn.Sequential(torch.nn.MultiheadAttention(8, 2))
     attention = peft.get_peft_model(model, peft.LoraConfig(target_modules=["0"]))
     with pytest.raises(UnsupportedAdapterError, match=r"module '0': is nn\.MultiheadAttention"):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from tiny_models import build
 
-from lorakit import SVDPruner, load_adapter, save_adapter
+from lorakit import SVDPruner, from_peft, load_adapter, save_adapter
 from lorakit.adapters import ModuleKind
+from lorakit.exceptions import UnsupportedAdapterError
 
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.interop
@@ -116,3 +117,33 @@ def test_the_cut_has_the_error_of_the_dense_svd(tmp_path, case):
         dense = delta_of(layers[module]).double()
         error = float((factors.delta().double() - dense).norm())
         assert error == pytest.approx(float(torch.linalg.svdvals(dense)[2:].norm()), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_live_models(tmp_path, case):
+    """The same updates as of the directory, whatever becomes of the model afterwards."""
+    tuned, layers = saved(tmp_path / "x", *CASES[case])
+    adapter = from_peft(tuned, name="live")
+    deltas = {module: delta_of(layer) for module, layer in layers.items()}
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.zero_()
+    of_file = load_adapter(tmp_path / "x")
+    assert adapter.infos == of_file.infos
+    assert (adapter.name, adapter.provenance.stored_as) == ("live", of_file.provenance.stored_as)
+    for module, factors in adapter.items():
+        torch.testing.assert_close(factors.delta(), deltas[module], rtol=1e-5, atol=1e-5)
+        assert torch.equal(factors.A, of_file[module].A)
+    path = save_adapter(adapter, tmp_path / "out")
+    assert load_adapter(path).provenance.stored_as == ("LoRA",)
+
+
+def test_live_models_that_are_refused(tmp_path):
+    options = {"r": 2, "target_modules": ["query"], "modules_to_save": ["pooler"]}
+    tuned, _ = saved(tmp_path / "x", "bert", "LoHaConfig", options)
+    says = r"^adapter 'default' of the model: was trained with extra weights"
+    with pytest.raises(UnsupportedAdapterError, match=says):
+        from_peft(tuned)
+    first = from_peft(tuned, modules_to_save="first").provenance.extra_weights
+    assert first.path is None
+    assert any("pooler" in name and first.read(name).isfinite().all() for name in first.names)
