@@ -127,15 +127,37 @@ def write_tables(app):
         (folder / f"{name}.inc").write_text(list_table(rows), encoding="utf-8")
 
 
+def say_command_line(app, what, name, obj, options, lines):
+    """Say at the end of each method's page what the command line sets, from what ``lorakit methods`` reads."""
+    from lorakit._listing import FOLDERS, added_by_command_line, listed
+
+    if what != "class":
+        return
+    for info in (
+        info for kind in FOLDERS if kind != "transformer" for info in listed(kind) if info.name == obj.__name__
+    ):
+        command = "merge" if info.kind == "merger" else "prune"
+        lines += ["", ".. rubric:: On the command line", ""]
+        if info.needs_data and info.method != "distill":
+            lines += ["It needs data, and is there in Python only.", ""]
+            continue
+        lines += [f"``lorakit {command} --method {info.method}``; without ``-k``, as with ``k=None`` here.", ""]
+        added = added_by_command_line(info)
+        lines += [] if added else ["Every other parameter has the default that it has here.", ""]
+        for option, text in added.items():
+            lines += [f"``{option}``", f"   {text[0].upper()}{text[1:]}", ""]
+
+
 def setup(app):
     """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", say_command_line, priority=900)  # after numpydoc, which takes it apart
     app.connect("builder-inited", write_method_table)
     app.connect("builder-inited", write_option_reference)
     app.connect("builder-inited", write_tables)
     app.connect("builder-inited", write_estimator_lists, priority=400)  # before autosummary, which reads the lists
 
 
-suppress_warnings = ["config.cache"]  # of these two functions, which cannot be pickled
+suppress_warnings = ["config.cache"]  # of the functions above, which cannot be pickled
 toc_object_entries_show_parents = "hide"
 autodoc_typehints = "none"  # the docstrings give the types
 numpydoc_show_class_members = False  # the autosummary template lists them

@@ -13,6 +13,8 @@ Kind = Literal["merger", "pruner", "transformer"]
 # What can be done to an adapter's factors without changing its update: reorder, negate or rescale its MSUs; mix them.
 GAUGES = ("permutation", "sign", "rescaling", "GL(r)")
 FOLDERS: dict[Kind, str] = {"merger": "merging", "pruner": "pruning", "transformer": "preparing"}
+MERGE_SCALE, SEED = "match", 0  # of the command line, where Python has 1.0 and None
+OWN_SCALE = ("distill",)  # methods whose training finds the norm
 TABLE = Path(__file__).with_name("methods.json")
 
 
@@ -40,6 +42,8 @@ class MethodInfo:
         Reparametrizations of the factors, of ``lorakit.base.GAUGES``, that leave its result as it is.
     parameters : dict
         Parameters and their defaults.
+    default_rank : str
+        What its docstring says of ``k=None``; empty if it takes no ``k``.
     """
 
     kind: Kind
@@ -52,6 +56,32 @@ class MethodInfo:
     spaces: tuple[str, ...]
     invariances: frozenset[str]
     parameters: dict[str, Any]
+    default_rank: str = ""
+
+
+def added_by_command_line(info: MethodInfo) -> dict[str, str]:
+    """Return what ``lorakit merge`` and ``lorakit prune`` set of a method where Python's default is another.
+
+    Returns
+    -------
+    dict of str to str
+        From the option to what it is. The rest of the parameters have the class's defaults on the command line too.
+
+    Examples
+    --------
+    >>> (svd,) = (info for info in listed("merger") if info.method == "svd")
+    >>> list(added_by_command_line(svd))
+    ['--scale match']
+    """
+    added = {}
+    if info.kind == "merger" and info.method not in OWN_SCALE:
+        added[f"--scale {MERGE_SCALE}"] = (
+            "each module's merged update gets the mean norm of the adapters' updates; in Python scale=1.0, the size that "
+            "the method gives. With a strength at an adapter, such as law/:0.7, it is 1 here too."
+        )
+    if "random_state" in info.parameters:
+        added[f"--seed {SEED}"] = "the same draws every time; in Python random_state=None, other ones every time."
+    return added
 
 
 def listed(kind: Kind) -> list[MethodInfo]:

@@ -106,7 +106,21 @@ def _describe(kind: Kind, cls: Any) -> MethodInfo:
         spaces=tuple(sorted(spaces[0].options)) if spaces else (),
         invariances=getattr(estimator, "invariances", frozenset()),
         parameters=estimator.get_params(deep=False),
+        default_rank=_default_rank(cls.__doc__ or ""),
     )
+
+
+def _default_rank(docstring: str) -> str:
+    r"""Return the sentence of a docstring that says what ``k=None`` is.
+
+    Examples
+    --------
+    >>> _default_rank("    k : int\n        Rank. None: as\n        before (or less). More.\n    scale : float\n")
+    'None: as before (or less).'
+    """
+    entry = re.search(r"^    k : .*\n((?:        .*\n)+)", docstring, re.MULTILINE)
+    found = re.search(r"\bNone\b.*?\.(?= [A-Z]|$)", " ".join(entry[1].split())) if entry else None
+    return _plain(found[0]) if found else ""
 
 
 def _plain(text: str) -> str:

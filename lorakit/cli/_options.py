@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from .._listing import SEED
 from ..io.formats.registry import abouts
 from ._completion import complete_device, complete_format
 from ._errors import debug_option
@@ -136,8 +137,8 @@ method_options = together(
     click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, callback=read_assignments,
                  help="Any other parameter of the method, such as density=0.5 or align=svd; repeat it. "
                       "`lorakit methods` lists them."),
-    click.option("--seed", type=int, metavar="N", default=0,
-                 help="Seed of methods that draw random numbers: the same seed, the same bytes.  [default: 0]"),
+    click.option("--seed", type=int, metavar="N", default=SEED, show_default=True,
+                 help="Seed of methods that draw random numbers: the same seed, the same bytes."),
     jobs_option,
     device_option,
 )  # fmt: skip

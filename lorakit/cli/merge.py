@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._listing import MERGE_SCALE, OWN_SCALE
 from ._completion import methods_of
-from ._distill import METHOD, completion, distill_options
+from ._distill import completion, distill_options
 from ._engine import engine_options
 from ._options import (
     method_options,
@@ -121,8 +122,8 @@ def merge(
         method = last_method(recipe)
         strengths = strengths_of(recipe, strengths, in_steps=True)
     complete = completion(method, model=model, heads=heads, prompts=prompts, dry_run=shared["dry_run"])
-    if scale is None and strengths is None and method != METHOD:  # training finds the norm
-        scale = "match"
+    if scale is None and strengths is None and method not in OWN_SCALE:
+        scale = MERGE_SCALE
     of_merge = {"k": k, "weights": weights, "strengths": strengths, "scale": scale}
     prepare = scaler_of(module_weights, block_weights)
     run("merger", method, given=of_merge, paths=paths, complete=complete, prepare=prepare, recipe=recipe, **shared)

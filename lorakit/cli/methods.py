@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from textwrap import wrap
 from typing import TYPE_CHECKING
@@ -18,6 +20,7 @@ from ._streams import say
 if TYPE_CHECKING:
     from .._listing import Kind, MethodInfo
 
+_WITHOUT_K = re.compile(r"^None(: | is )?\s*")  # said of k=None
 _KINDS: tuple[Kind, ...] = ("merger", "pruner")
 
 
@@ -73,7 +76,7 @@ def _show(found: dict[str, list[MethodInfo]]) -> None:
 
 def _whole(kind: str, info: MethodInfo) -> str:
     """Say all of one method, in lines that fit a narrow terminal."""
-    from .._listing import GAUGES
+    from .._listing import GAUGES, added_by_command_line
     from ._estimators import OWN_OPTIONS
 
     kept = "any change of factors" if info.invariances >= set(GAUGES) else ", ".join(sorted(info.invariances))
@@ -88,5 +91,17 @@ def _whole(kind: str, info: MethodInfo) -> str:
     }
     lines = [f"{info.method} ({kind.removesuffix('s')})", *wrap(_needs(info) + info.summary, 78), ""]
     lines += [f"  {name:<8} {value}" for name, value in facts.items()]
+    if not info.needs_data or info.method == METHOD:
+        lines += ["", "  what the command line sets, where Python has another default:"]
+        lines += _hanging(added_by_command_line(info)) or ["    nothing"]
+    lines += ["", "  without -k:", *_indented(_WITHOUT_K.sub("", info.default_rank))]
     lines += ["", "  parameters, by --param NAME=VALUE, with their defaults:"]
     return "\n".join([*lines, *(f"    {name}={value}" for name, value in own.items())] if own else lines[:-2])
+
+
+def _hanging(said: Mapping[str, str]) -> list[str]:
+    return [line for option, text in said.items() for line in _indented(f"{option}: {text}")]
+
+
+def _indented(text: str) -> list[str]:
+    return wrap(text, 78, initial_indent="    ", subsequent_indent="      ")

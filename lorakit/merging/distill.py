@@ -58,7 +58,7 @@ class DistillMerger(BaseMerger):
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
-        Rank of the result, as ``start`` takes it.
+        Rank of the result, as ``start`` takes it. None is the rank of ``start``, by default the sum of the ranks.
     start : merger or Adapter, default=None
         Makes the factors that training starts from. It is cloned, and takes ``k``, ``weights``, ``n_jobs`` and
         ``device`` from here. None: ``TSVMerger(scale="match")``. An Adapter, such as a merge that was trained at a

@@ -49,8 +49,9 @@ class RegMeanPlusMerger(RegMeanMerger):
     Parameters
     ----------
     k : int, float in (0, 1), 'auto', RankBudget, RankRule or None, default=None
-        Rank of the result, as for :class:`RegMeanMerger`. Under a :class:`~lorakit.RankBudget`, which looks at all
-        modules together, inputs are gathered behind blocks that are not cut.
+        Rank of the result, as for :class:`RegMeanMerger`. None: the largest rank among the adapters. Under a
+        :class:`~lorakit.RankBudget`, which looks at all modules together, inputs are gathered behind blocks that are
+        not cut.
     model : torch.nn.Module or callable
         The base model, or a function of no arguments that loads it. It is not changed, and runs in evaluation mode,
         once for each block, adapter and batch. Clones share it.
