@@ -253,7 +253,7 @@ def _require_device(device: str) -> None:
         raise ParameterError(
             f"device {device!r} cannot be used: {str(error).partition(chr(10))[0]}",
             expected="a device that this torch was built for and this machine has",
-            remedy="leave `device` out to compute on the CPU",
+            remedy="leave the device out to compute on the CPU",
         ) from error
 
 
@@ -272,7 +272,7 @@ def to_output(factors: LoraFactors, dtype: torch.dtype, module: str) -> LoraFact
             f"the result has values that {str(dtype).removeprefix('torch.')} cannot hold (the largest "
             f"is {largest:.3g})",
             module=module,
-            remedy="convert the adapters to bfloat16 or float32, or lower `scale`",
+            remedy="convert the adapters to bfloat16 or float32, or lower the scale",
         )
     return out
 

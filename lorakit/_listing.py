@@ -76,8 +76,8 @@ def added_by_command_line(info: MethodInfo) -> dict[str, str]:
     added = {}
     if info.kind == "merger" and info.method not in OWN_SCALE:
         added[f"--scale {MERGE_SCALE}"] = (
-            "each module's merged update gets the mean norm of the adapters' updates; in Python scale=1.0, the size that "
-            "the method gives. With a strength at an adapter, such as law/:0.7, it is 1 here too."
+            "each module's merged update gets the mean norm of the adapters' updates; in Python scale=1.0, the size "
+            "that the method gives. With a strength at an adapter, such as law/:0.7, it is 1 here too."
         )
     if "random_state" in info.parameters:
         added[f"--seed {SEED}"] = "the same draws every time; in Python random_state=None, other ones every time."

@@ -6,7 +6,7 @@ import heapq
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -24,6 +24,12 @@ _UNITS = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "M
 # Bytes of a file's header: for one module, whose name is seldom longer than 100 letters, and for the record of how the
 # file was made
 _HEADER, _RECORD = 320, 4096
+
+
+def _given(rule: Any) -> str:
+    """Return what a budget or a rule was given, as a message says it."""
+    given = ((field.name, getattr(rule, field.name)) for field in fields(rule))
+    return ", ".join(f"{name} {value}" for name, value in given if value is not None) or "nothing"
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,13 +66,15 @@ class RankBudget:
 
     def __post_init__(self) -> None:
         if (self.mean is None) == (self.size is None):
-            raise ValueError(f"a RankBudget needs either mean or size; got {self}")
+            raise ValueError(f"a budget of ranks needs either mean or size; got {_given(self)}")
         if (self.mean is not None and not 1 <= self.mean <= _LARGEST_MEAN) or (
             self.max_rank is not None and self.max_rank < 1
         ):
-            raise ValueError(f"a RankBudget needs mean and max_rank of 1 or more, and a mean below 1e9; got {self}")
+            raise ValueError(
+                f"a budget of ranks needs mean and max_rank of 1 or more, and a mean below 1e9; got {_given(self)}"
+            )
         if self.size is not None and not 1 <= self.n_bytes <= _LARGEST_SIZE:
-            raise ValueError(f"a RankBudget needs a size of 1 byte or more, and below 1e18; got {self}")
+            raise ValueError(f"a budget of ranks needs a size of 1 byte or more, and below 1e18; got {_given(self)}")
 
     @property
     def n_bytes(self) -> int:
@@ -130,13 +138,13 @@ class RankRule:
     def __post_init__(self) -> None:
         shares = [share for share in (self.sv_fro, self.sv_cumulative) if share is not None]
         if len(shares) + (self.sv_ratio is not None) != 1:
-            raise ValueError(f"a RankRule needs one of sv_ratio, sv_fro and sv_cumulative; got {self}")
+            raise ValueError(f"a rule of ranks needs one of sv_ratio, sv_fro and sv_cumulative; got {_given(self)}")
         if any(not 0 < share < 1 for share in shares):
-            raise ValueError(f"a RankRule needs a share between 0 and 1; got {self}")
+            raise ValueError(f"a rule of ranks needs a share between 0 and 1; got {_given(self)}")
         if self.sv_ratio is not None and not (self.sv_ratio >= 1 and math.isfinite(self.sv_ratio)):
-            raise ValueError(f"a RankRule needs a finite sv_ratio of 1 or more; got {self}")
+            raise ValueError(f"a rule of ranks needs a finite sv_ratio of 1 or more; got {_given(self)}")
         if self.max_rank is not None and self.max_rank < 1:
-            raise ValueError(f"a RankRule needs a max_rank of 1 or more; got {self}")
+            raise ValueError(f"a rule of ranks needs a max_rank of 1 or more; got {_given(self)}")
 
     def choose(self, s: Spectrum) -> int:
         """Return the rank for singular values, descending."""

@@ -13,7 +13,7 @@ from ._base_models import differing_bases
 from ._nearest import nearest
 from .adapter_set import AdapterSet
 from .adapters import Adapter
-from .exceptions import IncompatibleAdaptersError, ParameterError, Setting
+from .exceptions import IncompatibleAdaptersError, ParameterError, Setting, Words
 
 _ADD_UP = ("merge by ConcatMerger, SVDMerger or TaskArithmeticMerger, which add them up, and ", Setting("scale", 1.0))
 
@@ -95,6 +95,9 @@ def _check_module(X: AdapterSet, module: str) -> None:
         )
 
 
+_RENAME = "`lorakit fit BASE ADAPTER --rename OUT` brings an adapter to the names of its base"
+
+
 def _check_overlap(X: AdapterSet) -> None:
     if len(X) == 1 or any(adapter.narrowed for adapter in X):  # who left modules out has had the check before
         return
@@ -109,16 +112,25 @@ def _check_overlap(X: AdapterSet) -> None:
             )
 
 
-def _rename_hint(adapter: Adapter, others: set[str]) -> str:
+def _rename_hint(adapter: Adapter, others: set[str]) -> Words:
     mine = next(iter(adapter))
     for other in sorted(others):
         if other.endswith("." + mine):
             prefix = other.removesuffix(mine)
-            return f"with {prefix!r} in front they match: adapter.rename_modules(lambda m: {prefix!r} + m)"
+            return Words(
+                f"with {prefix!r} in front they match: adapter.rename_modules(lambda m: {prefix!r} + m)",
+                f"with {prefix!r} in front they match: {_RENAME}",
+            )
         if mine.endswith("." + other):
             prefix = mine.removesuffix(other)
-            return f"without {prefix!r} they match: adapter.rename_modules(lambda m: m.removeprefix({prefix!r}))"
-    return "merge adapters of one base model, or rename modules with adapter.rename_modules"
+            return Words(
+                f"without {prefix!r} they match: adapter.rename_modules(lambda m: m.removeprefix({prefix!r}))",
+                f"without {prefix!r} they match: {_RENAME}",
+            )
+    return Words(
+        "merge adapters of one base model, or rename modules with adapter.rename_modules",
+        f"merge adapters of one base model, or rename modules: {_RENAME}",
+    )
 
 
 def check_weights(
@@ -158,9 +170,12 @@ def check_weights(
     if not np.isfinite(values).all() or not values.any():
         raise ValueError(f"weights must be finite and not all zero; got {values.tolist()}")
     if not signed and (values < 0).any():
-        raise ValueError(
-            f"this method takes no negative weights; got {values.tolist()}. Negative `strengths` subtract updates in "
-            "every method"
+        raise ParameterError(
+            f"this method takes no negative weights; got {values.tolist()}",
+            remedy=Words(
+                "negative strengths subtract updates in every method: strengths=[0.7, -0.3]",
+                "negative strengths subtract updates in every method: law/:0.7 medicine/:-0.3",
+            ),
         )
     # divided by a power of two first, which is exact, because the sum of two weights of 1e308 would overflow
     values = np.ldexp(values, -int(np.frexp(np.abs(values).max())[1]))
@@ -216,7 +231,7 @@ def refuse_both(weights: object, strengths: object) -> None:
             f"got both weights={weights!r} and strengths={strengths!r}",
             expected="one of them",
             remedy=[
-                "weights are shares: only their ratios count, and `scale` sets the size of the result. Strengths are "
+                "weights are shares: only their ratios count, and the scale sets the size of the result. Strengths are "
                 "factors as they stand: 0.7 and 0.5 add up 0.7 of one update and 0.5 of the other. For shares ",
                 Setting("strengths", None),
                 ", for factors ",
@@ -242,23 +257,31 @@ def check_equal_ranks(X: AdapterSet) -> None:
                 f"module {module!r} has ranks {{{shown}}}",
                 module=module,
                 adapters=[name for name, _ in ranks],
-                remedy=(
-                    "combining A with A and B with B needs one rank. LegoMerger, SVDMerger, ConcatMerger and "
-                    "space='delta' take any ranks"
-                ),
+                remedy=[
+                    "combining A with A and B with B needs one rank. ",
+                    Words(
+                        "LegoMerger, SVDMerger, ConcatMerger and space='delta' take any ranks",
+                        "--method lego, svd and concat, and --param space=delta, take any ranks",
+                    ),
+                ],
             )
 
 
-def check_rank(k: int | None, limits: Mapping[str, int], what: str) -> None:
+def check_rank(k: int | None, limits: Mapping[str, int], what: str | Words) -> None:
     """Refuse a rank that no module can reach.
 
     Raises
     ------
-    ValueError
+    ParameterError
         If ``k`` is above every limit. The message names the largest limit and its module.
     """
     if k is None:
         return
     module = max(limits, key=limits.__getitem__)
     if k > limits[module]:
-        raise ValueError(f"k={k} is above {limits[module]}, {what} (most at module {module!r}); choose a smaller k")
+        words = Words(what, what) if isinstance(what, str) else what
+        above, where = f"is above {limits[module]}, ", f" (most at module {module!r})"
+        raise ParameterError(
+            Words(f"k={k} {above}{words.python}{where}", f"-k {k} {above}{words.command_line}{where}"),
+            remedy="choose a smaller k",
+        )

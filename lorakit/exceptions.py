@@ -12,9 +12,9 @@
      ├── SourceError                 what a recipe or a record was made from is not there, or has changed
      ├── ParameterError              parameters that contradict one another, or name what is not there
      └── OutputError                 the result cannot be written, or not in this form
-    ZeroMergeWarning (UserWarning)   a merge came out as zero
-    CancellingUnitsWarning (UserWarning)
-                                     huge units of an adapter cancel to an update that rounding swamps
+    LorakitWarning (UserWarning)
+     ├── ZeroMergeWarning            a merge came out as zero
+     └── CancellingUnitsWarning      huge units of an adapter cancel to an update that rounding swamps
 
 Every message says which file and module, what was seen, what was expected and what to do.
 A parameter of an estimator with a wrong value is a plain ``ValueError``, a missing path a ``FileNotFoundError``.
@@ -32,6 +32,7 @@ __all__ = [
     "IncompatibleAdaptersError",
     "InvalidRecipeError",
     "LorakitError",
+    "LorakitWarning",
     "OutputError",
     "ParameterError",
     "Setting",
@@ -39,6 +40,7 @@ __all__ = [
     "UnsafeFileError",
     "UnsupportedAdapterError",
     "UnsupportedCheckpointError",
+    "Words",
     "ZeroMergeWarning",
 ]
 
@@ -67,7 +69,32 @@ class Setting:
         return f"pass {self.name}={' or '.join(map(repr, self.values))}"
 
 
-Remedy: TypeAlias = str | Sequence[str | Setting]
+class Words:
+    """One thing as Python says it, and as the command line does, where a :class:`Setting` does not do.
+
+    Parameters
+    ----------
+    python, command_line : str
+        The two texts.
+
+    Examples
+    --------
+    >>> print(Words("use SVDMerger", "use --method svd"))
+    use SVDMerger
+    """
+
+    def __init__(self, python: str, command_line: str) -> None:
+        self.python = python
+        self.command_line = command_line
+
+    def __str__(self) -> str:
+        return self.python
+
+
+Part: TypeAlias = str | Setting | Words
+Note: TypeAlias = str | tuple[Part, ...]  # what LorakitWarning is made of
+Remedy: TypeAlias = str | Words | Sequence[Part]
+Namer: TypeAlias = Callable[[Setting | Words], str]
 
 
 class LorakitError(ValueError):
@@ -78,7 +105,7 @@ class LorakitError(ValueError):
 
     Parameters
     ----------
-    seen : str
+    seen : str or Words
         What was found.
     path : path-like, optional
         The file or folder, or what else was read.
@@ -88,7 +115,7 @@ class LorakitError(ValueError):
         Names of the adapters.
     expected : str, optional
         What would have been right.
-    remedy : str or sequence of str and Setting, optional
+    remedy : str, Words, or sequence of str, Setting and Words, optional
         What to do, in parts where it asks for an argument.
 
     Examples
@@ -102,7 +129,7 @@ class LorakitError(ValueError):
 
     def __init__(
         self,
-        seen: str = "",
+        seen: str | Words = "",
         *,
         path: str | os.PathLike[str] | None = None,
         module: str | None = None,
@@ -111,28 +138,33 @@ class LorakitError(ValueError):
         remedy: Remedy = (),
     ) -> None:
         super().__init__(seen)
-        self.seen = seen
+        self.seen = str(seen)
+        self._seen = seen
         self.path = None if path is None else os.fspath(path)
         self.module = module
         self.adapters = tuple(adapters)
         self.expected = expected
-        self.remedy = (remedy,) if isinstance(remedy, str) else tuple(remedy)
+        self.remedy = (remedy,) if isinstance(remedy, str | Words) else tuple(remedy)
 
     def __str__(self) -> str:
         return self.worded(str)
 
-    def worded(self, name: Callable[[Setting], str]) -> str:
-        """Return the message, with each setting that the remedy asks for named by ``name``."""
+    def worded(self, name: Namer) -> str:
+        """Return the message, with each setting that the remedy asks for, and each of its Words, said by ``name``."""
         heads = [] if self.path is None else [self.path]
         heads += [adapter for adapter in self.adapters if repr(adapter) not in self.seen]
         if self.module is not None and repr(self.module) not in self.seen:
             heads.append(f"module {self.module!r}")
         return ": ".join([*heads, self._finding(name)])
 
-    def _finding(self, name: Callable[[Setting], str]) -> str:
-        seen = self.seen if self.expected is None else f"{self.seen}, expected {self.expected}"
-        remedy = "".join(part if isinstance(part, str) else name(part) for part in self.remedy)
+    def _finding(self, name: Namer) -> str:
+        seen = _joined([self._seen], name) + ("" if self.expected is None else f", expected {self.expected}")
+        remedy = _joined(self.remedy, name)
         return f"{seen}; {remedy}" if remedy else seen
+
+
+def _joined(parts: Sequence[Part], name: Namer) -> str:
+    return "".join(part if isinstance(part, str) else name(part) for part in parts)
 
 
 class CorruptFileError(LorakitError):
@@ -176,7 +208,7 @@ class InvalidRecipeError(LorakitError):
         super().__init__(seen, **fields)
         self.line, self.key = line, key
 
-    def worded(self, name: Callable[[Setting], str]) -> str:
+    def worded(self, name: Namer) -> str:
         """Return the message, with line and key after the path."""
         place = [] if self.line is None else [f"line {self.line}"]
         place += [self.key] if self.key else []
@@ -213,11 +245,36 @@ class OutputError(LorakitError):
     """The result cannot be written: it exists, the disk is full, a value does not fit the dtype."""
 
 
-class ZeroMergeWarning(UserWarning):
+class LorakitWarning(UserWarning):
+    """Base class of the warnings that lorakit words for Python and for the command line.
+
+    Parameters
+    ----------
+    *parts : str, Setting or Words
+        The message is all of them, one after the other.
+
+    Examples
+    --------
+    >>> warning = LorakitWarning("left out, because of ", Words("rest='drop'", "--rest drop"))
+    >>> print(warning)
+    left out, because of rest='drop'
+    >>> warning.worded(lambda words: words.command_line)
+    'left out, because of --rest drop'
+    """
+
+    def __str__(self) -> str:
+        return self.worded(str)
+
+    def worded(self, name: Namer) -> str:
+        """Return the message, with each part that is no text said by ``name``."""
+        return _joined(self.args, name)
+
+
+class ZeroMergeWarning(LorakitWarning):
     """A merged update is zero: the weights cancel, a rule dropped every entry, or no adapter was trained."""
 
 
-class CancellingUnitsWarning(UserWarning):
+class CancellingUnitsWarning(LorakitWarning):
     """Units of an adapter are so large, and cancel to so small an update, that rounding swamps it.
 
     What such an adapter does depends on the program that computes it, and on the dtype in which it is stored.

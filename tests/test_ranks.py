@@ -136,7 +136,7 @@ def test_sizes_and_their_units():
     assert [RankBudget(size=s).n_bytes for s in (9, "9", "1.5 kB", "50MiB")] == [9, 9, 1500, 50 * 2**20]
     assert repr(RankBudget(size="50MiB")) == "RankBudget(mean=None, max_rank=None, size='50MiB')"
     for wrong in ({}, {"mean": 4, "size": 9}, {"size": "much"}, {"size": "50 mib"}, {"size": 0}, {"mean": 0.5}):
-        with pytest.raises(ValueError, match=r"a RankBudget needs|a size is"):
+        with pytest.raises(ValueError, match=r"a budget of ranks needs|a size is"):
             RankBudget(**wrong)
     with pytest.raises(ValueError, match=r"too small: rank 1 in each of 2 modules takes 5236 bytes"):
         choose_ranks(RankBudget(size=4096 + 1139), SPECTRA, LIMITS, COSTS)

@@ -21,7 +21,7 @@ from .._sklearn import Interval, StrOptions, fit_context
 from .._validation import check_adapters, check_equal_ranks, check_rank, check_strengths, check_weights, refuse_both
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleInfo
-from ..exceptions import IncompatibleAdaptersError
+from ..exceptions import IncompatibleAdaptersError, Words
 from ..factors import LoraFactors
 from ..provenance import Differences, Made, combined
 from ._comparing import Comparing
@@ -175,8 +175,9 @@ class BaseMerger(Comparing, AdapterEstimator):
         given, weights, subtracts = self._weighed(X)
         for merger in mergers:  # by all adapters: a search over weights that sets some to 0 keeps its k
             if not needs_spectra(merger.k):
-                what = f"the largest k of {type(self).__name__} for these adapters: {self._rank_rule}"
-                check_rank(merger.k, self._limits(X), what)
+                names = (type(self).__name__, f"--method {self.method}")
+                rules = (f"the largest k of {name} for these adapters: {self._rank_rule}" for name in names)
+                check_rank(merger.k, self._limits(X), Words(*rules))
         positions = np.flatnonzero(weights)  # an adapter of weight 0 is left out: it has no rank, no vote and no dtype
         counted, weights = given[positions], weights[positions]
         if self.needs_equal_ranks:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .._execution import to_output
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
-from ..exceptions import ZeroMergeWarning
+from ..exceptions import Words, ZeroMergeWarning
 from ..factors import LoraFactors
 from ..linalg import Overlap, frobenius_norm, overlap_of, residual_norm, singular_values_of_sum
 from ..results import Results
@@ -186,13 +186,15 @@ def warn_of_zeros(merger: Any, merge: Merge) -> None:
     zeros, total = merge.lost + merge.untrained, len(merge.norms)
     if not merge.lost and len(zeros) < total:
         return
-    name = f"{type(merger).__name__}(k={merger.k!r})"
+    k = "" if merger.k is None else f" -k {merger.k}"
+    name = Words(f"{type(merger).__name__}(k={merger.k!r})", f"--method {merger.method}{k}")
     if not merge.lost:
-        what = f"{name}: the merged update is zero, because every update of every adapter that was merged is zero"
+        what = ": the merged update is zero, because every update of every adapter that was merged is zero"
         remedy = "check that the adapters were trained, and that their weights are not 0"
     else:
         shown = ", ".join(map(repr, merge.lost[:3])) + (", ..." if len(merge.lost) > 3 else "")
         where = f"in {len(merge.lost)} of {total} modules ({shown})"
-        what = f"{name}: the merged update is zero {where}, though the adapters' updates are not"
+        what = f": the merged update is zero {where}, though the adapters' updates are not"
         remedy = "keep more of each update (a larger density or k), change the weights, or merge by another method"
-    warnings.warn(f"{what}; {remedy}", ZeroMergeWarning, stacklevel=5)  # who called fit, behind scikit-learn's wrapper
+    warning = ZeroMergeWarning(name, f"{what}; {remedy}")
+    warnings.warn(warning, stacklevel=5)  # who called fit, behind scikit-learn's wrapper

@@ -15,7 +15,7 @@ from .._execution import base_seed, one_thread
 from .._ranks import Rank, RankBudget, RankRule, bytes_of_rank, choose_ranks
 from .._recipes import recipe_of, recipe_text
 from ..adapters import Adapter, Made, Provenance, Source, Step
-from ..exceptions import IncompatibleAdaptersError, Setting
+from ..exceptions import IncompatibleAdaptersError, ParameterError, Setting, Words
 from ..factors import promoted_dtype
 from ..files.checkpoint import Checkpoint, FileCheckpoint
 from ..files.open_checkpoint import Base, open_checkpoint
@@ -179,9 +179,12 @@ def _check_k(k: Rank) -> None:
     whole = isinstance(k, (int, np.integer)) and not isinstance(k, bool) and k >= 1
     share = isinstance(k, float) and 0 < k < 1
     if not (whole or share or isinstance(k, RankBudget | RankRule) or k == "auto"):
-        raise ValueError(
-            "k must be a rank of 1 or more, a share of the energy below 1, 'auto', a RankBudget or a RankRule; "
-            f"got {k!r}"
+        forms = "must be a rank of 1 or more, a share of the energy below 1,"
+        raise ParameterError(
+            Words(
+                f"k {forms} 'auto', a RankBudget or a RankRule; got {k!r}",
+                f"-k {forms} auto, or a budget or rule such as mean:16; got {k}",
+            )
         )
 
 

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, cast
 
 import click
 
-from ..exceptions import LorakitError, Setting
+from ..exceptions import LorakitError, LorakitWarning, Setting, Words
 from ._streams import discard, open_missing, say_aside
 
 # 1 is an answer: no, of diff and verify. 70 is what sysexits.h has for an error in the program itself.
@@ -148,7 +148,7 @@ def message(error: Exception) -> str:
     return f"{text} ({'; '.join(notes)})" if notes else text
 
 
-def _option(setting: Setting) -> str:
+def _option(setting: Setting | Words) -> str:
     """Name what a remedy asks for as an option of the command line.
 
     Examples
@@ -156,6 +156,8 @@ def _option(setting: Setting) -> str:
     >>> _option(Setting("overwrite", True)), _option(Setting("modules_to_save", "drop"))
     ('pass --overwrite', 'pass --modules-to-save drop')
     """
+    if isinstance(setting, Words):
+        return setting.command_line
     values = " or ".join(str(value).removeprefix("torch.") for value in setting.values if value is not True)
     if setting.name in _AS_OPTIONS:
         return _AS_OPTIONS[setting.name].format(values)
@@ -193,9 +195,10 @@ def _plain_warnings() -> Iterator[None]:
     seen: set[str] = set()
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        if str(message) not in seen:
-            seen.add(str(message))
-            say_aside(str(message), kind="warning")
+        text = message.worded(_option) if isinstance(message, LorakitWarning) else str(message)
+        if text not in seen:
+            seen.add(text)
+            say_aside(text, kind="warning")
 
     with warnings.catch_warnings():
         warnings.filterwarnings("always", category=UserWarning)

@@ -84,12 +84,18 @@ initial_option = click.option(
          "name: for PiSSA, OLoRA, CorDA and LoRA-GA.",
 )  # fmt: skip
 
-reading_options_beside_a_base = together(
-    click.option("--format", metavar="FORMAT", shell_complete=complete_format,
-                 help=f"Format of the adapters' files: {_listed(known.name for known in abouts())}.  "
-                      "[default: what their content shows]"),
-    click.option("--name", "names", metavar="NAME", multiple=True,
-                 help="Name of an adapter; repeat it, one for each in order. Default: the folders' names."),
+_format_option = click.option(
+    "--format", metavar="FORMAT", shell_complete=complete_format,
+    help=f"Format of the adapters' files: {_listed(known.name for known in abouts())}.  "
+         "[default: what their content shows]",
+)  # fmt: skip
+_names_option = click.option(
+    "--name", "names", metavar="NAME", multiple=True,
+    help="Name of an adapter; repeat it, one for each in order.  [default: the folders' names]",
+)  # fmt: skip
+_name_option = click.option("--name", "names", metavar="NAME", multiple=True,
+                            help="Name of the adapter.  [default: the folder's name]")  # fmt: skip
+_contents_options = together(
     click.option("--modules-to-save", type=click.Choice(["refuse", "drop", "first"]), default="refuse",
                  show_default=True,
                  help="Weights trained beside the LoRA factors, such as a new head: refuse the adapter, leave them out "
@@ -103,7 +109,10 @@ reading_options_beside_a_base = together(
                  help="Read weights that are a pickle, such as adapter_model.bin; nothing in it is run."),
     initial_option,
 )  # fmt: skip
+reading_options_beside_a_base = together(_format_option, _names_option, _contents_options)
 reading_options = together(base_option, reading_options_beside_a_base)
+reading_options_of_one = together(base_option, _format_option, _name_option, _contents_options)
+reading_options_without_names = together(base_option, _format_option, _contents_options)
 
 tolerance_option = click.option(
     "--tolerance", type=FiniteNumber(min=0), metavar="FLOAT",
@@ -124,14 +133,17 @@ strict_option = click.option("--strict", is_flag=True,
 output_option = click.option("-o", "--output", callback=needed, type=click.Path(), metavar="OUT",
                              help="Folder to make, or file for formats that are one.")  # fmt: skip
 
-rank_option = click.option(
-    "-k", callback=read_rank, metavar="RANK",
-    help="Rank of the result: a number; a share of the energy below 1, such as 0.9, or auto, for a rank per module; "
-         "mean:N or mean:N,max:M, to spread N times the number of modules where the singular values are large; "
-         "size:50MiB, to spread the bytes of a file in the compact layout; sv_ratio:N, sv_fro:SHARE or "
-         "sv_cumulative:SHARE, also with ,max:M, as in resize_lora.py.  "
-         "[default: the method's choice]",
-)  # fmt: skip
+
+def rank_option(default: str) -> Decorator:
+    """Return the option ``-k``; ``default`` says what the rank is without it."""
+    return click.option(
+        "-k", callback=read_rank, metavar="RANK",
+        help="Rank of the result: a number; a share of the energy below 1, such as 0.9, or auto, for a rank per "
+             "module; mean:N or mean:N,max:M, to spread N times the number of modules where the singular values are "
+             "large; size:50MiB, to spread the bytes of a file in the compact layout; sv_ratio:N, sv_fro:SHARE or "
+             f"sv_cumulative:SHARE, also with ,max:M, as in resize_lora.py.  [default: {default}]",
+    )  # fmt: skip
+
 
 method_options = together(
     click.option("-p", "--param", "params", metavar="NAME=VALUE", multiple=True, callback=read_assignments,
@@ -152,7 +164,7 @@ file_options = together(
                  help="Rank to pad the portable layout to; server: the next one that vLLM takes as its largest.  "
                       "[default: no more than needed]"),
     click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]),
-                 help="Of the file.  [default: that of the inputs]"),
+                 help="Dtype of the numbers in the file.  [default: that of the inputs]"),
     click.option("--overwrite", is_flag=True, help="Replace an adapter that is there; never a folder of other files."),
 )  # fmt: skip
 

@@ -36,6 +36,10 @@ def parse_value(text: str) -> Any:
 class FiniteNumber(click.FloatRange):
     """A number that is neither infinite nor NaN, which click's own range lets pass."""
 
+    def _describe_range(self) -> str:  # of any number click would say "x<=None"
+        described: str = super()._describe_range()
+        return "" if self.min is None and self.max is None else described
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read the number, or fail with what it should be."""
         number = super().convert(value, param, ctx)

@@ -18,7 +18,7 @@ from ._options import (
     json_option,
     needed,
     rank_option,
-    reading_options,
+    reading_options_of_one,
     recipe_options,
 )
 from ._recipe import with_recipe
@@ -63,11 +63,11 @@ Examples:
     help="Family of diffusion transformers that the adapter is for, such as flux or wan, where its names do not show "
     "it; an error lists those that it can be of.",
 )
-@rank_option
+@rank_option("the rank that the adapter has")
 @jobs_option
 @recipe_options
 @file_options
-@reading_options
+@reading_options_of_one
 @json_option
 @click.option("-q", "--quiet", is_flag=True, help="No table; warnings and errors only.")
 @debug_option

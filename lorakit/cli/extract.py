@@ -64,8 +64,8 @@ Examples:
          "become modules of their own.  [default: the names of the tensors, in a PEFT folder]",
 )  # fmt: skip
 @click.option("--exact", is_flag=True, help="Decompose in full, which takes many times longer.")
-@click.option("--seed", type=int, metavar="N", default=0, help="Of the randomised decomposition.  [default: 0]")
-@click.option("-n", "--dry-run", is_flag=True, help="Do everything but write.")
+@click.option("--seed", type=int, metavar="N", default=0, help="Seed of the randomised decomposition.  [default: 0]")
+@click.option("-n", "--dry-run", is_flag=True, help="Do everything but write the adapter.")
 @jobs_option
 @device_option
 @recipe_options

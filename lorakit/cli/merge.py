@@ -52,7 +52,7 @@ Examples:
     shell_complete=methods_of("merger"),
     help="How to merge; see `lorakit methods`.",
 )
-@rank_option
+@rank_option("the method's choice, which `lorakit methods METHOD` says")
 @click.option(
     "-w",
     "--weights",

@@ -38,7 +38,7 @@ Examples:
     shell_complete=methods_of("pruner"),
     help="How to prune; see `lorakit methods`. No adapter of rank k is nearer to the original than svd's.",
 )
-@rank_option
+@rank_option("half of each module's rank")
 @method_options
 @engine_options
 @recipe_options

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ._errors import debug_option
-from ._options import SourcesCommand, device_option, jobs_option, json_option, reading_options
+from ._options import SourcesCommand, device_option, jobs_option, json_option, reading_options_without_names
 from ._streams import say
 
 SAME, OTHER, CANNOT_TELL = 0, 1, 3
@@ -39,7 +39,7 @@ Exit codes: 0 the same bytes; 1 others; 2 wrong usage, unreadable input or missi
 @click.option("--overwrite", is_flag=True, help="Replace what is at NEW; never a folder of other files.")
 @jobs_option
 @device_option
-@reading_options
+@reading_options_without_names
 @json_option
 @debug_option
 @click.pass_context
@@ -51,7 +51,6 @@ def replay(
     overwrite: bool,
     jobs: int | None,
     device: str | None,
-    names: tuple[str, ...],
     as_json: bool,
     **reading: Any,
 ) -> None:
@@ -74,8 +73,6 @@ def replay(
     from ._search import Search
 
     started = perf_counter()
-    if names:
-        raise click.UsageError("--name has no meaning here: the record has the names")
     path = _whole(Path(result))
     if output is None and overwrite:
         raise click.UsageError("--overwrite is for -o")

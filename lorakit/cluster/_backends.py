@@ -87,21 +87,21 @@ def choose_backend(name: str, device: str | None) -> Backend:
             torch.zeros(1, device=device).item()
         except Exception as error:  # torch raises RuntimeError, AssertionError and others
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"device {device!r} cannot be used: {reason}; pass device=None for the CPU") from error
+            raise ValueError(f"device {device!r} cannot be used: {reason}; leave the device out for the CPU") from error
     on_gpu = gpu(device) is not None
     if name == "auto":
         name = ("torch" if isinstance(_cuml(), Exception) else "cuml") if on_gpu else "numpy"
     elif name == "cuml":
         if not on_gpu:
             raise ValueError(
-                f"backend='cuml' computes on NVIDIA GPUs, got device={device!r}; name the GPU as torch does (and "
-                "pip install 'lorakit[cuml]'), or pass backend='torch', which computes on any device"
+                f"the backend 'cuml' computes on NVIDIA GPUs, got the device {device!r}; name the GPU as torch does "
+                "(and pip install 'lorakit[cuml]'), or take the backend 'torch', which computes on any device"
             )
         found = _cuml()
         if isinstance(found, Exception):
             raise ImportError(
-                f"backend='cuml' needs cuML, which cannot be imported here ({type(found).__name__}: {found}); "
-                "pip install 'lorakit[cuml]', or pass backend='torch'"
+                f"the backend 'cuml' needs cuML, which cannot be imported here ({type(found).__name__}: {found}); "
+                "pip install 'lorakit[cuml]', or take the backend 'torch'"
             ) from found
     return Backend(name, device)
 

@@ -15,7 +15,7 @@ from .._base_models import differing_bases
 from .._nearest import nearest
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, Source
-from ..exceptions import IncompatibleAdaptersError, Setting
+from ..exceptions import IncompatibleAdaptersError, LorakitWarning, Setting, Words
 from ..files._scratch import half_replaced
 from ..files.checks import require_path
 from .align import named_alike
@@ -122,7 +122,8 @@ def load_adapter(
     )
     opened = open_path(location, options)
     for note in opened.notes:
-        warnings.warn(note, UserWarning, stacklevel=2)
+        parts = (note,) if isinstance(note, str) else note
+        warnings.warn(LorakitWarning(*parts), stacklevel=2)
     named = _parts(spoken_path(path))[-1] if name is None else name
     reader = file_reader(location, options, opened.modules)
     said = () if assume_alpha is None else (("assume_alpha", float(assume_alpha)),)
@@ -263,9 +264,14 @@ def _warn_of_aliases(adapters: AdapterSet, found: tuple[str, str] | None) -> Non
     if found is not None:
         one, other = (f"{name!r} ({next(a.name for a in adapters if name in a)!r})" for name in found)
         warnings.warn(
-            f"{one} and {other} are one module under two names, which a merge would keep apart; bring them to one "
-            "name: [convert_adapter(adapter, 'diffusers') for adapter in adapters]",
-            UserWarning,
+            LorakitWarning(
+                f"{one} and {other} are one module under two names, which a merge would keep apart; bring them to one "
+                "name: ",
+                Words(
+                    "[convert_adapter(adapter, 'diffusers') for adapter in adapters]",
+                    "lorakit convert ADAPTER -o OUT --to diffusers, for each",
+                ),
+            ),
             stacklevel=3,
         )
 

@@ -96,7 +96,7 @@ class RespacedMerger(BaseMerger):
         worker._whole = first.fit(exact).merged_
         limits = {module: info.rank for module, info in worker._whole.infos.items()}
         asked = max((k for ks in ranks.values() for k in ks if k is not None), default=None)
-        check_rank(asked, limits, f"the largest rank of what {type(first).__name__} made, which is to be changed")
+        check_rank(asked, limits, f"the largest rank of what the method {first.method} made, which is to be changed")
         return worker
 
     def _for_module(self, module: str) -> Self:

@@ -6,16 +6,19 @@ from typing import Any
 
 from ..activations import Gram
 from ..adapter_set import AdapterSet
-from ..exceptions import IncompatibleAdaptersError
+from ..exceptions import IncompatibleAdaptersError, ParameterError, Words
 
 
 def check_grams(X: AdapterSet, grams: Any) -> None:
     """Check that there are Grams of all modules of all adapters, before any is merged."""
     if grams is None:
-        raise ValueError(
-            "RegMeanMerger needs to know the inputs of each adapter's task: pass grams={adapter.name: "
-            "collect_grams(model, adapter, batches)} for every adapter, or take a method that needs no data, "
-            "such as SVDMerger"
+        raise ParameterError(
+            "the method regmean needs to know the inputs of each adapter's task",
+            remedy=Words(
+                "pass grams={adapter.name: collect_grams(model, adapter, batches)} for every adapter, or take a method "
+                "that needs no data, such as SVDMerger",
+                "give them in Python, or take a method that needs no data, such as --method svd",
+            ),
         )
     if missing := [name for name in X.names if name not in grams]:
         raise ValueError(f"grams names no Grams for the adapters {missing}; it names {list(grams)}")

@@ -16,7 +16,7 @@ from .._ranks import Rank
 from ..adapter_set import AdapterSet
 from ..adapters import ModuleInfo
 from ..base import BaseMerger, Learned
-from ..exceptions import IncompatibleAdaptersError
+from ..exceptions import IncompatibleAdaptersError, ParameterError, Words
 from ..factors import LoraFactors
 from ..gradients import Fisher
 from ..linalg import entrywise_mean
@@ -159,10 +159,13 @@ class FisherMerger(BaseMerger):
     ) -> Self:
         """Check the moments of all modules before any is merged, and weigh each adapter's by their norm."""
         if self.fisher is None:
-            raise ValueError(
-                "FisherMerger needs to know the gradients of each adapter's task: pass fisher={adapter.name: "
-                "collect_fisher(model, adapter, batches, loss)} for every adapter, or take a method that needs no "
-                "data, such as AverageMerger"
+            raise ParameterError(
+                "the method fisher needs to know the gradients of each adapter's task",
+                remedy=Words(
+                    "pass fisher={adapter.name: collect_fisher(model, adapter, batches, loss)} for every adapter, or "
+                    "take a method that needs no data, such as AverageMerger",
+                    "give them in Python, or take a method that needs no data, such as --method average",
+                ),
             )
         if missing := [name for name in X.names if name not in self.fisher]:
             raise ValueError(f"fisher names no moments for the adapters {missing}; it names {list(self.fisher)}")

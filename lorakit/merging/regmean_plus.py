@@ -22,6 +22,7 @@ from ..adapters import Adapter
 from ..applying import applied
 from ..distillation._named import Named
 from ..distillation.targets import distinctly_named
+from ..exceptions import ParameterError, Words
 from .regmean import RegMeanMerger
 
 _SHARED = ("model", "batches", "forward")  # by all clones: they can take gigabytes
@@ -195,9 +196,13 @@ class RegMeanPlusMerger(RegMeanMerger):
     def _gathered(self, X: AdapterSet) -> dict[str, Grams]:
         """Return the second moments of each adapter's inputs, block after block."""
         if self.model is None or self.batches is None:
-            raise ValueError(
-                "RegMeanPlusMerger runs the base model on inputs of every adapter's task: pass model= and "
-                "batches={adapter.name: batches}, or take a method that needs neither, such as TSVMerger(scale='match')"
+            raise ParameterError(
+                "the method regmean_plus runs the base model on inputs of every adapter's task",
+                remedy=Words(
+                    "pass model= and batches={adapter.name: batches}, or take a method that needs neither, such as "
+                    "TSVMerger(scale='match')",
+                    "give them in Python, or take a method that needs neither, such as --method tsv",
+                ),
             )
         X, weights, _ = self._weighed(X)
         weight_of: dict[str, float] = {}  # of adapters that are listed twice, the sum

@@ -329,7 +329,7 @@ def test_without_a_record_or_sources(lorakit_, lorakit_json, tasks, tmp_path, ou
     error = lorakit_("replay", out, code=2).stderr
     assert "source 'task0' has no hash in the record: it was made in memory" in error
     assert "Missing argument" in lorakit_("replay", code=2).stderr
-    assert "--name has no meaning here" in lorakit_("replay", out, "--name", "a", code=2).stderr
+    assert "No such option '--name'" in lorakit_("replay", out, "--name", "a", code=2).stderr
     assert "--overwrite is for -o" in lorakit_("replay", out, "--overwrite", code=2).stderr
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...adapters import ModuleInfo, ModuleKind
-from ...exceptions import CorruptFileError, Setting, UnsupportedAdapterError
+from ...exceptions import CorruptFileError, Note, Setting, UnsupportedAdapterError, Words
 from ...files.safetensors import READ_DTYPES, TensorInfo
 
 # Experts become modules, which take memory, while a file needs a few bytes for one; real models have tens of thousands.
@@ -45,9 +45,14 @@ def refuse_extra_weights(path: Path, extra_weights: Sequence[str]) -> None:
         )
 
 
-def left_out(path: Path, dropped: Sequence[str]) -> tuple[str, ...]:
+def asked_for(policy: str) -> Words:
+    """Return the words for what decides about extra weights."""
+    return Words(f"modules_to_save={policy!r}", f"--modules-to-save {policy}")
+
+
+def left_out(path: Path, dropped: Sequence[str]) -> tuple[Note, ...]:
     """Return the warning about tensors that the options leave out; nothing if there are none."""
-    return (f"{path}: left out, because of modules_to_save='drop': {', '.join(dropped)}",) if dropped else ()
+    return ((f"{path}: left out, because of ", asked_for("drop"), f": {', '.join(dropped)}"),) if dropped else ()
 
 
 def info_of(where: str, a: Sequence[int], b: Sequence[int], embedding: bool, *, flat_b: bool = False) -> ModuleInfo:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ...adapters import Adapter, ModuleInfo
-from ...exceptions import OutputError, Setting
+from ...exceptions import OutputError, ParameterError, Setting, Words
 from ...factors import all_finite, dtype_name
 from ...files.safetensors import FLOAT_NAMES, TensorInfo
 
@@ -26,7 +26,12 @@ def written_ranks(
     own = {module: max(info.rank, 1) for module, info in infos.items()}
     if layout == "compact":
         if pad_to is not None:
-            raise ValueError("pad_to goes with layout='portable'; 'compact' writes each module with its own rank")
+            raise ParameterError(
+                Words(
+                    "pad_to goes with layout='portable'; 'compact' writes each module with its own rank",
+                    "--pad-to goes with --layout portable; compact writes each module with its own rank",
+                )
+            )
         return own
     return dict.fromkeys(own, _padded_rank(max(own.values(), default=1), pad_to))
 

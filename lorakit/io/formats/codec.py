@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ...adapters import Adapter, Provenance
+from ...exceptions import Note
 from ...files.checks import FileStamp, FileVersion, file_version, is_pickled, stamp
 from ...files.pickled import read_pickled_header
 from ...files.safetensors import Header, read_header
@@ -134,7 +135,7 @@ class Opened(NamedTuple):
 
     modules: FileModules
     provenance: Provenance
-    notes: tuple[str, ...] = ()  # what the user should be warned of, once, in the process that opened it
+    notes: tuple[Note, ...] = ()  # what the user should be warned of, once, in the process that opened it
     versions: tuple[FileVersion | None, ...] = (None, None)  # of weights and config; the loader fills them in
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ....adapters import Adapter, Provenance
 from ....exceptions import Setting, UnsupportedAdapterError
 from ....files.safetensors import FLOAT_NAMES, TensorInfo, write_tensors
-from .._factors import left_out
+from .._factors import asked_for, left_out
 from .._modules import FileModules, Stored, plain, stored_dtype
 from .._padding import plain_factors, plain_infos, written_ranks
 from .._pairs import Place, Slot, kept_metadata, read_pairs
@@ -59,10 +59,9 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     )
     notes = left_out(weights, () if first else tuple(whole))
     if first:
-        notes = (
-            f"{weights}: {len(whole)} whole weights are carried along, because of modules_to_save='first'; a merge "
-            "takes those of the first of its adapters and does not merge them",
-        )
+        carried_along = f"{weights}: {len(whole)} whole weights are carried along, because of "
+        takes = "; a merge takes those of the first of its adapters and does not merge them"
+        notes = ((carried_along, asked_for("first"), takes),)
     return Opened(modules, provenance, notes)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from ....adapters import Adapter, Provenance
 from ....files.safetensors import write_tensors
 from ...names.spelling import Spelling
-from .._factors import left_out
+from .._factors import asked_for, left_out
 from .._modules import kinds_of
 from .._padding import written_ranks
 from ..codec import Codec, Location, Opened, ReadOptions, WriteOptions
@@ -34,10 +34,9 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     modules, config, extra_weights = opened.modules, opened.config, opened.extra_weights
     notes = [*left_out(weights, opened.dropped), *opened.notes]
     if extra_weights is not None:
-        notes.append(
-            f"{weights}: carried along, because of modules_to_save='first': {', '.join(extra_weights.names)}; a merge "
-            "takes them from the first of its adapters that has some and does not merge them"
-        )
+        names = ", ".join(extra_weights.names)
+        takes = "a merge takes them from the first of its adapters that has some and does not merge them"
+        notes.append((f"{weights}: carried along, because of ", asked_for("first"), f": {names}; {takes}"))
     provenance = Provenance(
         format="peft",
         base_model=config.base_model,

@@ -63,7 +63,7 @@ class FileExtraWeights:
         (tensor,) = read_whole(self.path, (key,), opened)
         if not all_finite(tensor):
             raise CorruptFileError(
-                f"{key!r}, carried because of modules_to_save='first', has NaN or infinite values",
+                f"{key!r}, which is carried along as an extra weight, has NaN or infinite values",
                 path=self.path,
                 expected="finite weights",
                 remedy=["use an earlier checkpoint, or ", Setting("modules_to_save", "drop")],
