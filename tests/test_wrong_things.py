@@ -61,7 +61,7 @@ def test_names_that_are_not_there():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is one")
 def test_a_gpu_that_is_not_there():
-    with pytest.raises(ParameterError, match=r"device 'cuda' cannot be used: .*leave `device` out"):
+    with pytest.raises(ParameterError, match=r"device 'cuda' cannot be used: .*leave the device out"):
         SVDMerger(device="cuda").fit(X)
 
 

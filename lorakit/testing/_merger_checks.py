@@ -126,6 +126,22 @@ def check_copies(merger: BaseMerger) -> None:
         assert relative_error(weighted, listed) > 1e-4, "a weight of 2 equals listing the adapter twice"
 
 
+def check_negative_weights(merger: BaseMerger) -> None:
+    """A negative weight is refused by name, or counts as the adapter negated."""
+    seeded(merger).set_params(k=RANK)
+    X = adapters_for(merger, dtype=torch.float64)
+    signed = clone(merger).set_params(weights=[2, -1, 1])
+    if not merger._signed_weights:
+        with raises(ValueError, "negative weights"):
+            signed.fit(X)
+        return
+    both = merger._weights_degree == 2  # the weights act on A and on B
+    units = {m: LoraFactors(-f.A, -f.B) if both else f.scaled(-1) for m, f in X[1].items()}
+    negated = [X[0], Adapter(units, name=X[1].name), X[2]]
+    plain = clone(merger).set_params(weights=[2, 1, 1]).fit(negated).merged_
+    same_update(signed.fit(X).merged_, plain, 1e-6)
+
+
 def check_zero(merger: BaseMerger) -> None:
     """A merge that comes out as zero is zero at every scale, and warns."""
     # as training begins: A is random, and B is zero

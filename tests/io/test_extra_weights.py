@@ -109,7 +109,9 @@ def test_read_when_written(write_peft, tmp_path):
     path = write_peft(tensors, modules_to_save=["score"])
     adapter = load_first(path)
     adapter["enc.0.q"]
-    with pytest.raises(CorruptFileError, match=r"task.*score\.weight', carried because of .* has NaN.*'drop'"):
+    with pytest.raises(
+        CorruptFileError, match=r"task.*score\.weight', which is carried along as an extra weight, has NaN.*'drop'"
+    ):
         save_adapter(adapter, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (path / WEIGHTS).write_bytes(b"")

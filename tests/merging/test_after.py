@@ -252,7 +252,7 @@ def test_wrong_arguments():
     X = random_set()
     with pytest.raises(ValueError, match="SVDMerger was given weights of its own; give them to Isotropizer"):
         Isotropizer(SVDMerger(weights=[1, 2, 3])).fit(X)
-    with pytest.raises(ValueError, match="k=9 is above 5, the largest rank of what SVDMerger made"):
+    with pytest.raises(ValueError, match="k=9 is above 5, the largest rank of what the method svd made"):
         Isotropizer(SVDMerger(k=5), k=9).fit(X)
     for wrong in (SVDPruner(), "ties", SVDMerger):
         with pytest.raises(ValueError, match="'merger' parameter of SVCCalibrator"):

@@ -5,6 +5,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 from lorakit import FisherMerger, RegMeanMerger
 from lorakit._sklearn import StrOptions
@@ -12,7 +13,7 @@ from lorakit.activations import Grams
 from lorakit.discovery import all_estimators
 from lorakit.gradients import Fisher
 from lorakit.testing import make_adapters
-from lorakit.testing._merger_checks import check_copies
+from lorakit.testing._merger_checks import check_copies, check_negative_weights
 
 YES = re.compile(r"A weight of 2 equals listing the adapter twice")
 NO = re.compile(r"A weight of 2 does not equal listing the adapter twice: \w|adapter twice[^.]*; not (in|for) ")
@@ -37,6 +38,36 @@ def test_the_docstring_says_what_holds(cls):
         holds = {True, False}
     assert bool(YES.search(text)) == (True in holds)
     assert bool(NO.search(text)) == (False in holds)
+
+
+@pytest.mark.parametrize("cls", all_estimators("merger").values(), ids=lambda cls: cls.__name__)
+def test_the_docstring_says_whether_negative_weights_are_taken(cls):
+    text = " ".join(cls.__doc__.split())
+    text = text.partition(" weights : ")[2].partition(" strengths : ")[0]
+    taken = cls.__name__ in ("Isotropizer", "SVCCalibrator") or any(merger._signed_weights for merger in variants(cls))
+    assert ("Non-negative weights" in text) != taken
+
+
+def one_at_a_time(cls):
+    """The defaults, and each other value of each parameter that is a word or a switch and bears on weights."""
+    yield cls()
+    names = ("space", "rule", "variant", "disjoint", "vote", "sign_election", "convention", "rescale", "magprune")
+    for name in sorted(set(names) & set(cls._parameter_constraints)):
+        for constraint in cls._parameter_constraints[name]:
+            words = sorted(constraint.options) if isinstance(constraint, StrOptions) else []
+            for value in [*words, *([True, False] if constraint == "boolean" else [])]:
+                yield cls(**{name: value})
+
+
+VARIANTS = [m for cls in all_estimators("merger").values() if not cls.needs_data for m in one_at_a_time(cls)]
+
+
+@pytest.mark.filterwarnings("ignore::lorakit.exceptions.ZeroMergeWarning")  # of rules that trim all at a low k
+@pytest.mark.parametrize("merger", VARIANTS, ids=repr)
+def test_what_it_says_holds_in_every_variant(merger):
+    """The contract has the defaults; what depends on a parameter is here."""
+    check_copies(clone(merger))
+    check_negative_weights(clone(merger))
 
 
 def test_what_it_says_holds_for_mergers_that_need_data():

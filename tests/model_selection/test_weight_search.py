@@ -1,6 +1,7 @@
 """The search finds weights that are known, within the merges it is given."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,16 @@ from sklearn.utils.estimator_checks import (
     check_set_params,
 )
 
-from lorakit import AdapterSet, AverageMerger, ConcatMerger, LegoMerger, SVDMerger, SVDPruner, WeightSearch
+from lorakit import (
+    AdapterSet,
+    AverageMerger,
+    ConcatMerger,
+    LegoMerger,
+    SVDMerger,
+    SVDPruner,
+    WeightSearch,
+    load_adapters,
+)
 from lorakit.linalg import inner_product
 from lorakit.testing import make_adapters
 
@@ -205,3 +215,63 @@ def test_lorahubs_own_rule(pruned):
 def test_names_must_differ(X):
     with pytest.raises(ValueError, match="these repeat"):
         WeightSearch(SVDMerger(), Near(X, HIDDEN)).fit([X[0], X[0].renamed("task1"), X[1]])
+
+
+@pytest.fixture(scope="module")
+def real():
+    """Three trained adapters of rank 8 that ship with the project, at three of their modules."""
+    folder = Path(__file__).parents[2] / "examples" / "adapters"
+    loaded = load_adapters([folder / name for name in ("icd10", "wn_noun", "wn_pos")])
+    return AdapterSet(adapter.select(list(adapter)[::12]) for adapter in loaded)
+
+
+def test_lorahubs_own_rule_on_trained_adapters(real):
+    """Each trial, restated in float64: the sum of the weighted B times that of the weighted A, whatever the signs."""
+    merged = []
+
+    def scoring(estimator, adapters):
+        merged.append(estimator.transform(adapters)[0])
+        return -sum(float(f.delta().norm()) for f in merged[-1].values())
+
+    search = WeightSearch(
+        AverageMerger(), scoring, normalize=False, bounds=(-1.5, 1.5), method="random", n_iter=8, random_state=1
+    ).fit(real)
+    weights = search.results_["weights"]
+    assert (weights < 0).any(axis=1).sum() >= 4
+    for w, adapter in zip(torch.from_numpy(weights), merged, strict=True):
+        for module, factors in adapter.items():
+            a, b = (torch.stack([getattr(f, half).double() for f in real.factors(module)]) for half in "AB")
+            wanted = torch.einsum("t,tor->or", w, b) @ torch.einsum("t,tri->ri", w, a)
+            error = float((factors.B.double() @ factors.A.double() - wanted).norm() / wanted.norm())
+            assert error < 1e-6, (module, w)
+
+
+def test_lorahubs_rule_recovers_weights_of_trained_adapters(real):
+    """Nelder and Mead from LoraHub's bounds, to a sum of signs that no average gives."""
+    hidden = (0.9, -0.5, 0.3)
+    (module, *_) = real[0]
+    one = AdapterSet(adapter.select([module]) for adapter in real)
+
+    def updates(given, weights):
+        a, b = (torch.stack([getattr(f, half).double() for f in given.factors(module)]) for half in "AB")
+        w = torch.tensor(weights, dtype=torch.float64)
+        return torch.einsum("t,tor->or", w, b) @ torch.einsum("t,tri->ri", w, a)
+
+    wanted = updates(real, hidden)
+
+    def near(merger, adapters):
+        found = merger.merged_[module]
+        return -float((found.B.double() @ found.A.double() - wanted).norm() / wanted.norm())
+
+    search = WeightSearch(AverageMerger(), near, normalize=False, bounds=(-1.5, 1.5), n_iter=250).fit(one)
+    found = np.array([search.best_weights_[name] for name in real.names])
+    # (-B)(-A) is B A: the weights are known but for a common sign
+    assert search.best_score_ > -0.02
+    np.testing.assert_allclose(found * np.sign(found[0]), hidden, atol=0.03)
+
+
+def test_weights_that_sum_beyond_any_float(real):
+    huge = SVDMerger(k=8, weights=[1e308, 1e308, 1e308]).fit(real).merged_
+    for module, factors in SVDMerger(k=8).fit(real).merged_.items():
+        torch.testing.assert_close(huge[module].delta(), factors.delta())
+        assert factors.delta().norm() > 0
