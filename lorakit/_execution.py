@@ -164,6 +164,13 @@ def _run(
                 warnings.simplefilter("always")
             result = task(X, module)
             return result, [w.message for w in found if isinstance(w.message, UserWarning)]
+    except torch.linalg.LinAlgError as error:
+        raise OutputError(
+            f"a decomposition of the updates fails ({str(error).partition(chr(10))[0]})",
+            module=module,
+            adapters=X.names,
+            remedy="their numbers are too large, too small or too far apart for the method",
+        ) from error
     except Exception as error:
         error.add_note(f"in module {module!r} of the adapters {list(X.names)}")
         raise

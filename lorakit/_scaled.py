@@ -57,6 +57,11 @@ class ScaledReader:
                 f"{self.adapter.name}: module {module!r} times {factor:g} has values that "
                 f"{str(scaled.dtype).removeprefix('torch.')} cannot hold; choose a smaller factor"
             )
+        if any(before.any() and not after.any() for before, after in zip(update, scaled, strict=True)):
+            raise ValueError(
+                f"{self.adapter.name}: module {module!r} times {factor:g} is zero in "
+                f"{str(scaled.dtype).removeprefix('torch.')}; choose a larger factor, or 0 to leave it out"
+            )
         return scaled
 
     def scale(self, module: str) -> float | None:

@@ -4,7 +4,7 @@ That of scorers has a file of its own: ``sklearn.metrics`` takes half a second, 
 """
 
 from sklearn.base import _fit_context as fit_context
-from sklearn.utils._param_validation import Interval, RealNotInt, StrOptions
+from sklearn.utils._param_validation import Interval, InvalidParameterError, RealNotInt, StrOptions
 from sklearn.utils.validation import _check_sample_weight as check_sample_weight
 
-__all__ = ["Interval", "RealNotInt", "StrOptions", "check_sample_weight", "fit_context"]
+__all__ = ["Interval", "InvalidParameterError", "RealNotInt", "StrOptions", "check_sample_weight", "fit_context"]

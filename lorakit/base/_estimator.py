@@ -14,8 +14,9 @@ from .._execution import base_seed, read_module
 from .._listing import GAUGES
 from .._ranks import RankBudget, RankRule
 from .._recipes import recipe_of, recipe_text
-from .._sklearn import Interval, RealNotInt, StrOptions
+from .._sklearn import Interval, InvalidParameterError, RealNotInt, StrOptions
 from ..adapter_set import AdapterSet
+from ..exceptions import ParameterError, Words
 from ..linalg import singular_values_of_sum
 from ..provenance import Step
 from ._doc_link import doc_link
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from ..adapters import Adapter
 
 _LARGEST = 2**1000  # an int above it may be no float
+
+
+class WrongParameterError(ParameterError, InvalidParameterError):
+    """What scikit-learn says of a parameter that is out of its range, worded for the command line too."""
 
 
 class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
@@ -116,11 +121,24 @@ class AdapterEstimator(TransformerMixin, BaseEstimator, metaclass=ABCMeta):
         return frozenset(GAUGES)
 
     def _validate_params(self) -> None:
-        super()._validate_params()
-        for name, value in self.get_params(deep=False).items():
+        name = type(self).__name__
+        try:
+            super()._validate_params()
+        except InvalidParameterError as error:
+            text = str(error)
+            raise WrongParameterError(Words(text, text.replace(name, f"--method {self.method}"))) from None
+        for parameter, value in self.get_params(deep=False).items():
             if isinstance(value, Integral) and abs(int(value)) > _LARGEST:
-                raise ValueError(
-                    f"{name} is a whole number of {len(str(abs(int(value))))} digits, which no float holds"
+                raise WrongParameterError(f"{parameter} is a whole number of over 300 digits, which no float holds")
+            allowed = self._parameter_constraints.get(parameter, ["boolean"])
+            if allowed == "no_validation":
+                continue
+            if isinstance(value, bool) and not any(
+                what in ("boolean", "verbose") for what in allowed if type(what) is str
+            ):
+                # to Python True is the int 1
+                raise WrongParameterError(
+                    f"The {parameter!r} parameter must be a number or a word. Got {value} instead."
                 )
 
     def _seed(self) -> int:

@@ -184,7 +184,8 @@ def _check_k(k: Rank) -> None:
             Words(
                 f"k {forms} 'auto', a RankBudget or a RankRule; got {k!r}",
                 f"-k {forms} auto, or a budget or rule such as mean:16; got {k}",
-            )
+            ),
+            remedy="choose one of these",
         )
 
 

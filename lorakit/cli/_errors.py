@@ -105,7 +105,7 @@ def parameters_checked() -> Iterator[None]:
     try:
         yield
     except TypeError as error:
-        if getattr(error, "__notes__", None):
+        if getattr(error, "__notes__", None) or isinstance(error, LorakitError):
             raise
         raise ValueError(str(error)) from error
 

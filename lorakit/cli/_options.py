@@ -12,7 +12,7 @@ from .._listing import SEED
 from ..io.formats.registry import abouts
 from ._completion import complete_device, complete_format
 from ._errors import debug_option
-from ._values import FiniteNumber, read_assignments, read_initial, read_padding, read_rank
+from ._values import FiniteNumber, read_assignments, read_initial, read_jobs, read_padding, read_rank
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -120,7 +120,7 @@ tolerance_option = click.option(
          "[default: what rounding to the dtypes of the files can do to it]",
 )  # fmt: skip
 
-jobs_option = click.option("-j", "--jobs", type=int, metavar="N",
+jobs_option = click.option("-j", "--jobs", type=int, metavar="N", callback=read_jobs,
                            help="Modules at a time, -1 for one per core. Never changes the result.  "
                                 "[default: the cores that may be used, as far as memory goes]")  # fmt: skip
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import click
 
 from .._nearest import nearest
 
+_MOST_JOBS = 10_000
 _LARGEST_RANK = 100_000  # above the width of any layer; a factor of that many rows still fits into memory
 _WORDS = {"none": None, "null": None, "true": True, "false": False}
 
@@ -59,6 +60,15 @@ def read_padding(ctx: click.Context, param: click.Parameter, given: str | None) 
     if not 1 <= rank <= _LARGEST_RANK:
         raise click.BadParameter(f"{given!r} is neither server nor a rank from 1 to {_LARGEST_RANK}", ctx, param)
     return rank
+
+
+def read_jobs(ctx: click.Context, param: click.Parameter, given: int | None) -> int | None:
+    """Require a number of modules that can be worked on at a time, or one below 0, as joblib counts cores."""
+    if given is not None and (given == 0 or abs(given) > _MOST_JOBS):
+        raise click.BadParameter(
+            f"{given} is neither a number from 1 to {_MOST_JOBS} nor -1, for all cores", ctx, param
+        )
+    return given
 
 
 def read_assignments(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
@@ -126,9 +136,17 @@ def read_weights(
     return dict(zip(names, numbers, strict=True))
 
 
-def read_number_or_word(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
-    """Leave it to the estimator which words and numbers are right."""
-    return None if given is None else parse_value(given)
+def read_scale(ctx: click.Context, param: click.Parameter, given: str | None) -> float | str | None:
+    """Read a finite number or the word ``match``."""
+    if given in (None, "match"):
+        return given
+    try:
+        number = float(given)
+    except ValueError:
+        number = nan
+    if not isfinite(number):
+        raise click.BadParameter(f"{shortened(given)} is neither a finite number nor match", ctx, param)
+    return number
 
 
 def read_rank(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
@@ -140,17 +158,28 @@ def read_rank(ctx: click.Context, param: click.Parameter, given: str | None) -> 
     word, _, rest = given.partition(":")
     if word not in RANK_WORDS:
         value = parse_value(given)
-        if isinstance(value, str) and value != "auto":
-            near = nearest(word, ["auto", *RANK_WORDS])
+        if not _is_rank(value):
+            near = nearest(word, ["auto", *RANK_WORDS]) if isinstance(value, str) else "."
             forms = ", ".join(f"{known}:N" for known in RANK_WORDS)
-            message = f"{given!r} is no rank{near} Give a number, a share of the energy below 1, auto, {forms}"
-            raise click.BadParameter(message, ctx, param)
+            form = f"Give a whole number from 1 to {_LARGEST_RANK}, a share of the energy below 1, auto, {forms}"
+            raise click.BadParameter(f"{shortened(given)} is no rank{near} {form}", ctx, param)
         return value
     amount, _, highest = rest.partition(",max:")
     try:
         return rank_of_words(word, amount, int(highest) if highest else None)
     except ValueError as error:
         raise click.BadParameter(f"{given!r} is not {word}:N or {word}:N,max:M ({error})", ctx, param) from None
+
+
+def _is_rank(value: Any) -> bool:
+    if type(value) is int:
+        return 1 <= value <= _LARGEST_RANK
+    return value == "auto" or (isinstance(value, float) and 0 < value < 1)
+
+
+def shortened(given: str) -> str:
+    """Return what was typed in quotes, without the middle of a long text."""
+    return repr(given if len(given) <= 60 else f"{given[:40]}...{given[-10:]}")
 
 
 def read_initial(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> str | dict[str, str] | None:

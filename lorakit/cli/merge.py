@@ -22,7 +22,7 @@ from ._options import (
 )
 from ._parts import part_options, scaler_of
 from ._recipe import strengths_of, with_recipe
-from ._values import read_number_or_word, read_weights, split_strengths
+from ._values import read_scale, read_weights, split_strengths
 
 if TYPE_CHECKING:
     from ..recipes.recipe import Recipe
@@ -63,7 +63,7 @@ Examples:
 )
 @click.option(
     "--scale",
-    callback=read_number_or_word,
+    callback=read_scale,
     metavar="FLOAT|match",
     help="Factor on the merged update; match gives each module the mean norm of the adapters' updates, 1 leaves the "
     "method's own.  [default: match; 1 where an adapter has a strength]",

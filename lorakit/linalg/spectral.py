@@ -235,9 +235,12 @@ def least_interference(svds: Sequence[Svd], weights: Sequence[float], *, ridge: 
     """
     # W_i enters only by its Gram matrix, so diag(S_i) V_i^T can stand for it. H itself is never formed, because its
     # condition number is the square of that of the stack.
-    roots = [w**0.5 / s.norm() if len(s) else 0.0 for (_, s, _), w in zip(svds, weights, strict=True)]
-    stack = torch.cat([s[:, None] * vh * root for (_, s, vh), root in zip(svds, roots, strict=True)])  # (R, d_in)
-    targets = torch.cat([u * s.square() * root for (u, s, _), root in zip(svds, roots, strict=True)], dim=1)
+    # S_i over its norm, as the square of a large singular value would overflow.
+    units = [
+        s / s.double().norm().clamp_min(1e-300).to(s.dtype) * w**0.5 for (_, s, _), w in zip(svds, weights, strict=True)
+    ]
+    stack = torch.cat([unit[:, None] * vh for (_, _, vh), unit in zip(svds, units, strict=True)])  # (R, d_in)
+    targets = torch.cat([u * (s * unit) for (u, s, _), unit in zip(svds, units, strict=True)], dim=1)
     q, d, ph = torch.linalg.svd(stack, full_matrices=False)
     q, d, ph = _cut((q, d, ph), d[:1])
     rho = ridge * d.square().sum() / max(len(d), 1)

@@ -109,7 +109,7 @@ def test_debug_shows_the_traceback(lorakit_, tasks, out, monkeypatch, where):
         result = lorakit_(*args, code=2)
     assert result.exit_code == 2
     assert "Traceback (most recent call last)" in result.stderr
-    assert "lorakit: error: k=99 is above 20" in result.stderr
+    assert "lorakit: error: -k 99 is above 20" in result.stderr
 
 
 def test_interrupted(lorakit_, tasks, out, monkeypatch):

@@ -74,7 +74,7 @@ def test_ranks_of_the_variance_go_up_to_the_sum_of_the_ranks(lorakit_, tmp_path)
         (["map", "-o", "a.png", "-k", "4"], "--color-by cluster"),
         (["map", "-o", "a.png", "--module", "layer.9"], "no adapter has the module 'layer.9'"),
         (["map", "-o", "a.png", "--module", "layer.9", "--color-by", "cluster"], "no adapter has the module 'layer.9'"),
-        (["clusters", "-o", "a.png", "-k", "99"], "k=99 is above"),
+        (["clusters", "-o", "a.png", "-k", "99"], "-k 99 is above"),
         (["clusters", "-o", "a.png", "--task", "law"], "'law' is not ADAPTER=TASK"),
         (["variance", "-o", "a.png", "--ks", "4;8"], "'4;8' is not a list of ranks"),
         (["variance", "-o", "a.png", "--ks", "0,8"], "at least 1; got 0"),

@@ -72,7 +72,7 @@ def test_same_seed_same_bytes_and_progress_on_a_terminal(start, contents, tasks,
 def test_error(process, tasks, out):
     done = process("merge", *tasks, "-o", out, "-k", 99, "--json", code=2)
     assert done.stdout == ""
-    assert done.stderr.startswith("lorakit: error: k=99 is above 20")
+    assert done.stderr.startswith("lorakit: error: -k 99 is above 20")
     assert "Traceback" not in done.stderr
 
 

@@ -27,10 +27,8 @@ def written_ranks(
     if layout == "compact":
         if pad_to is not None:
             raise ParameterError(
-                Words(
-                    "pad_to goes with layout='portable'; 'compact' writes each module with its own rank",
-                    "--pad-to goes with --layout portable; compact writes each module with its own rank",
-                )
+                Words("pad_to goes with layout='portable'", "--pad-to goes with --layout portable"),
+                remedy="the compact layout writes each module with its own rank",
             )
         return own
     return dict.fromkeys(own, _padded_rank(max(own.values(), default=1), pad_to))
