@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite, nan
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -136,15 +137,12 @@ def read_weights(
     return dict(zip(names, numbers, strict=True))
 
 
-def read_scale(ctx: click.Context, param: click.Parameter, given: str | None) -> float | str | None:
+def read_scale(ctx: click.Context, param: click.Parameter, given: str | None) -> Any:
     """Read a finite number or the word ``match``."""
     if given in (None, "match"):
         return given
-    try:
-        number = float(given)
-    except ValueError:
-        number = nan
-    if not isfinite(number):
+    number = parse_value(given)
+    if type(number) not in (int, float) or not abs(number) < inf or abs(number) > sys.float_info.max:
         raise click.BadParameter(f"{shortened(given)} is neither a finite number nor match", ctx, param)
     return number
 

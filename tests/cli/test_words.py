@@ -36,7 +36,7 @@ RIGHT = (
     "save_pretrained(selected_adapters", "in Python: adapter.rename_modules", "tensor.to_dense()", "lorakit.from_peft",
     "lorakit.convert_adapter", "(random_state=None), other ones each time", "pass model= and forwards=",
     "init_weights=", "in_channels * prod(kernel)", "got both weights=", "blocks={X!r}", "fisher[", "vera_lambda_b (",
-    "partial_fit adds updates", "use one ModuleScaler for all",
+    "partial_fit adds updates", "has no partial_fit", "use one ModuleScaler for all",
 )  # fmt: skip
 
 

@@ -220,7 +220,7 @@ def test_any_error_of_importing_cuml_counts(stand_in, monkeypatch, error):
 
     monkeypatch.setattr(_backends, "import_module", broken)
     assert choose_backend("auto", "cpu").name == "torch"
-    with pytest.raises(ImportError, match=r"pip install 'lorakit\[cuml\]', or pass backend='torch'") as caught:
+    with pytest.raises(ImportError, match=r"pip install 'lorakit\[cuml\]', or take the backend 'torch'") as caught:
         choose_backend("cuml", "cpu")
     assert str(error) in str(caught.value)
     assert caught.value.__cause__ is error
@@ -234,7 +234,7 @@ def test_without_cuml(no_cuml, monkeypatch):
 
 @pytest.mark.parametrize("device", [None, "cpu"])
 def test_cuml_needs_a_gpu(device):
-    with pytest.raises(ValueError, match=r"NVIDIA GPUs, got device=.*lorakit\[cuml\].*backend='torch'"):
+    with pytest.raises(ValueError, match=r"NVIDIA GPUs, got the device .*lorakit\[cuml\].*the backend 'torch'"):
         MSUKMeans(2, backend="cuml", device=device).fit(np.eye(4))
 
 
