@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -267,7 +267,7 @@ def check_equal_ranks(X: AdapterSet) -> None:
             )
 
 
-def check_rank(k: int | None, limits: Mapping[str, int], what: str | Words) -> None:
+def check_rank(k: int | None, limits: Mapping[str, int], what: str | Callable[[], Words]) -> None:
     """Refuse a rank that no module can reach.
 
     Raises
@@ -279,7 +279,7 @@ def check_rank(k: int | None, limits: Mapping[str, int], what: str | Words) -> N
         return
     module = max(limits, key=limits.__getitem__)
     if k > limits[module]:
-        words = Words(what, what) if isinstance(what, str) else what
+        words = Words(what, what) if isinstance(what, str) else what()
         above, where = f"is above {limits[module]}, ", f" (most at module {module!r})"
         raise ParameterError(
             Words(f"k={k} {above}{words.python}{where}", f"-k {k} {above}{words.command_line}{where}"),
