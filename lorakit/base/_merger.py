@@ -21,7 +21,7 @@ from .._sklearn import Interval, StrOptions, fit_context
 from .._validation import check_adapters, check_equal_ranks, check_rank, check_strengths, check_weights, refuse_both
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleInfo
-from ..exceptions import IncompatibleAdaptersError, Words
+from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
 from ..provenance import Differences, Made, combined
 from ._comparing import Comparing
@@ -34,6 +34,7 @@ from ._results import (
     Products,
     error_of_mean,
     is_nothing,
+    largest_k,
     norm_of_merged,
     rounding_of,
     warn_of_zeros,
@@ -113,10 +114,6 @@ class BaseMerger(Comparing, AdapterEstimator):
         """What :meth:`_rank_limit` is, for messages."""
         return "the adapters' rank" if self.needs_equal_ranks else "the sum of the adapters' ranks"
 
-    def _largest_k(self) -> Words:
-        names = (type(self).__name__, f"--method {self.method}")
-        return Words(*(f"the largest k of {name} for these adapters: {self._rank_rule}" for name in names))
-
     def _rank_limit(self, infos: Sequence[ModuleInfo]) -> int:
         """Return the largest ``k`` at one module, from what each adapter that has it says of it: :attr:`_rank_rule`."""
         ranks = [info.rank for info in infos]
@@ -179,7 +176,7 @@ class BaseMerger(Comparing, AdapterEstimator):
         given, weights, subtracts = self._weighed(X)
         for merger in mergers:  # by all adapters: a search over weights that sets some to 0 keeps its k
             if not needs_spectra(merger.k):
-                check_rank(merger.k, self._limits(X), self._largest_k)
+                check_rank(merger.k, self._limits(X), partial(largest_k, self))
         positions = np.flatnonzero(weights)  # an adapter of weight 0 is left out: it has no rank, no vote and no dtype
         counted, weights = given[positions], weights[positions]
         if self.needs_equal_ranks:

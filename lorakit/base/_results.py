@@ -178,6 +178,12 @@ def norm_of_merged(merged: LoraFactors, products: Products, weights: np.ndarray,
     return norm if norm > 64 * torch.finfo(merged.dtype).eps * size else 0.0
 
 
+def largest_k(merger: Any) -> Words:
+    """Return what a message says of the largest k of a merger."""
+    text = f"the largest k of {{}} for these adapters: {merger._rank_rule}"
+    return Words(text.format(type(merger).__name__), text.format(f"--method {merger.method}"))
+
+
 def warn_of_zeros(merger: Any, merge: Merge) -> None:
     """Warn where a merged update is zero though those of the adapters are not, or where all of them are.
 
