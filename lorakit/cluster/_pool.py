@@ -12,7 +12,10 @@ from torch.nn.functional import pad
 
 from ..factors import LoraFactors
 from ..linalg import align_svd, balance_msus, frame_of, pool_msus
+from ..linalg.frames import uses_gram
+from ..linalg.products import gram_of
 from ._coordinates import Metric, aligned_signs, canonical_signs, coordinates, cosine_scales
+from ._overlaps import Grams
 from ._partition import Partition
 from ._rows import PREFIX, Distinct, Floats, Ints, argsort_rows, distinct_rows, squared_residuals
 
@@ -98,6 +101,7 @@ class Placed(NamedTuple):
     units: Tensor  # (m, d), in the order of Pool.rows
     points: Floats  # (m, q), in the pool's canonical order; their Euclidean distances are the metric's
     counts: Floats  # (m,), weights of mean 1 over the R units: to a clusterer that counts, a unit of mean weight is one
+    grams: Grams | None = None  # of the units, where they were needed
 
 
 def pool_units(updates: Sequence[LoraFactors], weights: Floats, metric: Metric) -> tuple[Pool, Placed]:
@@ -130,13 +134,18 @@ def pool_units(updates: Sequence[LoraFactors], weights: Floats, metric: Metric) 
             distinct = distinct_rows(pool_msus(updates).cpu().numpy(), weights)
     units = in_order(updates, distinct)
     # Distances in an orthonormal frame of the units are those of the units, which are long
-    (block,) = frame_of([units.mT]).blocks
+    grams = None
+    if uses_gram(units.mT):  # its two parts apart, from which products of updates follow too
+        parts = units.mT.split([updates[0].d_in, units.shape[1] - updates[0].d_in])
+        grams = Grams(*(gram_of([part]) for part in parts))
+    (block,) = frame_of([units.mT], gram=True if grams is None else grams.inputs + grams.outputs).blocks
     rows = np.ascontiguousarray(block.mT.cpu().numpy()) * flips[distinct.chosen, None]
     order = np.arange(len(rows))
     if metric == "cosine":  # starts are drawn by position: what the metric does not see may not place a unit
         order = argsort_rows(units.cpu().numpy() * cosine_scales(rows))
     counts = distinct.totals * (len(weights) / weights.sum())
-    return Pool(distinct, flips, rows, signed, order), Placed(units, coordinates(rows, metric)[order], counts[order])
+    placed = Placed(units, coordinates(rows, metric)[order], counts[order], grams)
+    return Pool(distinct, flips, rows, signed, order), placed
 
 
 def in_order(updates: Sequence[LoraFactors], distinct: Distinct) -> Tensor:

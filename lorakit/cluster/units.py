@@ -16,8 +16,9 @@ from ..factors import LoraFactors
 from ..linalg import pool_msus, split_msus
 from ._backends import BACKENDS, Backend, BackendName, Init, Problem, choose_backend
 from ._coordinates import Metric
+from ._overlaps import Mixture
 from ._partition import Partition, clustered_by, problems_of, solved
-from ._pool import Align, Clusters, Members, Pool, empty_pool, in_order, members_of, pool_units
+from ._pool import Align, Clusters, Members, Placed, Pool, empty_pool, in_order, members_of, pool_units
 from ._rows import Floats, Ints
 
 __all__ = [
@@ -62,6 +63,7 @@ class Reassembled(NamedTuple):
     owners: np.ndarray  # (R,), the position of the adapter of each MSU
     inertia: float
     n_iter: int | None
+    mixture: Mixture | None = None  # of the units, where their Gram matrices are known
 
 
 def gauges_kept(align: Align | None, metric: Metric) -> frozenset[str]:
@@ -137,9 +139,10 @@ def problems_of_units(
     init: Init,
     n_init: int,
     rng: np.random.RandomState,
-) -> tuple[UnitProblems, Tensor]:
-    """Return what is to be solved, which is nothing with a clusterer; and the distinct units, (m, d)."""
-    pool, (units, points, counts) = pool_units(members.updates, members.weights, metric)
+) -> tuple[UnitProblems, Placed]:
+    """Return what is to be solved, which is nothing with a clusterer; and the distinct units."""
+    pool, placed = pool_units(members.updates, members.weights, metric)
+    units, points, counts, _ = placed
     problems: list[Problem | Partition]
     if clusterer is not None:
         problems = [clustered_by(clusterer, points, counts, k, rng) for k in ks]
@@ -147,7 +150,7 @@ def problems_of_units(
         numbers = [round(2 * members.mean_rank) if k is None else k for k in ks]
         width = points.shape[1] if pool.signed else units.shape[1]
         problems = problems_of(points, counts, numbers, init=init, n_init=n_init, tol=_TOL, width=width, rng=rng)
-    return UnitProblems(pool, problems), units
+    return UnitProblems(pool, problems), placed
 
 
 def solve_units(modules: Sequence[UnitProblems], backend: Backend | None, *, max_iter: int) -> list[list[Clusters]]:
@@ -167,10 +170,11 @@ def cluster_shares(labels: Ints, weights: Floats) -> csr_array:
 
 def _centroids(
     rows: Tensor, sizes: Tensor | None, clusters: Clusters, norm: Norm | None, mean_rank: float | None
-) -> Tensor:
+) -> tuple[Tensor, csr_array]:
     """Weighted means of the distinct units, (m, d), of every cluster, each given its members' mean norm: (k, d).
 
-    ``mean_rank`` is that of output reweighting, and None without it.
+    ``mean_rank`` is that of output reweighting, and None without it. Also return what the means hold of each distinct
+    unit, (k, m).
     """
     shares = cluster_shares(clusters.labels, clusters.distinct.totals)
     signed = shares.copy()
@@ -180,10 +184,13 @@ def _centroids(
     root = scale**0.5  # a unit's two parts share the factor on the update
     if norm is not None and sizes is not None:
         before, after = _mixed(shares, sizes), _NORMS[norm](centroids)
-        centroids *= torch.where(after > 0, root * before / torch.where(after > 0, after, 1), 0)[:, None]
+        factor = torch.where(after > 0, root * before / torch.where(after > 0, after, 1), 0)
+        centroids *= factor[:, None]
+        signed.data *= np.repeat(factor.double().cpu().numpy(), np.diff(signed.indptr))
     elif root != 1:
         centroids *= root
-    return centroids
+        signed.data *= root
+    return centroids, signed
 
 
 def _mixed(shares: csr_array, rows: Tensor) -> Tensor:
@@ -248,23 +255,30 @@ def reassemble(
     if members is None:
         return [Reassembled(updates[0].scaled(0), nobody, owners, 0.0, 0)] * len(ks)
     if found is None:
-        (pool, problems), units = problems_of_units(
+        (pool, problems), placed = problems_of_units(
             members, ks, metric=metric, clusterer=clusterer, init=init, n_init=n_init, rng=rng
         )
+        units, grams = placed.units, placed.grams
         chosen = chosen_backend(backend, device, clusterer=clusterer, init=init)
         found = [pool.assign(partition) for partition in solved(problems, chosen, max_iter=max_iter)]
     else:
-        units = in_order(members.updates, found[0].distinct)
+        units, grams = in_order(members.updates, found[0].distinct), None
     sizes = None if norm is None else _NORMS[norm](units)
     mean_rank = members.mean_rank if output_scale == "sqrt" else None
     made = []
     for clusters in found:
-        factors = LoraFactors(*split_msus(_centroids(units, sizes, clusters, norm, mean_rank), updates[0].d_in))
+        centroids, mix = _centroids(units, sizes, clusters, norm, mean_rank)
+        factors = LoraFactors(*split_msus(centroids, updates[0].d_in))
         if output_scale is not None and output_scale != "sqrt":
             factors = factors.scaled(output_scale)
+            grams = None if output_scale < 0 else grams  # then a factor of the units has no sign
+            mix = mix * abs(output_scale) ** 0.5
         labels = nobody.copy()
         labels[np.array(members.active)[owners]] = clusters.labels[clusters.distinct.inverse]
-        made.append(Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter))
+        mixture = None
+        if grams is not None and sum(update.rank for update in updates) == len(clusters.distinct.inverse):
+            mixture = Mixture(mix.toarray(), grams, clusters.distinct.inverse, [update.rank for update in updates])
+        made.append(Reassembled(factors, labels, owners, clusters.inertia, clusters.n_iter, mixture))
     return made
 
 

@@ -45,7 +45,7 @@ class Frame(Protocol):
         ...
 
 
-def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
+def frame_of(columns: Sequence[Tensor], *, gram: bool | Tensor = True) -> Frame:
     """Find an orthonormal frame of the columns of T matrices.
 
     The frame comes from the Cholesky factor of the columns' Gram matrix where that is accurate: this is cheaper than
@@ -56,21 +56,26 @@ def frame_of(columns: Sequence[Tensor], *, gram: bool = True) -> Frame:
     ----------
     columns : sequence of T tensors of shape (d, r_i)
         R columns in total.
-    gram : bool, default=True
-        Whether the Gram matrix may be used; False always uses QR.
+    gram : bool or Tensor of shape (R, R), default=True
+        Whether the Gram matrix may be used, or the matrix itself, where it is known; False always uses QR.
 
     Returns
     -------
     Frame
     """
     widths, pool = [c.shape[1] for c in columns], joined(columns)
-    d, n = pool.shape
-    if gram and 0 < n <= d and pool.dtype != torch.float64:
-        found = _gram_frame(pool, widths)
+    if gram is not False and uses_gram(pool):
+        found = _gram_frame(pool, widths, gram_of([pool]) if gram is True else gram)
         if found is not None:
             return found
     q, r = torch.linalg.qr(pool.double())
     return _QRFrame(list(torch.split(r, widths, dim=1)), q, pool.dtype)
+
+
+def uses_gram(columns: Tensor) -> bool:
+    """Whether :func:`frame_of` tries the Gram matrix of these columns first."""
+    d, n = columns.shape
+    return 0 < n <= d and columns.dtype != torch.float64
 
 
 def joined(columns: Sequence[Tensor]) -> Tensor:
@@ -156,8 +161,7 @@ class _GramFrame(NamedTuple):
         return combine_rows(coordinates.double() @ self.inverse.mT, self.columns.mT, double=self.double)
 
 
-def _gram_frame(columns: Tensor, widths: Sequence[int]) -> _GramFrame | None:
-    gram = gram_of([columns])
+def _gram_frame(columns: Tensor, widths: Sequence[int], gram: Tensor) -> _GramFrame | None:
     lengths = gram.diagonal().sqrt()
     inverse_lengths = torch.where(lengths > 0, 1 / lengths, 0)
     # Columns are scaled to length 1, so that different lengths cost no digits; zero columns (padding) are left alone.

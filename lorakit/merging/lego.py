@@ -17,7 +17,7 @@ from .._ranks import Rank
 from .._sklearn import Interval, StrOptions
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
-from ..base import BaseMerger, Learned, Merge
+from ..base import OVERLAP, BaseMerger, Learned, Merge
 from ..cluster.units import (
     BACKENDS,
     Align,
@@ -337,7 +337,11 @@ class LegoMerger(BaseMerger):
         merged = []
         for result in results:
             learned = {"labels": result.labels, "owners": result.owners, "inertia": result.inertia}
-            merged.append((result.factors, learned if result.n_iter is None else learned | {"n_iter": result.n_iter}))
+            if result.n_iter is not None:
+                learned["n_iter"] = result.n_iter
+            if result.mixture is not None:
+                learned[OVERLAP] = result.mixture.overlap
+            merged.append((result.factors, learned))
         return merged
 
     def composition(self, module: str) -> np.ndarray:
