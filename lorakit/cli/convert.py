@@ -53,7 +53,7 @@ Examples:
 )
 @click.option(
     "--component",
-    type=click.Choice(["unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3"]),
+    type=click.Choice(["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"]),
     help="Model of a diffusion pipeline: the one to take, of several; or the one that the modules belong to, where "
     "their names do not say.  [default: all]",
 )

@@ -18,6 +18,8 @@ from .names.translate import NAMELESS, Known, Plan, candidates, family_plan, in_
 
 __all__ = ["convert_adapter"]
 
+_SECOND = "transformer_2"
+
 
 def convert_adapter(
     adapter: Adapter, format: str, *, component: str | None = None, family: str | None = None
@@ -37,10 +39,11 @@ def convert_adapter(
         The format whose names the result has. Transformers of the families below are converted between all formats of
         diffusion models. For other models there are conversions between kohya and diffusers, diffusers and PEFT, kohya
         and PEFT, kohya and ComfyUI, MLX and PEFT.
-    component : {'unet', 'transformer', 'text_encoder', 'text_encoder_2', 'text_encoder_3'}, optional
-        A model of a diffusion pipeline. If the adapter has modules of several models, the result has only those of this
-        one. If the names do not say which model they belong to, they belong to this one. Defaults to all models, and
-        for PEFT to the one that the names show.
+    component : {'unet', 'transformer', 'transformer_2', 'text_encoder', 'text_encoder_2', 'text_encoder_3'}, optional
+        A model of a diffusion pipeline; 'transformer_2' is the second transformer of Wan 2.2, for low noise. If the
+        adapter has modules of several models, the result has only those of this one. If the names do not say which
+        model they belong to, they belong to this one. Defaults to all models, and for PEFT to the one that the names
+        show.
     family : {'flux', 'flux2', 'sd3', 'hunyuan-video', 'wan', 'qwen-image', 'z-image', 'ltx', 'lumina2', 'mochi'}, \
 optional
         The family of diffusion transformers that the adapter is for. Defaults to what its files or the names of its
@@ -95,6 +98,13 @@ def convert_among(
     source = adapter.provenance.format
     if source == target and component is None:
         return adapter
+    if component == _SECOND:
+        return _second_transformer(adapter, target, family, among)
+    of_second = [m for m in adapter if m.startswith(f"{_SECOND}.")] if source == "diffusers" else []
+    if of_second and component is None:
+        _refuse_second(adapter, of_second[0])
+    if of_second and component == "transformer":  # a part of another name to all that follows
+        adapter = adapter.select(module for module in adapter if module not in set(of_second))
     plan: Plan = {}
     rest = list(adapter)
     families: tuple[str, ...] = ()
@@ -119,6 +129,36 @@ def convert_among(
         format=target,
         base_model=codec(target).base_model(adapter.provenance),
         conversions=(*adapter.provenance.conversions, {key: text for key, text in done.items() if text is not None}),
+    )
+
+
+def _second_transformer(adapter: Adapter, target: str, family: str | None, among: Iterable[Family]) -> Adapter:
+    """Convert the second transformer of a pipeline, whose layers have the same names as those of the first."""
+    given = adapter
+    if adapter.provenance.format == "diffusers":
+        chosen = [module for module in adapter if module.startswith(f"{_SECOND}.")]
+        if not chosen:
+            raise UnsupportedAdapterError(
+                f"has no modules of {_SECOND!r}, it has {next(iter(adapter))!r}",
+                adapters=[adapter.name],
+                remedy=[Setting("component", "transformer"), ", if these are what is meant"],
+            )
+        adapter = adapter.select(chosen).rename_modules(lambda module: module.replace(_SECOND, "transformer", 1))
+    made = convert_among(adapter, target, component="transformer", family=family, among=among)
+    if target == "diffusers":
+        made = made.rename_modules(lambda module: module.replace("transformer", _SECOND, 1))
+    done = {"to": target, "component": _SECOND, "family": family}
+    conversions = (*given.provenance.conversions, {key: text for key, text in done.items() if text is not None})
+    return made.with_provenance(conversions=conversions)
+
+
+def _refuse_second(adapter: Adapter, module: str) -> NoReturn:
+    raise UnsupportedAdapterError(
+        f"holds modules of a pipeline's second transformer, such as {module!r}, which other formats name as those of "
+        "the first one",
+        adapters=[adapter.name],
+        expected="those of one of the two",
+        remedy=[Setting("component", _SECOND), ", or ", Setting("component", "transformer"), " for the first"],
     )
 
 
@@ -149,7 +189,7 @@ def _by_family(
     rest = [module for module in adapter if module not in of_family]
     alike = in_diffusers(known, found)
     if alike and {adapter.provenance.format, target} <= {"diffusers", "peft"}:
-        if target == "peft":
+        if target == "peft" or adapter.provenance.format == "diffusers":  # the names stay, or lose their beginning
             return {}, list(adapter), families
         return {f"transformer.{module}": _whole(adapter, module) for module in found.modules}, rest, families
     unsure = ONE_TRAINER if alike and ONE_TRAINER in spellings else None

@@ -245,6 +245,28 @@ def test_the_t5_of_flux_is_the_third_encoder_to_sd_scripts():
     assert names([f"lora_te2_{T5}"], "kohya", "diffusers", **one_trainer) == [IN_DIFFUSERS]
 
 
+def test_the_second_transformer_of_wan():
+    """Wan 2.2 has one for high noise and one for low noise; other formats have a file for each."""
+    first, second = (f"{model}.blocks.0.attn1.to_q" for model in ("transformer", "transformer_2"))
+    both = adapter_of([first, second], "diffusers")
+    with pytest.raises(UnsupportedAdapterError, match=rf"second transformer, such as '{second}'.*component='transfor"):
+        convert_adapter(both, "comfyui", family="wan")
+    for component in ("transformer", "transformer_2"):
+        one = convert_adapter(both, "comfyui", component=component, family="wan")
+        assert list(one) == ["diffusion_model.blocks.0.self_attn.q"]
+        assert one.provenance.conversions == ({"to": "comfyui", "component": component, "family": "wan"},)
+        back = convert_adapter(one, "diffusers", component=component, family="wan")
+        assert list(back) == [f"{component}.blocks.0.attn1.to_q"]
+        assert torch.equal(back[f"{component}.blocks.0.attn1.to_q"].A, both[f"{component}.blocks.0.attn1.to_q"].A)
+    assert list(convert_adapter(both, "diffusers", component="transformer_2")) == [second]
+    assert list(convert_adapter(both, "diffusers", component="transformer")) == [first]
+    assert list(convert_adapter(both, "kohya", component="transformer_2", family="wan")) == [
+        "lora_unet_blocks_0_self_attn_q"
+    ]
+    with pytest.raises(UnsupportedAdapterError, match="has no modules of 'transformer_2'"):
+        convert_adapter(adapter_of([first], "diffusers"), "comfyui", component="transformer_2")
+
+
 def test_two_spellings_of_one_module():
     both = ["lora_unet_input_blocks_0_0", "lora_unet_conv_in"]
     with pytest.raises(UnsupportedAdapterError, match=r"_0_0' and 'lora_unet_conv_in' are both 'unet.conv_in'.*select"):

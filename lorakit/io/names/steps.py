@@ -13,7 +13,7 @@ from .kohya import diffusers_names, flat, kohya_names, model_of
 from .language import MLX_AND_PEFT
 from .table import NameTable
 
-COMPONENTS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 class Request(NamedTuple):
