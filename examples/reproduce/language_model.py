@@ -75,6 +75,8 @@ PLAN = (  # methods and ranks, in the order in which they are measured
 METHODS = tuple(dict.fromkeys(name for name, _ in PLAN))
 UNEQUAL = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")  # PEFT's that work on A and B
 N_TEST, N_VALIDATION = 40, 16
+FRESH = 3  # how many times the test texts there are with those of the final, which come after them
+FINALISTS = ("tsv", "svd", "distilled", "lego", "iso", "PEFT ties_svd")
 Units = Iterator[tuple[str, Callable[[], dict[str, Any]], tuple[Any, ...]]]
 DISTILLED = PromptRecipe(n=25, epochs=6)
 
@@ -108,6 +110,7 @@ class Bench:
         self.adapters, self.backbone, self.seed = adapters, backbone, seed
         self.tasks, self.unseen = list(adapters.names), list(unseen)
         self.test = Evaluator("test", n_test, backbone)
+        self.fresh = Evaluator("test", FRESH * n_test, backbone)
         self.validation = Evaluator("validation", n_validation, backbone)
 
     def references(self) -> dict[str, Any]:
@@ -167,6 +170,18 @@ class Bench:
         merged, about = trained_merge(recipe, self.adapters, self.backbone)
         right = marks(right_of(merged, [*self.tasks, *self.unseen], self.test))
         return {"rank": max(merged.ranks), "norm": norm(merged) / mean_norm(self.adapters), "matched": right} | about
+
+    def final(self, entrant: Entrant | None, recipe: PromptRecipe) -> dict[str, Any]:
+        """Judge a merge at rank 16, matched, on other test texts; no entrant stands for the merge that is trained."""
+        if entrant is None:
+            merged = trained_merge(recipe, self.adapters, self.backbone)[0]
+        else:
+            merged = matched(entrant.merge(self.adapters, [K], self.seed)[K], self.adapters)
+        return {"matched": marks(right_of(merged, self.tasks, self.fresh, self.test.n))}
+
+    def own_final(self) -> dict[str, Any]:
+        """Judge the tasks' own adapters on these texts."""
+        return {"own": marks(right_of_own(self.adapters, self.fresh, self.test.n))}
 
     def peft_alike(self) -> dict[str, Any]:
         """Which of PEFT's merges are the mean, and which refuse these adapters, with what they say."""
@@ -232,7 +247,17 @@ def units(bench: Bench, methods: Iterable[str]) -> Units:
         yield f"{name}, {k}", partial(bench.entry, entrant, k, untuned=k == K), (repr(entrant.merger), entrant.peft)
         if (name, k) == ("ties core", K):
             yield from papers(bench)
+            yield from finals(bench, entrants, methods)
     yield "PEFT alike", bench.peft_alike, ()
+
+
+def finals(bench: Bench, entrants: Mapping[str, Entrant], methods: Iterable[str]) -> Units:
+    """Yield some methods on texts that nobody has looked at."""
+    yield "final, own adapters", bench.own_final, (FRESH,)
+    for name in (name for name in FINALISTS if name in methods):
+        entrant = entrants.get(name)
+        settings = (FRESH, repr(entrant.merger), entrant.peft) if entrant else (FRESH, repr(DISTILLED))
+        yield f"final, {name}", partial(bench.final, entrant, DISTILLED), settings
 
 
 def papers(bench: Bench) -> Units:

@@ -20,7 +20,7 @@ def tables(found: Found, about: Mapping[str, Any], n_test: int, n_validation: in
     """All tables that the measurements there are allow."""
     made = [adapters_table(found, about, n_test), methods_table(found, n_test, n_validation)]
     made += [ranks_table(found, n_test, n_validation), tasks_table(found, n_test)]
-    made += [permuted_table(found, n_test), direct_table(found, n_test)]
+    made += [final_table(found), permuted_table(found, n_test), direct_table(found, n_test)]
     return [table for table in made if table.rows]
 
 
@@ -92,6 +92,31 @@ def methods_table(found: Found, n_test: int, n_validation: int) -> Table:
     titles = ["method", "published", "match", "normalised", "points", "norm chosen"]
     titles += ["own norm", "chosen norm", "left out", "seconds"]
     return Table("language-model-methods", titles, rows, caption, note(found))
+
+
+def final_table(found: Found) -> Table:
+    """Some methods at rank 16, matched, on texts that no table above has."""
+    titles = ["merge", "accuracy", "normalised", f"points against {FIRST}"]
+    if "final, own adapters" not in found or f"final, {FIRST}" not in found:
+        return Table("language-model-final", titles, [])
+    marks = found["final, own adapters"]["own"]
+    tasks = list(marks)
+    own = right_in(marks, tasks)
+    first = right_in(found[f"final, {FIRST}"]["matched"], tasks)
+    finals = {name.removeprefix("final, "): of for name, of in found.items() if name.startswith("final, ")}
+    named = {name: of["matched"] for name, of in finals.items() if "matched" in of}
+    rows = []
+    for name in sorted(named, key=lambda name: -mean(named[name], tasks)):
+        right = right_in(named[name], tasks)
+        ahead = "" if name == FIRST else points(right, first)
+        rows.append([name, f"{mean(named[name], tasks):.3f}", f"{normalised([right], [own])[0]:.3f}", ahead])
+    rows.append(["own adapters", f"{accuracies([own])[0]:.3f}", "1.000", ""])
+    n = len(next(iter(own.values())))
+    caption = (
+        f"Merges at rank 16 as above, each module at the adapters' mean norm, on {n} other test texts of each task, by "
+        "which nothing was chosen. Points with the standard error over texts; two errors tell two methods apart."
+    )
+    return Table("language-model-final", titles, rows, caption)
 
 
 def note(found: Found) -> str:

@@ -12,7 +12,7 @@ from adapters import mean_norm, norm
 from entrants import WHOLE, Entrant, data_free
 from language_model import SCALES, Bench, marks, matched, units
 from prompts import PromptRecipe, own_targets
-from tables_language import direct_table, tables
+from tables_language import direct_table, final_table, tables
 from tiny_language import TinyLanguage, language_tasks, model, tokenized
 
 from lorakit import Adapter, AdapterSet, LoraFactors, SVDMerger, TSVMerger, applied
@@ -131,6 +131,21 @@ def test_direct_merges_are_of_adapters_of_one_rank(bench):
     assert set(found) == {f"{what}, {how}" for what in ("direct", "cut", "whole") for how in ("published", "matched")}
     own = {what: {"colour": "111111111111", "opposite": "101111111111"} for what in ("base", "own")}
     assert len(direct_table({"references": own, "direct, rank 2": found}, 12).rows) == 2
+
+
+def test_the_final_is_on_texts_that_come_after_the_others(bench, monkeypatch):
+    monkeypatch.setattr(language_model, "K", 4)
+    expected = bench.own_final()["own"]
+    bench.test = evaluation.Evaluator("test", language_model.FRESH * 12, bench.backbone)
+    whole = bench.references()["own"]
+    assert {task: right[12:] for task, right in whole.items()} == expected
+    bench.test.n = 12
+    found = {"final, own adapters": {"own": dict.fromkeys(bench.tasks, "1" * 24)}}
+    for name in ("tsv", "svd"):
+        found[f"final, {name}"] = bench.final(Entrant(name, TSVMerger() if name == "tsv" else SVDMerger()), None)
+    table = final_table(found)
+    assert {row[0] for row in table.rows} == {"tsv", "svd", "own adapters"}
+    assert all(len(row) == len(table.titles) for row in table.rows)
 
 
 def test_peft_refuses_what_has_two_ranks_and_its_cat_is_the_mean(bench):
