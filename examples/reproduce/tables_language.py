@@ -136,10 +136,11 @@ def ranks_table(found: Found, n_test: int, n_validation: int) -> Table:
     tasks = list(found["references"]["own"])
     own = right_in(found["references"]["own"], tasks)
     names = [name.removesuffix(", 8") for name in found if name.endswith(", 8")]
+    columns = [k for k in COLUMNS if any(f"{name}, {k}" in found for name in names)]
     rows = []
     for name in names:
         cells = []
-        for k in COLUMNS:
+        for k in columns:
             of = found.get(f"{name}, {k}")
             right = right_in(of["chosen"], tasks) if of else None
             cells.append(f"{normalised([right], [own])[0]:.3f} ({of['scale']:g})" if of and right else "")
@@ -149,7 +150,7 @@ def ranks_table(found: Found, n_test: int, n_validation: int) -> Table:
         f"Accuracy by rank, divided by that of the task's own adapter, mean over tasks, {n_test} test texts each; each "
         f"at the norm, in parentheses, chosen on {n_validation} validation texts a task."
     )
-    titles = ["method", *(f"k = {k}" for k in COLUMNS if k), "whole", "its rank"]
+    titles = ["method", *(f"k = {k}" if k else "whole" for k in columns), "rank of whole"]
     return Table("language-model-ranks", titles, rows, caption)
 
 
