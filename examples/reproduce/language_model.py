@@ -11,8 +11,8 @@ are generated, merged by lorakit's methods and by PEFT; and two tasks that no ad
 
 One measurement is a method at a rank. What it found is kept as JSON (``language_model/`` in the cache), so that a run
 that was stopped goes on where it was. At rank 16 a merge is judged as published, with each module at the adapters' mean
-norm (``scale="match"``), and at the norm that validation texts choose; at the other ranks only the last. Some merges are
-judged again on other texts. Methods of the spaces 'delta' and 'knots', which hold a matrix of the size of the base
+norm (``scale="match"``), and at the norm that validation texts choose; at the other ranks only the last. Some are then
+judged on other texts. Methods of the spaces 'delta' and 'knots', which hold a matrix of the size of the base
 weight, are left out.
 """
 
