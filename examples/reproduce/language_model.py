@@ -213,14 +213,17 @@ class Bench:
 def main() -> None:
     """Measure what is wanted and not measured yet, and report."""
     options = parse_options()
+    seed, *others = options.seeds
+    if others:
+        progress(f"only the adapters of the first seed, {seed}, are measured; got {options.seeds}")
     backbone = SmolLM2()
-    adapters = AdapterSet(load(training(task, options.seeds[0]), backbone) for task in options.tasks)
-    bench = Bench(adapters, backbone, available(UNSEEN), options.n_test, options.n_validation, options.seeds[0])
+    adapters = AdapterSet(load(training(task, seed), backbone) for task in options.tasks)
+    bench = Bench(adapters, backbone, available(UNSEEN), options.n_test, options.n_validation, seed)
     found: dict[str, Any] = {}
     for name, make, settings in units(bench, options.methods):
         if not options.measured or bench.path(name, *settings).exists():
             found[name] = bench.once(name, make, *settings)
-    about = {task: metrics_of(training(task, options.seeds[0]), backbone) for task in options.tasks}
+    about = {task: metrics_of(training(task, seed), backbone) for task in options.tasks}
     report = Report("language_model", options, numbers=found)
     report.tables += tables(found, about, options.n_test, options.n_validation)
     report.publish()
