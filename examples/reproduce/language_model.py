@@ -65,6 +65,10 @@ PLAN = (  # methods and ranks, in the order in which they are measured
     ("lego", 8),
     ("iso", WHOLE),
     ("iso", 8),
+    ("lego", 32),
+    ("tsv", 32),
+    ("svd", 32),
+    ("iso", 32),
 )
 METHODS = tuple(dict.fromkeys(name for name, _ in PLAN))
 UNEQUAL = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")  # PEFT's that work on A and B

@@ -112,7 +112,7 @@ def test_the_methods_are_entrants_and_each_is_measured_at_its_ranks(bench):
     assert len(set(names)) == len(names)
     assert names[:2] == ["references", "tsv, 16"]
     assert {f"{name}, 16" for name in language_model.METHODS if name != "distilled"} < set(names)
-    assert {f"svd, {k}" for k in (8, WHOLE)} < set(names)
+    assert {f"svd, {k}" for k in (8, 32, WHOLE)} < set(names)
     assert set(language_model.METHODS) <= {entrant.name for entrant in data_free()} | {"distilled"}
 
 
