@@ -58,9 +58,12 @@ def units_cancel(update: Update, stored: torch.dtype) -> bool:
     a, b = update
     most = min(MOST_OPEN / ROUNDING[stored], MOST_CANCELLING)
     # Estimates of the norm cost little more than a look at each number, and few updates need more.
-    rows = max(1, _CHUNK // b.shape[1])  # squares of a few rows stay in the cache
-    sizes = torch.stack([part.square().sum(dim=0) for part in torch.split(b, rows)]).sum(dim=0).sqrt()
-    units = torch.linalg.vector_norm(torch.linalg.vector_norm(a, dim=1) * sizes).item()
+    if b.numel() <= _CHUNK:
+        squares = b.square().sum(dim=0)
+    else:  # squares of a few rows stay in the cache
+        rows = max(1, _CHUNK // b.shape[1])
+        squares = torch.stack([part.square().sum(dim=0) for part in torch.split(b, rows)]).sum(dim=0)
+    units = torch.linalg.vector_norm(torch.linalg.vector_norm(a, dim=1) * squares.sqrt()).item()
     for probe in _probes(a.shape[1]):
         estimate = torch.linalg.vector_norm(b @ (a @ probe.to(a))).item()
         if units * (_SLACK / most) <= estimate < inf:
