@@ -69,6 +69,7 @@ PLAN = (  # methods and ranks, in the order in which they are measured
     ("tsv", 32),
     ("svd", 32),
     ("iso", 32),
+    ("ctm iso", K),
 )
 METHODS = tuple(dict.fromkeys(name for name, _ in PLAN))
 UNEQUAL = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")  # PEFT's that work on A and B

@@ -90,7 +90,7 @@ class SmolLM2:
     targets = ATTENTION
     task_type = "CAUSAL_LM"
     n_checked = 50
-    autocast = False  # of ten times the time where the processor has no instructions for bfloat16
+    autocast = False  # of seven times the time where the processor has no instructions for bfloat16
 
     def load(self) -> nn.Module:
         """Load it in float32, which updates can be added to without rounding them away."""
