@@ -56,7 +56,7 @@ def test_as_peft_writes_them(tmp_path, name, options, kind, prefix):
     config = getattr(peft, name, None)
     if config is None:
         pytest.skip(f"this PEFT has no {name}")
-    if prefix == "diffusion_model." and kind in ("LoHa", "LoKr"):
+    if prefix in ("transformer.", "diffusion_model.") and kind in ("LoHa", "LoKr"):
         pytest.skip("these are read: tests/io/test_kinds.py")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
