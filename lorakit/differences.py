@@ -113,9 +113,13 @@ def merged_differences(
         If a sum does not fit the dtype.
     """
     sums: dict[str, Tensor] = {}
-    for adapter, name in differences_of(adapters):
-        assert adapter.differences is not None
-        term = adapter.differences.read(name).double() * factors[[x is adapter for x in adapters].index(True)]
+    terms = (
+        (adapter, name, adapter.differences.read(name).double() * factor)
+        for adapter, factor in zip(adapters, factors, strict=True)
+        if adapter.differences is not None
+        for name in adapter.differences.infos
+    )
+    for adapter, name, term in terms:
         if name not in sums:
             sums[name] = term
             continue

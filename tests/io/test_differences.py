@@ -189,6 +189,12 @@ def test_methods_that_add_up(two, merger, factors):
     assert len(hashes) == 1
 
 
+def test_an_adapter_that_is_listed_twice_has_two_weights(two):
+    merged = SVDMerger(weights=[1, 3, 4]).fit([two[0], two[0], two[1]]).merged_
+    first, second = vectors(0), vectors(1)
+    assert_added(merged, {name: (first[name].double() + second[name].double()) / 2 for name in ADDED})
+
+
 def test_one_lacks_them(two, tmp_path):
     plain = load_adapter(write_file(tmp_path / "plain.safetensors", lora_ab(f"{P}q", seed=3)))
     merged = SVDMerger().fit([plain, two[1]]).merged_
