@@ -19,8 +19,9 @@ import numpy as np
 
 Recipe: TypeAlias = dict[str, Any]  # {"class": ..., "params": {...}}
 
+OF_THE_RUN = ("n_jobs", "verbose", "device")  # parameters that are chosen anew by who runs it again
+
 _NOT_RECORDED = ("n_jobs", "verbose")  # they never change a result
-_OF_THE_RUN = ("device", "n_jobs")  # chosen anew by who runs it again
 _MAX_NUMBERS = 10_000  # of an array; a weight for each adapter is far below
 _MAX_DEPTH = 20
 _MAX_NAME = 200  # characters by which something unrecorded is named
@@ -64,6 +65,36 @@ def recipe_text(recipe: Mapping[str, Any]) -> str:
     "SVDMerger(k=4, weights={'law': 2})"
     """
     return _text(recipe, 0)
+
+
+def expression_of(recipe: Mapping[str, Any], known: Mapping[str, Callable[..., Any]]) -> str | None:
+    """Return what to write in Python for the object that a recipe describes.
+
+    Parameters at their defaults are left out, and those of the run alone.
+
+    Parameters
+    ----------
+    recipe : mapping
+        As :func:`recipe_of` returns it.
+    known : mapping of str to type
+        The classes that are known, for their defaults.
+
+    Returns
+    -------
+    str or None
+        None where no expression makes it: a class is not known, or a parameter was only named.
+
+    Examples
+    --------
+    >>> from lorakit import RankBudget, SVDMerger
+    >>> recipe = recipe_of(SVDMerger(k=RankBudget(4), scale="match", n_jobs=2))
+    >>> expression_of(recipe, {"SVDMerger": SVDMerger, "RankBudget": RankBudget})
+    "SVDMerger(k=RankBudget(mean=4), scale='match')"
+    """
+    try:
+        return _expression(recipe, known, 0)
+    except RecipeError:
+        return None
 
 
 def from_recipe(recipe: Mapping[str, Any], known: Mapping[str, Callable[..., Any]], **run: Any) -> Any:
@@ -172,22 +203,52 @@ def _name(value: Any) -> str:
 
 def _text(value: Any, depth: int) -> str:
     """Return a recorded value as people read it."""
-    if not isinstance(value, (list, dict)):
-        return repr(value)
     if depth > _MAX_DEPTH:
         return "..."
     if is_recipe(value):
         shown = (f"{name}={_text(param, depth + 1)}" for name, param in value["params"].items())
         return f"{value['class']}({', '.join(shown)})"
+    found = _literal(value, lambda element: _text(element, depth + 1))
+    return str(_tagged(value)[1]) if found is None else found
+
+
+def _expression(value: Any, known: Mapping[str, Callable[..., Any]], depth: int) -> str:
+    """Return a recorded value as Python has it."""
+    if depth > _MAX_DEPTH:
+        raise RecipeError("it is nested too deeply")
+    if is_recipe(value):
+        if value["class"] not in known:
+            raise RecipeError(f"this version has no method {_name(value['class'])}")
+        if bad := [name for name in value["params"] if not name.isidentifier()]:  # a file can name it so
+            raise RecipeError(f"{value['class']} has no parameter {_name(bad[0])}")
+        takes = signature(known[value["class"]]).parameters
+        given = {
+            name: param
+            for name, param in value["params"].items()
+            if name not in OF_THE_RUN and not (name in takes and repr(_plain(takes[name].default, 1)) == repr(param))
+        }
+        return f"{value['class']}({', '.join(f'{k}={_expression(v, known, depth + 1)}' for k, v in given.items())})"
+    if isinstance(value, dict) and _tagged(value)[0] == "float":
+        return f"float({_tagged(value)[1]!r})"
+    found = _literal(value, lambda element: _expression(element, known, depth + 1))
+    if found is None:
+        raise _UnrecordedError(_name(value))
+    return found
+
+
+def _literal(value: Any, text: Callable[[Any], str]) -> str | None:
+    """Return a recorded value as a literal of Python, its elements as ``text`` has them; None if it is none."""
+    if not isinstance(value, (list, dict)):
+        return repr(value)
     kind, content = ("list", value) if isinstance(value, list) else _tagged(value)
     if kind == "dict" and _is_pairs(content):
-        return f"{{{', '.join(f'{_text(key, depth + 1)}: {_text(item, depth + 1)}' for key, item in content)}}}"
+        return f"{{{', '.join(f'{text(key)}: {text(item)}' for key, item in content)}}}"
     if kind in ("list", "tuple", "set", "array") and isinstance(content, list):
-        inside = ", ".join(_text(element, depth + 1) for element in content)
+        inside = ", ".join(map(text, content))
         return {"tuple": f"({inside},)" if len(content) == 1 else f"({inside})", "set": f"{{{inside}}}"}.get(
             kind, f"[{inside}]"
         )
-    return str(content)
+    return None
 
 
 def _made(value: Any, known: Mapping[str, Callable[..., Any]], run: Mapping[str, Any], depth: int) -> Any:
@@ -228,7 +289,7 @@ def _called(
     takes = signature(known[name]).parameters
     if "random_state" in takes and values.get("random_state", takes["random_state"].default) is None:
         raise RecipeError(f"{name} drew random numbers without a seed (random_state=None), other ones each time")
-    values |= {parameter: run[parameter] for parameter in _OF_THE_RUN if parameter in run and parameter in takes}
+    values |= {parameter: run[parameter] for parameter in OF_THE_RUN if parameter in run and parameter in takes}
     try:
         return known[name](**values)
     except (TypeError, ValueError) as error:  # a parameter that is gone, or a value that is no longer taken

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from lorakit import LegoMerger, MSUKMeans, RankBudget, SVDMerger
-from lorakit._recipes import RecipeError, from_recipe, recipe_of, recipe_text
+from lorakit._recipes import RecipeError, expression_of, from_recipe, recipe_of, recipe_text
 from lorakit.discovery import all_estimators
 
 KNOWN = {
@@ -110,3 +110,25 @@ def test_what_is_only_named(value, named):
 def test_the_text_is_that_of_the_constructor():
     made = SVDMerger(k=RankBudget(3), weights={"a": (1.0,), "b": {2}}, scale=np.float64("inf"))
     assert eval(recipe_text(recipe_of(made)), KNOWN | {"inf": float("inf")}).get_params() == made.get_params()
+
+
+def test_the_expression_makes_it_again():
+    made = SVDMerger(k=RankBudget(3), weights={"a": (1.0,), "b": {2}}, scale=np.float64("inf"), n_jobs=2)
+    text = expression_of(recipe_of(made), KNOWN)
+    assert text == "SVDMerger(k=RankBudget(mean=3), weights={'a': (1.0,), 'b': {2}}, scale=float('inf'))"
+    assert recipe_of(eval(text, KNOWN)) == recipe_of(made)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"class": "SVDMerger", "params": {"weights": {"unrecorded": "a function"}}},
+        {"class": "SVDMerger", "params": {"weights": [{"object": 1, "other": 2}]}},
+        {"class": "SVDMerger", "params": {"k=print()": 4}},
+        {"class": "Gone", "params": {}},
+        {"class": "SVDMerger", "params": {"k": {"class": "Gone", "params": {}}}},
+    ],
+    ids=["only named", "no form", "no name", "no class", "no class inside"],
+)
+def test_what_no_expression_makes(recipe):
+    assert expression_of(recipe, KNOWN) is None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ast
-from inspect import signature
 from typing import TYPE_CHECKING, Any
+
+from .._recipes import expression_of, recipe_of
 
 if TYPE_CHECKING:  # a run without a recipe needs none of them, and they take long
     from sklearn.pipeline import Pipeline
 
     from ..recipes.recipe import Recipe
 
-_OF_THE_RUN = ("n_jobs", "device", "verbose")  # they change no result
 _LONGEST = 200  # characters, more than which nobody copies from a terminal
 
 
@@ -88,26 +87,12 @@ def in_python(estimator: Any) -> str | None:
         steps = [in_python(step) for _, step in estimator.steps]
         return _short(f"make_pipeline({', '.join(filter(None, steps))})") if all(steps) else None
     shown = estimator.shown() if hasattr(estimator, "shown") else estimator
-    own = shown.get_params(deep=False)
-    given = {
-        name: _expression(own[name])
-        for name, parameter in signature(type(shown)).parameters.items()
-        if name not in _OF_THE_RUN and repr(own[name]) != repr(parameter.default)
-    }
-    return _short(f"{type(shown).__name__}({', '.join(f'{name}={text}' for name, text in given.items())})")
+    parts = [shown, *shown.get_params(deep=True).values()]
+    return _short(expression_of(recipe_of(shown), {type(part).__name__: type(part) for part in parts}))
 
 
-def _expression(value: Any) -> str:
-    return in_python(value) or "" if hasattr(value, "get_params") else repr(value)
-
-
-def _short(text: str) -> str | None:
-    """Return a text that Python can read and that is not long."""
-    try:
-        ast.parse(text, mode="eval")
-    except SyntaxError:  # a value whose text is no expression: a model, a tensor
-        return None
-    return text if len(text) <= _LONGEST else None
+def _short(text: str | None) -> str | None:
+    return text if text is not None and len(text) <= _LONGEST else None
 
 
 def _is_pipeline(estimator: Any) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from sklearn.pipeline import Pipeline
 
 from .._ranks import RANK_WORDS, RankBudget, RankRule, rank_of_words, words_of_rank
-from .._recipes import RecipeError, recipe_of, value_from
+from .._recipes import OF_THE_RUN, RecipeError, recipe_of, value_from
 from ..cluster import MSUKMeans
 from ..discovery import all_estimators
 from ..exceptions import InvalidRecipeError
@@ -21,7 +21,6 @@ from .text import Node
 # What is left out of a step is as on the command line, where it differs from the class
 _METHODS = {"merge": "tsv", "prune": "svd", "calibrate": "svc_calibrator"}
 _OWN_NORM = "distill"  # training finds the norm, so that its scale is 1
-_OF_THE_RUN = ("n_jobs", "verbose", "device")
 _TAGS = ("tuple", "set", "dict", "array", "float")
 _SHARES = ("weights", "strengths", "factors", "blocks")
 _RANK = re.compile(rf"({'|'.join(RANK_WORDS)}):([^,]+)(?:,max:(\d+))?")
@@ -136,7 +135,7 @@ def _written(kind: str, estimator: Any) -> dict[str, Any]:
     """Return the parameters of a step: all but those that are None, as they are when nothing is said."""
     cls = type(estimator)
     method = {"method": estimator.method} if kind in _METHODS else {}
-    left_out = {*_OF_THE_RUN, *left_out_of(estimator)}
+    left_out = {*OF_THE_RUN, *left_out_of(estimator)}
     filled = _defaults(kind, cls, inside=False)
     params = {name: value for name, value in recipe_of(estimator)["params"].items() if name not in left_out}
     defaults = inspect.signature(cls).parameters
@@ -164,7 +163,7 @@ def _readable(name: str, value: Any, owner: str) -> Any:
     if "class" in value:
         mergers = {cls.__name__: method for method, cls in kinds()["merge"].items()}
         inner = {key: _readable(key, item, value["class"]) for key, item in value["params"].items()}
-        inner = {key: item for key, item in inner.items() if item is not None and key not in _OF_THE_RUN}
+        inner = {key: item for key, item in inner.items() if item is not None and key not in OF_THE_RUN}
         if name == "merger" and value["class"] in mergers:
             return {"method": mergers[value["class"]]} | inner
         return {"class": value["class"]} | inner
@@ -222,10 +221,10 @@ def _defaults(kind: str, cls: Any, *, inside: bool) -> dict[str, Any]:
 
 
 def _values(cls: Any, fields: Mapping[str, Node], *, more: tuple[str, ...] = ()) -> dict[str, Any]:
-    takes = [name for name in inspect.signature(cls).parameters if name not in _OF_THE_RUN]
+    takes = [name for name in inspect.signature(cls).parameters if name not in OF_THE_RUN]
     values = {}
     for name, node in fields.items():
-        if name in _OF_THE_RUN:
+        if name in OF_THE_RUN:
             raise node.error(f"{name!r} is of the run and changes no result", remedy="take it out of the recipe")
         if name not in takes:
             raise node.unknown(name, [*takes, *more])

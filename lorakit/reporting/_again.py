@@ -8,7 +8,7 @@ from inspect import signature
 from typing import Any, NamedTuple
 
 from .._ranks import words_of_rank
-from .._recipes import RecipeError, from_recipe, is_recipe, recipe_text
+from .._recipes import OF_THE_RUN, RecipeError, expression_of, from_recipe, is_recipe
 from ..discovery import all_estimators
 from ..exceptions import InvalidRecipeError
 from ..recipes.recipe import FORM
@@ -132,15 +132,14 @@ def _with_strengths(names: list[str], strengths: Any) -> list[str] | None:
 
 
 def python_of(chain: Chain) -> str | None:
-    """Return the lines of Python that run a chain; None if this version lacks one of its classes."""
-    classes = [_class(step["class"]) for step in chain.steps]
-    if None in classes:
+    """Return the lines of Python that run a chain; None if this version lacks a class, or a value was only named."""
+    made = [expression for step in chain.steps if (expression := expression_of(step, known_classes())) is not None]
+    if len(made) < len(chain.steps):
         return None
-    made = [f"{step['class']}({_changed(step)})" for step in chain.steps]
     imports = sorted({step["class"] for step in chain.steps} | _nested(chain.steps) | {"load_adapters", "save_adapter"})
     estimator = made[0] if len(made) == 1 else "make_pipeline(\n    " + ",\n    ".join(made) + ",\n)"
     save = ['save_adapter(results[0], "result")']
-    if len(chain.names) > 1 and classes[-1] not in all_estimators("merger").values():
+    if len(chain.names) > 1 and _class(chain.steps[-1]["class"]) not in all_estimators("merger").values():
         save = ["for adapter in results:", '    save_adapter(adapter, f"pruned/{adapter.name}")']
     return "\n".join(
         [
@@ -173,7 +172,7 @@ def _options(params: Mapping[str, Any], cls: Any) -> list[str] | None:
     defaults = {name: parameter.default for name, parameter in signature(cls).parameters.items()}
     words: list[str] = []
     for name, value in params.items():
-        if name in ("device", "n_jobs", "verbose"):
+        if name in OF_THE_RUN:
             continue
         if name == "scale":  # the command line has another default than Python
             said: list[str] | None = ["--scale", f"{value:g}" if value == 1 else str(value)]
@@ -239,13 +238,6 @@ def _same(value: Any, default: Any) -> bool:
         and value == default
         and isinstance(value, bool) == isinstance(default, bool)
     )
-
-
-def _changed(operation: Mapping[str, Any]) -> str:
-    """Return the parameters that are not the class's defaults, as Python has them."""
-    defaults = {name: parameter.default for name, parameter in signature(_class(operation["class"])).parameters.items()}
-    changed = {name: value for name, value in operation["params"].items() if not _same(value, defaults.get(name))}
-    return recipe_text({"class": "", "params": changed})[1:-1]
 
 
 def _nested(operations: Sequence[Mapping[str, Any]]) -> set[str]:
