@@ -14,6 +14,8 @@ from .cluster.kmeans import MSUKMeans as MSUKMeans
 from .distillation.generic import generic_inputs as generic_inputs
 from .distillation.pseudo import pseudo_inputs as pseudo_inputs
 from .distillation.targets import collect_targets as collect_targets
+from .experts import join_experts as join_experts
+from .experts import split_experts as split_experts
 from .factors import LoraFactors as LoraFactors
 from .gradients import collect_fisher as collect_fisher
 from .io.convert import convert_adapter as convert_adapter

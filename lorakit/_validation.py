@@ -114,6 +114,12 @@ def _check_overlap(X: AdapterSet) -> None:
 
 def _rename_hint(adapter: Adapter, others: set[str]) -> Words:
     mine = next(iter(adapter))
+    if any(".experts." in module for module in adapter) and any(".experts." in module for module in others):
+        return Words(
+            "merge adapters of one base model; lorakit.load_adapters brings fused experts and linear modules "
+            "of experts to one layout, as lorakit.split_experts does",
+            "merge adapters of one base model",
+        )
     for other in sorted(others):
         if other.endswith("." + mine):
             prefix = other.removesuffix(mine)

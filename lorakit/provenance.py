@@ -175,7 +175,8 @@ class Provenance:
     conversions : tuple of mapping
         What was done to names and stored numbers since it was read or made, in order: ``{"to": format}``, with a
         ``component`` and a ``family`` or not, as :func:`~lorakit.convert_adapter` does; ``{"dtype": name}``;
-        ``{"prefix": [old, new]}`` or ``{"names": {old: new, ...}}`` of its modules; ``{"without_padding": True}``.
+        ``{"prefix": [old, new]}`` or ``{"names": {old: new, ...}}`` of its modules; ``{"without_padding": True}``;
+        ``{"split_experts": {...}}`` and ``{"join_experts": {...}}`` with what these functions were given.
     """
 
     format: str = "peft"

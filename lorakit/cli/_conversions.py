@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .. import Adapter, LoraFactors, convert_adapter
+from .. import Adapter, LoraFactors, convert_adapter, join_experts, split_experts
 from ..factors import dtype_name
 from ..files.safetensors import FLOAT_DTYPES
 from ..io.formats._record_form import is_conversions
@@ -66,6 +66,10 @@ def _converted(adapter: Adapter, step: Mapping[str, Any]) -> Adapter:
         return adapter.astype(dtypes[step["dtype"]])
     if "without_padding" in step:
         return in_memory(adapter, without_padding=True)
+    if "split_experts" in step:
+        return split_experts(adapter, **step["split_experts"])
+    if "join_experts" in step:
+        return join_experts(adapter, **step["join_experts"])
     if "names" in step:
         return _renamed(adapter, step["names"], step)
     old, new = step["prefix"]

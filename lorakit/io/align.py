@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..adapters import Adapter
 from ..exceptions import UnsupportedAdapterError
 from .convert import convert_adapter, what_is_known
+from .expert_layouts import experts_alike
 from .names.translate import candidates
 
 __all__ = ["named_alike"]
@@ -26,12 +27,22 @@ def named_alike(adapters: Sequence[Adapter]) -> tuple[list[Adapter], str | None]
     Returns
     -------
     adapters : list of Adapter
-        As they are if they are of one format already, or if there is no format in whose names they share modules. What
-        was done is in ``provenance.conversions``.
+        As they are if they are of one format and layout already, or if there is no format in whose names they share
+        modules. What was done is in ``provenance.conversions``.
     said : str or None
-        What was renamed, for people; None if nothing was.
+        What was renamed, split and joined, for people; None if nothing was.
     """
-    given = list(adapters)
+    named, said = _in_one_format(list(adapters))
+    if len({adapter.provenance.format for adapter in named}) > 1:
+        return named, said
+    alike, done = experts_alike(named)
+    if done:
+        experts = f"experts were brought to the layout of {named[0].name!r}, exactly: {'; '.join(done)}"
+        said = experts if said is None else f"{said}; {experts}"
+    return alike, said
+
+
+def _in_one_format(given: list[Adapter]) -> tuple[list[Adapter], str | None]:
     formats = list(dict.fromkeys(adapter.provenance.format for adapter in given))
     if len(formats) < 2:
         return given, None

@@ -178,8 +178,10 @@ def load_adapters(
         on the Hub and a local path that ends in it.
     same_names : bool, default=True
         Convert adapters of several formats to the names of one of them, the first's if that can be done exactly, as
-        :func:`convert_adapter` does, and warn of what was renamed; ``provenance.conversions`` has it too. If it cannot
-        be done, they stay as they are, and estimators refuse them.
+        :func:`convert_adapter` does; where some adapt fused experts and others the linear modules of each expert, bring
+        all to the layout of the first, as :func:`split_experts` and :func:`join_experts` do. What was done is warned
+        of, and is in ``provenance.conversions``. If it cannot be done, they stay as they are, and estimators refuse
+        them.
 
     Returns
     -------
@@ -243,7 +245,8 @@ def load_adapters(
             ],
         )
     formats = {adapter.provenance.format for adapter in adapters}
-    if same_names and len(formats) > 1:
+    experts = any(info.kind.experts for adapter in adapters for info in adapter.infos.values())
+    if same_names and (len(formats) > 1 or experts):
         alike, said = named_alike(adapters)
         if said is not None:
             adapters = AdapterSet(alike)

@@ -37,6 +37,7 @@ RIGHT = (
     "lorakit.convert_adapter", "(random_state=None), other ones each time", "pass model= and forwards=",
     "init_weights=", "in_channels * prod(kernel)", "got both weights=", "blocks={X!r}", "fisher[", "vera_lambda_b (",
     "partial_fit adds updates", "has no partial_fit", "use one ModuleScaler for all",
+    "lorakit.split_experts(",
 )  # fmt: skip
 
 

@@ -63,6 +63,22 @@ def _is_conversion(found: Any) -> bool:
         or (set(found) == {"without_padding"} and found["without_padding"] is True)
         or (set(found) == {"names"} and isinstance(found["names"], dict) and _is_texts(list(found["names"].values())))
         or (set(found) == {"prefix"} and isinstance(prefix, list) and len(prefix) == 2 and _is_texts(prefix))
+        or (set(found) == {"split_experts"} and _is_layout(found["split_experts"], {"parts": list}))
+        or (
+            set(found) == {"join_experts"}
+            and _is_layout(found["join_experts"], {"experts": int, "parameters": list, "weights": list})
+        )
+    )
+
+
+def _is_layout(found: Any, fields: Mapping[str, type]) -> bool:
+    """Whether a value says how the experts of an adapter were split or joined."""
+    kinds = {**fields, "interleaved": bool, "transposed": bool}
+    return (
+        isinstance(found, dict)
+        and set(kinds) - {"weights"} <= set(found) <= set(kinds)
+        and all(type(value) is kinds[key] for key, value in found.items())
+        and all(_is_texts(value) for value in found.values() if isinstance(value, list))
     )
 
 
