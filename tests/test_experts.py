@@ -131,9 +131,7 @@ def test_what_the_widths_do_not_tell():
     down = fused().select([f"m.experts.{i}" for i in range(EXPERTS)])
     kind = ModuleKind("expert", experts=EXPERTS, parameters=("down_proj",))
     alone = Adapter(dict(down), kinds=dict.fromkeys(down, kind), name="mine")
-    with pytest.raises(
-        UnsupportedAdapterError, match=r"mine.*down_proj 6 x 4.*transposed=True for \(inputs, outputs\)"
-    ):
+    with pytest.raises(UnsupportedAdapterError, match=r"mine.*down_proj 6 x 4.*if transposed, \(inputs"):
         split_experts(alone)
     assert split_experts(alone, transposed=True).infos["m.experts.0.down_proj"].d_in == H
 
