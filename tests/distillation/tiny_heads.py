@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from lorakit import DistillMerger
+
 D_IN, D_OUT = 24, 16
 
 
@@ -30,3 +32,21 @@ def toy_forward(model, x):
 
 def toy_inputs(n=60, dtype=torch.float64, seed=0):
     return torch.randn(n, D_IN, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def merger(**options):
+    defaults = {
+        "k": 6,
+        "model": toy_model(),
+        "inputs": toy_inputs(),
+        "forwards": toy_forward,
+        "epochs": 3,
+        "batch_size": 20,
+        "learning_rate": 0.02,
+        "random_state": 0,
+    }
+    return DistillMerger(**defaults | options)
+
+
+def same_bits(x, y):
+    return all(torch.equal(a, b) for m in x for a, b in zip(x[m], y[m], strict=True))
