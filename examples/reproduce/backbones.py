@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 torch.set_num_threads(1)  # on any machine the same numbers, and two scripts can run side by side
 
+BATCH_SIZE = 50  # texts that are judged together
 Batch = dict[str, Tensor]
 Tokens = list[list[int]]
 
@@ -60,6 +61,10 @@ class Backbone(Protocol):
 
     def scores(self, model: nn.Module, head: Any, batch: Batch) -> Tensor:
         """Class scores of a batch, shape (texts, labels), with gradients where they are on."""
+        ...
+
+    def scores_of(self, model: nn.Module, head: Any, tokens: Tokens) -> Tensor:
+        """Class scores of any number of texts, in batches that cost little, shape (texts, labels)."""
         ...
 
     def loss(self, model: nn.Module, head: Any, tokens: Tokens, labels: Tensor) -> Tensor:
@@ -105,12 +110,24 @@ class MiniLM:
         """20 x cosine."""
         return 20 * self.embed(model, batch) @ head.T
 
+    def scores_of(self, model: nn.Module, head: Tensor, tokens: Tokens) -> Tensor:
+        """The same of any number of texts, batched by length."""
+        return padded_scores(self, model, head, tokens)
+
     def loss(self, model: nn.Module, head: Tensor, tokens: Tokens, labels: Tensor) -> Tensor:
         """Cross-entropy of the scores."""
         return cross_entropy(self.scores(model, head, self.collate(tokens)).float(), labels)
 
 
 MINILM = MiniLM()
+
+
+def padded_scores(backbone: Backbone, model: nn.Module, head: Any, tokens: Tokens) -> Tensor:
+    """Class scores of any number of texts, in padded batches of about equal lengths, in float32."""
+    parts = by_length(tokens, BATCH_SIZE)
+    found = [backbone.scores(model, head, backbone.collate([tokens[i] for i in part])).float() for part in parts]
+    order = np.argsort(np.concatenate(parts), kind="stable")
+    return torch.cat(found)[torch.from_numpy(order)]
 
 
 @cache

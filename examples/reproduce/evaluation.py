@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from backbones import MINILM, Backbone, Tokens, by_length
+from backbones import MINILM, Backbone, Tokens
 from cache import cache_folder, content_key, written
 from tasks import SPLITS, load_task
 from torch import Tensor, nn
@@ -31,7 +31,6 @@ from torch import Tensor, nn
 from lorakit import Adapter
 
 VERSION = 1  # of how scores are computed: raise it when that changes
-BATCH_SIZE = 50
 
 
 class Evaluator:
@@ -171,13 +170,11 @@ class Evaluator:
 
     def _forward(self, model: nn.Module, head: Any, task: str, rows: np.ndarray) -> np.ndarray:
         tokens = _tokens(self.backbone, task, self.split)
-        wanted = [tokens[i] for i in rows]
-        found = np.zeros((len(rows), len(load_task(task).anchors)), dtype=np.float32)
+        if not len(rows):
+            return np.zeros((0, len(load_task(task).anchors)), dtype=np.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.backbone.autocast):
-            for part in by_length(wanted, BATCH_SIZE):
-                batch = self.backbone.collate([wanted[i] for i in part])
-                found[part] = self.backbone.scores(model, head, batch).float().numpy()
-        return found
+            scores = self.backbone.scores_of(model, head, [tokens[i] for i in rows])
+        return scores.float().numpy()
 
 
 @contextmanager

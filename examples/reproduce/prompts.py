@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import packing
 import torch
 from backbones import Backbone, Tokens, by_length
 from cache import cache_folder, content_key
 from evaluation import update_hash, updated
 from generation import greedy
-from smollm2 import NEW_TOKENS, Answers, SmolLM2, hidden
+from smollm2 import NEW_TOKENS, Answers, SmolLM2
 from tasks import Task, load_task
 from torch import Tensor, nn
 
@@ -57,14 +58,14 @@ def trained_merge(recipe: PromptRecipe, adapters: AdapterSet, backbone: SmolLM2)
     start = time.process_time()
     heads = {name: head_of(base, backbone, load_task(name)) for name in adapters.names}
     inputs, owners = inputs_of(recipe.n, base, adapters, backbone)
-    targets = own_targets(base, adapters, inputs, owners, heads, backbone)
+    targets = own_targets(base, adapters, inputs, owners, heads)
     prepared = time.process_time()
     key = content_key(asdict(recipe), backbone.name, [(a.name, update_hash(a)) for a in adapters])
     merger = DistillMerger(
         recipe.k,
         model=base,
         inputs=inputs,
-        forwards=SharedHeads(Last(backbone), heads),
+        forwards=SharedHeads(Last(), heads),
         targets=targets,
         owners=owners,
         own_weight=OWN_ONLY,
@@ -89,11 +90,9 @@ def trained_merge(recipe: PromptRecipe, adapters: AdapterSet, backbone: SmolLM2)
 class Last:
     """From a model and prompts to the states of the last tokens, with gradients where they are on: (n, width)."""
 
-    backbone: Backbone
-
     def __call__(self, model: nn.Module, tokens: Tokens) -> Tensor:
-        """Run the prompts, in one batch."""
-        return hidden(model, self.backbone.collate(tokens))[:, -1]
+        """Run the prompts, in common rows."""
+        return torch.cat([row.states(model) for row in packing.rows(tokens)])
 
 
 def head_of(base: nn.Module, backbone: SmolLM2, task: Task) -> Tensor:
@@ -133,7 +132,6 @@ def own_targets(
     inputs: Tokens,
     owners: list[str],
     heads: dict[str, Tensor],
-    backbone: SmolLM2,
 ) -> Targets:
     """What each adapter's head says of the inputs that are its own; zeros for the others, which do not count."""
     found = {}
@@ -142,7 +140,7 @@ def own_targets(
         own = np.array([i for i, owner in enumerate(owners) if owner == adapter.name])
         with updated(base, adapter) as model:
             for part in by_length([inputs[i] for i in own], 50):
-                states = Last(backbone)(model, [inputs[i] for i in own[part]])
+                states = Last()(model, [inputs[i] for i in own[part]])
                 scores[own[part]] = (states @ heads[adapter.name].T).numpy()
         found[adapter.name] = scores
     return Targets(found)

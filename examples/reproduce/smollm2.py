@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import packing
 import torch
-from backbones import Batch, Tokens
+from backbones import Batch, Tokens, padded_scores
 from cache import cache_folder, written
 from generation import greedy
 from packages import Package, fetch, members
@@ -134,16 +135,26 @@ class SmolLM2:
         labels = {answer: label for label, answer in enumerate(head.words)}
         return one_hot(torch.tensor([labels.get(answer, 0) for answer in found]), len(labels)).float()
 
+    def scores_of(self, model: nn.Module, head: Tensor | Answers, tokens: Tokens) -> Tensor:
+        """The same of any number of texts: prompts in common rows, and answers in padded batches."""
+        if not isinstance(head, Tensor):
+            return padded_scores(self, model, head, tokens)
+        words = model.lm_head.weight[head]  # the head has a row for each of 49,152 tokens
+        return torch.cat([row.states(model) @ words.T for row in packing.rows(tokens)]).float()
+
     def loss(self, model: nn.Module, head: Tensor | Answers, tokens: Tokens, labels: Tensor) -> Tensor:
         """Cross-entropy: over the labels' words, or over all tokens at each token of the answer."""
         if isinstance(head, Tensor):
-            return cross_entropy(self.scores(model, head, self.collate(tokens)), labels)
+            return cross_entropy(self.scores_of(model, head, tokens), labels)
         answers = [head.tokens[label] for label in labels.tolist()]
-        batch = self.collate([text + answer for text, answer in zip(tokens, answers, strict=True)])
-        found, wanted = hidden(model, batch), torch.tensor([token for answer in answers for token in answer])
-        # what predicts the answer's tokens: the positions before them
-        before = torch.cat([states[-len(answer) - 1 : -1] for states, answer in zip(found, answers, strict=True)])
-        return cross_entropy(_logits(model, before).float(), wanted)
+        found, first = [], 0
+        for row in packing.rows([text + answer for text, answer in zip(tokens, answers, strict=True)]):
+            states, sizes = row.all_states(model), [len(answer) for answer in answers[first : first + len(row.last)]]
+            # what predicts the answer's tokens: the positions before them
+            found += [states[end - size : end] for end, size in zip(row.last.tolist(), sizes, strict=True)]
+            first += len(row.last)
+        wanted = torch.tensor([token for answer in answers for token in answer])
+        return cross_entropy(_logits(model, torch.cat(found)).float(), wanted)
 
     def _prompt(self, task: Task) -> tuple[str, str, tuple[str, ...] | None]:
         if task.name not in PROMPTS:

@@ -190,9 +190,6 @@ def _batches(tokens: list[list[int]], training: Training) -> Iterator[np.ndarray
 def accuracy(model: nn.Module, backbone: Backbone, head: Any, task: Task, split: str) -> float:
     """Share of a split's first texts that get their true label."""
     texts, labels = zip(*task.splits[split][: backbone.n_checked], strict=True)
-    tokens, y, right = backbone.encode(task, texts), torch.tensor(labels), 0
-    for rows in by_length(tokens, 50):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backbone.autocast):
-            scores = backbone.scores(model, head, backbone.collate([tokens[i] for i in rows]))
-        right += int((scores.argmax(dim=1) == y[torch.from_numpy(rows)]).sum())
-    return right / len(y)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=backbone.autocast):
+        scores = backbone.scores_of(model, head, backbone.encode(task, texts))
+    return float((scores.argmax(dim=1) == torch.tensor(labels)).double().mean())

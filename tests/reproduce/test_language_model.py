@@ -169,7 +169,7 @@ def test_teachers_say_what_their_own_adapter_says(bench):
     backbone, net = TinyLanguage(), model()
     heads = {name: prompts.head_of(net, backbone, language_tasks()[name]) for name in bench.adapters.names}
     inputs, owners = prompts.inputs_of(3, net, bench.adapters, backbone)
-    targets = own_targets(net, bench.adapters, inputs, owners, heads, backbone)
+    targets = own_targets(net, bench.adapters, inputs, owners, heads)
     assert owners.count("colour") == 3
     assert owners.count("opposite") > 3  # each beginning of an answer
     i = owners.index("opposite") + 1

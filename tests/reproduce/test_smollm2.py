@@ -2,6 +2,7 @@
 
 import evaluation
 import numpy as np
+import packing
 import pytest
 import torch
 import training
@@ -62,6 +63,31 @@ def test_scores_are_the_logits_of_the_words_whatever_the_padding(known_tasks):
     found = backbone.scores(net, head, backbone.collate(tokens))
     for row, prompt in zip(found, tokens, strict=True):
         torch.testing.assert_close(row, net(input_ids=torch.tensor([prompt])).logits[0, -1, head])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [1, 9, 1000])
+def test_prompts_in_one_row_are_the_prompts_alone(known_tasks, monkeypatch, size):
+    net, backbone, task = model(), TinyLanguage(), known_tasks["colour"]
+    monkeypatch.setattr(packing, "TOKENS", size)
+    head = backbone.head(net, task)
+    tokens = backbone.encode(task, ["red", "blue cold warm sea", "blue", "sea sun ice", "blue cold"])
+    made = list(packing.rows(tokens, size))
+    assert len(made) == {1: 5, 9: 3, 1000: 1}[size]
+    assert sum(row.ids.numel() for row in made) == sum(map(len, tokens)) - (5 - len(made))  # 'say' is read once a row
+    found = torch.cat([row.states(net) for row in made])
+    for state, prompt in zip(found, tokens, strict=True):
+        alone = net.model(input_ids=torch.tensor([prompt])).last_hidden_state[0, -1]
+        torch.testing.assert_close(state, alone, rtol=1e-4, atol=1e-5)
+    expected = torch.cat([backbone.scores(net, head, backbone.collate([prompt])) for prompt in tokens])
+    torch.testing.assert_close(backbone.scores_of(net, head, tokens), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_common_beginning_leaves_a_token_of_each():
+    assert packing.common([[1, 2, 3]]) == 2
+    assert packing.common([[1, 2], [1, 2, 3]]) == 1
+    assert packing.common([[1, 2, 3], [1, 2, 4]]) == 2
+    assert packing.common([[1, 2], [3, 4]]) == 0
 
 
 @torch.no_grad()
