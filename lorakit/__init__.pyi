@@ -55,9 +55,11 @@ from .model_selection.weight_search import WeightSearch as WeightSearch
 from .pieces import join_modules as join_modules
 from .pieces import split_modules as split_modules
 from .preparing.balance import NormBalancer as NormBalancer
+from .preparing.join import ModuleJoiner as ModuleJoiner
 from .preparing.pico import PicoDamper as PicoDamper
 from .preparing.scale import ModuleScaler as ModuleScaler
 from .preparing.select import ModuleSelector as ModuleSelector
+from .preparing.split import ModuleSplitter as ModuleSplitter
 from .pruning.lego import LegoPruner as LegoPruner
 from .pruning.svd import SVDPruner as SVDPruner
 from .recipes.files import load_recipe as load_recipe

@@ -32,8 +32,10 @@ def kinds() -> dict[str, dict[str, Any]]:
 
     Examples
     --------
-    >>> list(kinds()), list(kinds()["calibrate"])
-    (['select', 'prune', 'balance', 'pico', 'scale', 'merge', 'calibrate'], ['isotropizer', 'svc_calibrator'])
+    >>> list(kinds())
+    ['select', 'prune', 'balance', 'join', 'pico', 'scale', 'split', 'merge', 'calibrate']
+    >>> list(kinds()["calibrate"])
+    ['isotropizer', 'svc_calibrator']
     """
     mergers, others = all_estimators("merger"), dict(all_estimators("transformer"))
     calibrators = {name: cls for name, cls in mergers.items() if "merger" in inspect.signature(cls).parameters}
