@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 
@@ -16,11 +17,13 @@ from lorakit import (
     ModuleSplitter,
     SVDMerger,
     load_adapter,
+    load_adapters,
     load_recipe,
     save_adapter,
     save_recipe,
     split_modules,
 )
+from lorakit.cli import main
 from lorakit.exceptions import IncompatibleAdaptersError
 from lorakit.testing._step_checks import check_transformer_bad_input, check_transformer_in_pipelines
 
@@ -109,6 +112,17 @@ def test_in_a_recipe_and_a_record(tmp_path):
     assert set(saved) == set(merged)
 
 
+def test_verified_and_made_again(tmp_path):
+    paths = [str(save_adapter(adapter, tmp_path / adapter.name)) for adapter in (fused(), apart())]
+    (merged,) = make_pipeline(ModuleSplitter(PARTS), SVDMerger(k=2)).fit_transform(load_adapters(paths))
+    out, again = str(save_adapter(merged, tmp_path / "out")), str(tmp_path / "again")
+    for words in (["verify", out, "--sources", paths[0], "--sources", paths[1]], ["replay", out, "-o", again]):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 0, done.output
+    weights = (load_adapter(path)["layers.1.attn.k_proj"].delta() for path in (out, again))
+    assert torch.equal(*weights)
+
+
 WRONG = {
     "no such layer": (ModuleSplitter({"qvk_proj": {"q": 5, "v": 5}}), ValueError, r"'qvk_proj'.*first module is"),
     "no number": (ModuleSplitter({"qkv_proj": {"q": 5, "v": "5"}}), ValueError, "whole and at least 1"),
@@ -118,6 +132,13 @@ WRONG = {
     "two of one": (ModuleJoiner({"a": {"q_proj": 6}, "b": {"q_proj": 6}}), ValueError, "part of 'a' and of 'b'"),
     "no such part": (ModuleJoiner({"a": {"x": 6, "y": 6}}), ValueError, "'x' or 'y'"),
 }
+
+
+def test_adapters_without_the_layers():
+    """They stay as they are, alone as well, as in a fold of cross-validation, once the step has seen the layers."""
+    fitted = ModuleSplitter(PARTS).fit([fused(), apart()])
+    (same,) = fitted.transform([apart()])
+    assert dict(same.infos) == dict(apart().infos)
 
 
 @pytest.mark.parametrize("case", WRONG)
