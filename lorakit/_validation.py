@@ -15,7 +15,13 @@ from .adapter_set import AdapterSet
 from .adapters import Adapter
 from .exceptions import IncompatibleAdaptersError, ParameterError, Setting, Words
 
-_ADD_UP = ("merge by ConcatMerger, SVDMerger or TaskArithmeticMerger, which add them up, and ", Setting("scale", 1.0))
+_ADD_UP = (
+    Words(
+        "merge by ConcatMerger, SVDMerger or TaskArithmeticMerger",
+        "merge by --method concat, svd or task_arithmetic",
+    ),
+    ", which add them up",
+)
 
 
 def check_adapters(X: AdapterSet | Iterable[Adapter], *, differences: bool = False) -> AdapterSet:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
-from .exceptions import IncompatibleAdaptersError, OutputError, Setting, UnsupportedAdapterError
+from .exceptions import IncompatibleAdaptersError, OutputError, Setting, UnsupportedAdapterError, Words
 from .factors import all_finite, dtype_name
 
-__all__ = ["MemoryDifferences", "differences_of", "merged_differences", "refuse_differences"]
+__all__ = ["MemoryDifferences", "added_up", "differences_of", "norms_of", "refuse_differences", "rounded"]
 
 _SHOWN = 3  # names in a message
 
@@ -55,7 +55,7 @@ def differences_of(adapters: Iterable[Adapter]) -> Iterator[tuple[Adapter, str]]
                 yield adapter, name
 
 
-def refuse_differences(adapters: Iterable[Adapter], what: str, *, remedy: Sequence[str | Setting] = ()) -> None:
+def refuse_differences(adapters: Iterable[Adapter], what: str, *, remedy: Sequence[str | Setting | Words] = ()) -> None:
     """Refuse adapters that add to whole parameters, where this would be lost.
 
     Parameters
@@ -64,7 +64,7 @@ def refuse_differences(adapters: Iterable[Adapter], what: str, *, remedy: Sequen
         The adapters.
     what : str
         What would leave them out, as the subject of a sentence.
-    remedy : sequence of str and Setting, default=()
+    remedy : sequence of str, Setting and Words, default=()
         What else to do than to leave them out when the files are read.
 
     Raises
@@ -77,7 +77,7 @@ def refuse_differences(adapters: Iterable[Adapter], what: str, *, remedy: Sequen
         _refuse(found[0], what, remedy)
 
 
-def _refuse(adapter: Adapter, what: str, remedy: Sequence[str | Setting]) -> NoReturn:
+def _refuse(adapter: Adapter, what: str, remedy: Sequence[str | Setting | Words]) -> NoReturn:
     assert adapter.differences is not None
     names = list(adapter.differences.infos)
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
@@ -89,48 +89,63 @@ def _refuse(adapter: Adapter, what: str, remedy: Sequence[str | Setting]) -> NoR
     )
 
 
-def merged_differences(
-    adapters: Sequence[Adapter], factors: Sequence[float], dtype: torch.dtype
-) -> MemoryDifferences | None:
-    """Return the sum of the differences of several adapters, each times a factor; None if there are none.
+def added_up(
+    adapters: Iterable[Adapter], factors: Iterable[float], before: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Return the sum of the differences of several adapters, each times a factor, in float64.
 
-    It is computed in float64 and rounded once. An adapter that lacks a parameter adds nothing to it.
+    An adapter that lacks a parameter adds nothing to it.
 
     Parameters
     ----------
-    adapters : sequence of Adapter
+    adapters : iterable of Adapter
         The adapters.
-    factors : sequence of float
+    factors : iterable of float
         One for each.
-    dtype : torch.dtype
-        Of the result.
+    before : mapping of str to Tensor, optional
+        A sum that they are added to. It is not changed.
 
     Raises
     ------
     IncompatibleAdaptersError
         If a parameter has several shapes.
+    """
+    sums: dict[str, Tensor] = dict(before or {})
+    for adapter, factor in zip(adapters, factors, strict=True):
+        for name in adapter.differences.infos if adapter.differences is not None else ():
+            assert adapter.differences is not None
+            term = adapter.differences.read(name).double() * factor
+            if name in sums and sums[name].shape != term.shape:
+                raise IncompatibleAdaptersError(
+                    f"the parameter {name!r} has {tuple(term.shape)} numbers in {adapter.name!r}",
+                    adapters=[adapter.name],
+                    expected=f"{tuple(sums[name].shape)}, as other adapters have",
+                    remedy="merge adapters of one base model",
+                )
+            sums[name] = sums[name] + term if name in sums else term
+    return sums
+
+
+def norms_of(adapters: Iterable[Adapter], name: str) -> np.ndarray:
+    """Return the Euclidean norm of what each adapter adds to a parameter; 0 of one that adds nothing."""
+    return np.array(
+        [
+            float(adapter.differences.read(name).double().norm())
+            if adapter.differences is not None and name in adapter.differences.infos
+            else 0.0
+            for adapter in adapters
+        ]
+    )
+
+
+def rounded(sums: Mapping[str, Tensor], dtype: torch.dtype) -> MemoryDifferences | None:
+    """Return sums as the differences of an adapter of this dtype; None if there are none.
+
+    Raises
+    ------
     OutputError
         If a sum does not fit the dtype.
     """
-    sums: dict[str, Tensor] = {}
-    terms = (
-        (adapter, name, adapter.differences.read(name).double() * factor)
-        for adapter, factor in zip(adapters, factors, strict=True)
-        if adapter.differences is not None
-        for name in adapter.differences.infos
-    )
-    for adapter, name, term in terms:
-        if name not in sums:
-            sums[name] = term
-            continue
-        if sums[name].shape != term.shape:
-            raise IncompatibleAdaptersError(
-                f"the parameter {name!r} has {tuple(term.shape)} numbers in {adapter.name!r}",
-                adapters=[adapter.name],
-                expected=f"{tuple(sums[name].shape)}, as other adapters have",
-                remedy="merge adapters of one base model",
-            )
-        sums[name] = sums[name] + term
     cast = {name: total.to(dtype) for name, total in sums.items()}
     wrong = next((name for name, tensor in cast.items() if not all_finite(tensor)), None)
     if wrong is not None:

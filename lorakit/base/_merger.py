@@ -9,7 +9,7 @@ from copy import copy
 from dataclasses import replace
 from functools import partial
 from numbers import Real
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors
-from ..provenance import Differences, Made, combined
+from ..provenance import Made, combined
 from ._comparing import Comparing
 from ._estimator import AdapterEstimator, spectrum_of_mean
 from ._results import (
@@ -40,11 +40,8 @@ from ._results import (
     warn_of_zeros,
 )
 
-
-def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
-    """Return the first k MSUs, in tensors of their own; all of them, as they are, where there are no more."""
-    # a view would keep the storage of them all
-    return factors if k >= factors.rank else LoraFactors(factors.A[:k].clone(), factors.B[:, :k].contiguous())
+if TYPE_CHECKING:
+    from ._adding import AddedDifferences
 
 
 class BaseMerger(Comparing, AdapterEstimator):
@@ -172,7 +169,7 @@ class BaseMerger(Comparing, AdapterEstimator):
 
     def _fit_ranks(self, X: AdapterSet | Iterable[Adapter], mergers: Sequence[Self]) -> None:
         """Fit mergers that are like this one but for ``k``, in one pass over the modules."""
-        X = check_adapters(X, differences=self.scale != "match" and self._coefficients(np.ones(1)) is not None)
+        X = check_adapters(X, differences=self._coefficients(np.ones(1)) is not None)
         given, weights, subtracts = self._weighed(X)
         for merger in mergers:  # by all adapters: a search over weights that sets some to 0 keeps its k
             if not needs_spectra(merger.k):
@@ -193,13 +190,17 @@ class BaseMerger(Comparing, AdapterEstimator):
             return partial(worker._for_module(module)._fit_module, ks=ranks[module], **options)
 
         merges = [Merge() for _ in mergers]
+        added = self._added_differences(X)
         with closing(iter_modules(task_of, counted, n_jobs=self.n_jobs, verbose=self.verbose)) as merged:
             for module, outcomes in zip(counted.module_names, merged, strict=True):
                 for merge, outcome in zip(merges, outcomes, strict=True):
                     merge.add(module, outcome)
         for merger, merge in zip(mergers, merges, strict=True):
             if self._scaled_last:
-                self._rescale(merge, np.abs(weights), counted.dtype)
+                self._rescale(merge, np.abs(weights), counted.dtype, {} if added is None else added.norms)
+            if added is not None:
+                of_model = next(iter(merge.scales.values())) if self._scaled_last else None
+                merge.differences = added.scaled(self, of_model)
             merge.fill(X, counted.dtype)
             merger._store(X, positions, merge)
             if self._compares:
@@ -239,19 +240,19 @@ class BaseMerger(Comparing, AdapterEstimator):
         step = self._step(X)
         if step.recipe is not None:
             step = replace(step, recipe={**step.recipe, "factor": merge.factor()})
-        provenance = combined([adapter.provenance for adapter in X], Made(step), self._added_differences(X))
+        provenance = combined([adapter.provenance for adapter in X], Made(step), merge.differences)
         self.merged_ = merge.results.adapter(name=self.method, kinds=kinds, provenance=provenance)
         self.module_names_in_ = X.module_names
         self.n_adapters_in_ = len(X)
         for key, by_module in merge.learned.items():
             setattr(self, f"{key}_", by_module)
 
-    def _added_differences(self, X: AdapterSet) -> Differences | None:
-        if any(adapter.differences is not None for adapter in X):
-            from ._adding import added_differences
+    def _added_differences(self, X: AdapterSet) -> AddedDifferences | None:
+        if all(adapter.differences is None for adapter in X):
+            return None
+        from ._adding import AddedDifferences  # few adapters have some
 
-            return added_differences(self, X)
-        return None
+        return AddedDifferences(self, X)
 
     def _coefficients(self, weights: np.ndarray) -> np.ndarray | None:
         """Return the factors of the updates in the sum that the result is, scale and rank apart; None if it is none."""
@@ -333,9 +334,10 @@ class BaseMerger(Comparing, AdapterEstimator):
         # a merge that came out as zero has no direction to scale
         return self.scale_target * mean / norms[0] if norms[0] > 0 else 1.0
 
-    def _rescale(self, merge: Merge, weights: np.ndarray, dtype: torch.dtype) -> None:
-        """Bring the results to the one scale that matches the norm of the whole model."""
-        scale = self._matching_scale(np.sqrt(np.sum([n**2 for n in merge.norms.values()], axis=0)), weights)
+    def _rescale(self, merge: Merge, weights: np.ndarray, dtype: torch.dtype, others: Mapping[str, np.ndarray]) -> None:
+        """Bring the results to the one scale that matches the norm of the whole model, other parameters included."""
+        norms = [*merge.norms.values(), *others.values()]
+        scale = self._matching_scale(np.sqrt(np.sum([n**2 for n in norms], axis=0)), weights)
         merge.rescale(scale, dtype)
 
     def transform(self, X: AdapterSet | Iterable[Adapter]) -> AdapterSet:

@@ -19,6 +19,7 @@ from ..adapters import Adapter
 from ..exceptions import Words, ZeroMergeWarning
 from ..factors import LoraFactors
 from ..linalg import Overlap, frobenius_norm, overlap_of, residual_norm, singular_values_of_sum
+from ..provenance import Differences
 from ..results import Results
 
 Learned = dict[str, Any]
@@ -38,6 +39,12 @@ class Outcome(NamedTuple):
     overlap: Overlap | None = None  # of ``factors`` and the updates, where they are to be compared
 
 
+def leading_msus(factors: LoraFactors, k: int) -> LoraFactors:
+    """Return the first k MSUs, in tensors of their own; all of them, as they are, where there are no more."""
+    # a view would keep the storage of them all
+    return factors if k >= factors.rank else LoraFactors(factors.A[:k].clone(), factors.B[:, :k].contiguous())
+
+
 def is_nothing(factors: LoraFactors) -> bool:
     """Whether a factor has nothing but zeros; the first row is nearly always enough to see that it has more."""
     return not all(factor[:1].any() or factor.any() for factor in factors)
@@ -54,6 +61,7 @@ class Merge:
         self.lost: list[str] = []  # modules that came out as zero though an adapter's update is not
         self.untrained: list[str] = []  # modules in which every update is zero
         self.overlaps: list[Overlap] = []
+        self.differences: Differences | None = None
 
     def add(self, module: str, outcome: Outcome) -> None:
         """Keep one module's result."""

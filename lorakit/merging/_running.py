@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from torch import Tensor
 
 from .._execution import iter_modules, read_module, to_output
 from .._recipes import recipe_of, recipe_text
@@ -18,10 +19,11 @@ from .._sklearn import fit_context
 from .._validation import check_adapters, check_weights
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleKind
+from ..differences import added_up, norms_of, rounded
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors, promoted_dtype
 from ..linalg import frobenius_norm, split_svd, svd_of_sum
-from ..provenance import Made, Provenance, Step, combined
+from ..provenance import Differences, Made, Provenance, Step, combined
 from ..results import Results
 
 _KEPT = 4  # times k: the rank of the running sum, where nobody says
@@ -75,6 +77,8 @@ class RunningSum(Seen):
 
     keep: int
     modules: dict[str, ModuleSum] = field(default_factory=dict)
+    differences: dict[str, Tensor] = field(default_factory=dict)  # weighted sums, by parameter
+    difference_norms: dict[str, float] = field(default_factory=dict)  # weighted sums of the norms
 
 
 def advanced(
@@ -182,7 +186,7 @@ class RunningSumMixin:
         (6, Adapter('svd', modules=2, rank=8, dtype=float32))
         """
         k = self._check_partial()
-        X = check_adapters(X)
+        X = check_adapters(X, differences=True)
         values = np.ones(len(X)) if weights is None else np.asarray(weights, dtype=np.float64)
         check_weights(values, X.names, signed=True)
         state: RunningSum = getattr(self, "running_sum_", None) or RunningSum(keep=_KEPT * k if keep is None else keep)
@@ -196,10 +200,14 @@ class RunningSumMixin:
             before = state.modules.get(module)
             return partial(advanced, before=before, weights=values.tolist(), keep=state.keep, device=self.device)
 
+        added = added_up(counted, values.tolist(), state.differences)
+        norms = {name: float(np.abs(values) @ norms_of(counted, name)) for name in added}
         with closing(iter_modules(task_of, counted, n_jobs=self.n_jobs, verbose=self.verbose)) as found:
             new = dict(zip(counted.module_names, found, strict=True))
         # nothing is changed before all of it has worked
         state.modules |= new
+        state.differences = added
+        state.difference_norms = {name: state.difference_norms.get(name, 0.0) + norm for name, norm in norms.items()}
         state.add(X, counted, values)
         self._finish(state, k)
         return self
@@ -217,12 +225,17 @@ class RunningSumMixin:
         for module, own in state.modules.items():
             leading = LoraFactors(own.factors.A[:k].clone(), own.factors.B[:, :k].contiguous())
             leading = leading.scaled(factor)
-            scale = scale_of(self, leading, own.norms / state.weight)
+            norm = frobenius_norm(leading).item() if self.scale == "match" else 0.0
+            scale = scale_of(self, norm, own.norms / state.weight)
             results.put(module, to_output(leading.scaled(scale), dtype, module))
             self.singular_values_[module] = abs(factor) * own.singular_values
             self.truncation_error_[module] = float(np.linalg.norm(self.singular_values_[module][k:]))
             self.sum_error_[module] = abs(factor) * own.lost
-        self.merged_ = merged_of(self, state, results)
+        added = {name: total * factor for name, total in state.differences.items()}
+        for name, total in added.items():
+            mean_norm = state.difference_norms[name] / state.weight
+            added[name] = total * scale_of(self, float(total.norm()), mean_norm)
+        self.merged_ = merged_of(self, state, results, rounded(added, dtype))
 
 
 def check_partial(merger: Any) -> int:
@@ -240,19 +253,18 @@ def check_partial(merger: Any) -> int:
     return int(k)
 
 
-def scale_of(merger: Any, factors: LoraFactors, mean_norm: float) -> float:
-    """Return the factor on a module's result; ``mean_norm`` is that of the updates."""
+def scale_of(merger: Any, norm: float, mean_norm: float) -> float:
+    """Return the factor on a result of this norm; ``mean_norm`` is that of what was merged."""
     if merger.scale != "match":
         return float(merger.scale)
-    norm = frobenius_norm(factors).item()
     return merger.scale_target * mean_norm / norm if norm else 1.0
 
 
-def merged_of(merger: Any, state: Seen, results: Results) -> Adapter:
+def merged_of(merger: Any, state: Seen, results: Results, differences: Differences | None = None) -> Adapter:
     """Return the adapter that partial_fit has made until now."""
     inputs = tuple((name, known.origin) for name, known in state.adapters)
     step = Step(f"{recipe_text(recipe_of(merger.shown()))}.partial_fit", inputs)
-    provenance = combined([known for _, known in state.adapters], Made(step))
+    provenance = combined([known for _, known in state.adapters], Made(step), differences)
     kinds = {module: state.kinds[module] for module in merger.module_names_in_}
     return results.adapter(name=merger.method, kinds=kinds, provenance=provenance)
 

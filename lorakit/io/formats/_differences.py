@@ -15,10 +15,9 @@ from torch import Tensor
 from ...adapters import Adapter
 from ...exceptions import CorruptFileError, OutputError, Setting, UnsupportedAdapterError
 from ...factors import all_finite, dtype_name, promoted_dtype
-from ...files.checks import FileStamp, require_unchanged
+from ...files.checks import FileStamp
 from ...files.safetensors import READ_DTYPES, TensorInfo
-from ...files.tensors import read_whole
-from ._factors import check_factors
+from ._factors import check_factors, read_checked
 from .codec import ReadOptions
 
 __all__ = ["FileDifferences", "Parted", "cast_difference", "opened_differences", "part_differences",
@@ -55,17 +54,9 @@ class FileDifferences:
 
     def read(self, name: str) -> Tensor:
         """Read what is added to one parameter, in float32 or better."""
-        opened, path = (self.size, self.mtime_ns), Path(self.file)
-        require_unchanged(path, opened)
         _, key, _, factor = next(place for place in self.places if place[0] == name)
-        (tensor,) = read_whole(path, (key,), opened)
-        if not all_finite(tensor):
-            raise CorruptFileError(
-                f"{key!r} has NaN or infinite values",
-                path=path,
-                expected="finite weights",
-                remedy=["use an earlier checkpoint, or ", Setting("differences", "drop")],
-            )
+        opened = self.size, self.mtime_ns
+        tensor = read_checked(Path(self.file), key, opened, "", Setting("differences", "drop"))
         return tensor.to(promoted_dtype((torch.float32, tensor.dtype))) * factor
 
 

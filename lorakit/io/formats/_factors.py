@@ -6,9 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ...adapters import ModuleInfo, ModuleKind
 from ...exceptions import CorruptFileError, Note, Setting, UnsupportedAdapterError, Words
+from ...factors import all_finite
+from ...files.checks import FileStamp, require_unchanged
 from ...files.safetensors import READ_DTYPES, TensorInfo
+from ...files.tensors import read_whole
 
 # Experts become modules, which take memory, while a file needs a few bytes for one; real models have tens of thousands.
 MOST_MODULES = 500_000
@@ -31,6 +36,39 @@ def check_factors(where: str, keys: Sequence[str], header: Mapping[str, TensorIn
                 path=where,
                 remedy="save or download the file again",
             )
+
+
+def read_checked(path: Path, key: str, opened: FileStamp, says: str, drop: Setting) -> Tensor:
+    """Read a tensor that is no factor, whose header has been checked, as it is stored; one of fp8 as bfloat16.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    key : str
+        The tensor.
+    opened : FileStamp
+        Size and time of the file when it was opened.
+    says : str
+        What it is, for messages: '' or a clause between commas.
+    drop : Setting
+        What leaves it out.
+
+    Raises
+    ------
+    CorruptFileError
+        If the file has changed, or a value is not finite.
+    """
+    require_unchanged(path, opened)
+    (tensor,) = read_whole(path, (key,), opened)
+    if not all_finite(tensor):
+        raise CorruptFileError(
+            f"{key!r}{says} has NaN or infinite values",
+            path=path,
+            expected="finite weights",
+            remedy=["use an earlier checkpoint, or ", drop],
+        )
+    return tensor
 
 
 def refuse_extra_weights(path: Path, extra_weights: Sequence[str]) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
-from ....factors import all_finite
-from ....files.checks import FileStamp, require_unchanged
+from ....exceptions import Setting, UnsupportedAdapterError
+from ....files.checks import FileStamp
 from ....files.safetensors import READ_DTYPES, TensorInfo
-from ....files.tensors import read_whole
+from .._factors import read_checked
 from .keys import PREFIX
 
 
@@ -57,18 +56,10 @@ class FileExtraWeights:
 
     def read(self, name: str) -> Tensor:
         """Read one tensor, as it is stored; one of fp8 as bfloat16."""
-        opened = self.size, self.mtime_ns
-        require_unchanged(self.path, opened)
         key, _ = self._place(name)
-        (tensor,) = read_whole(self.path, (key,), opened)
-        if not all_finite(tensor):
-            raise CorruptFileError(
-                f"{key!r}, which is carried along as an extra weight, has NaN or infinite values",
-                path=self.path,
-                expected="finite weights",
-                remedy=["use an earlier checkpoint, or ", Setting("modules_to_save", "drop")],
-            )
-        return tensor
+        opened = self.size, self.mtime_ns
+        says = ", which is carried along as an extra weight,"
+        return read_checked(self.path, key, opened, says, Setting("modules_to_save", "drop"))
 
     def _place(self, name: str) -> tuple[str, TensorInfo]:
         return next((key, info) for known, key, info in self.tensors if known == name)
