@@ -36,9 +36,8 @@ def test_pages_build_and_show(tmp_path, browser_or_none):
         return
     found = {}
     for page in sorted(pages):
-        for width in (1400, 400):
-            if seen := faults(browser_or_none, page, width):
-                found[page.relative_to(html).as_posix(), width] = seen
+        if seen := faults(browser_or_none, page):
+            found[page.relative_to(html).as_posix()] = seen
     assert not found
     browser_or_none.get((html / "user_guide" / "merging.html").as_uri())
     browser_or_none.set_script_timeout(600)
@@ -46,13 +45,14 @@ def test_pages_build_and_show(tmp_path, browser_or_none):
     assert browser_or_none.execute_async_script(shown) > 10
 
 
-def faults(browser, page, width):
-    """What is wrong with a page at a width: parts that are too wide, errors of scripts, files from elsewhere."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+def faults(browser, page):
+    """What is wrong with a page: parts that are too wide (for two widths of the window), errors, files from elsewhere."""
     browser.get_log("browser"), browser.get_log("performance")  # forget what came before
+    resize(browser, 1400)
     browser.get(page.as_uri())
-    found = browser.execute_script(TOO_WIDE)
+    found = [f"at 1400: {part}" for part in browser.execute_script(TOO_WIDE)]
+    resize(browser, 400)
+    found += [f"at 400: {part}" for part in browser.execute_script(TOO_WIDE)]
     for entry in browser.get_log("browser"):
         # The theme reports its own first visit as an error.
         if entry["level"] == "SEVERE" and "invalid theme mode" not in entry["message"]:
@@ -66,6 +66,11 @@ def faults(browser, page, width):
             elif url.scheme == "file" and not Path(unquote(url.path)).is_file():
                 found.append(f"lacks {url.path}")
     return found
+
+
+def resize(browser, width):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 @pytest.fixture(scope="module")

@@ -101,12 +101,12 @@ def loaded(address):
 
 
 @pytest.fixture
-def same(process, tasks, tmp_path, contents):
-    """Run a command on threads and on an engine: every file must be the same."""
+def same(lorakit_, process, tasks, tmp_path, contents):
+    """Run a command here on threads and, in a process of its own, on an engine: every file must be the same."""
 
     def run(*command, engine):
         one, two = tmp_path / "threads", tmp_path / "engine"
-        process(*command, "-o", one)
+        lorakit_(*command, "-o", one)
         process(*command, "-o", two, *engine)
         assert contents(one) == contents(two) != {}
         shutil.rmtree(one)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -117,6 +118,21 @@ def test_a_deleted_current_folder(tmp_path):
     assert done.stderr == "lorakit: error: the current folder was deleted; change to one that exists (cd)\n"
 
 
+EACH_IN_A_CHILD = """
+import json, os, sys
+import sklearn, torch  # once for all commands
+from lorakit.cli import main
+codes = []
+for args in json.loads(sys.argv[1]):
+    child = os.fork()
+    if not child:
+        main(args, prog_name="lorakit")  # ends in SystemExit, and the child as Python ends
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+with open(sys.argv[2], "w") as file:
+    json.dump(codes, file)
+"""
+
+
 def run_with(shell, *args):
     """Run the command line under a shell that redirects its streams; return the exit code."""
     command = f"{sys.executable} -m lorakit {' '.join(map(str, args))} {shell}"
@@ -124,12 +140,20 @@ def run_with(shell, *args):
 
 
 @pytest.mark.parametrize("streams", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-", "2>/dev/full"])
-def test_closed_or_full_streams_do_not_change_the_answer(lorakit_, tasks, out, streams):
-    lorakit_("merge", *tasks, "-o", out, "-m", "svd", "-k", 4)
-    assert run_with(streams, "verify", out, "--sources", *tasks) == 0
-    assert run_with(streams, "diff", tasks[0], tasks[1]) == 1
-    assert run_with(streams, "diff", tasks[0], "missing") == 2
-    assert run_with(streams, "merge", *tasks, "-o", out, "-m", "svd", "-k", 4, "--overwrite") == 0
+def test_closed_or_full_streams_do_not_change_the_answer(lorakit_, tasks, out, streams, tmp_path):
+    merge = ["merge", *tasks, "-o", str(out), "-m", "svd", "-k", "4"]
+    lorakit_(*merge)
+    commands = {
+        ("verify", str(out), "--sources", *tasks): 0,
+        ("diff", tasks[0], tasks[1]): 1,
+        ("diff", tasks[0], "missing"): 2,
+        (*merge, "--overwrite"): 0,
+    }
+    codes = tmp_path / "codes.json"
+    words = [sys.executable, "-c", EACH_IN_A_CHILD, json.dumps(list(commands)), str(codes)]
+    subprocess.run(["bash", "-c", f"{shlex.join(words)} {streams}"], check=False, capture_output=True, timeout=900)
+    assert json.loads(codes.read_text()) == list(commands.values())
+    assert run_with(streams, "diff", tasks[0], "missing") == 2  # where Python itself starts with them
 
 
 def test_what_cannot_be_printed_is_an_error(tasks):

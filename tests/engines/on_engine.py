@@ -114,7 +114,7 @@ def work_of(name: str) -> list[tuple[str, BaseEstimator, AdapterSet]]:
     work += [(label, estimator, two_layers) for label, estimator in ESTIMATORS.items()]
     work += [("in memory", SVDMerger(k=8), wide), ("with data", RegMeanMerger(k=8, grams=grams), wide)]
     # Every loop over modules starts Ray's workers anew, which takes seconds
-    few = ("svd", "ties on deltas", "dare", "pipeline", "with data")
+    few = ("svd", "pipeline", "with data")  # adapters, two loops, arrays of a megabyte
     return [entry for entry in work if name != "ray" or entry[0] in few]
 
 
