@@ -40,20 +40,22 @@ def has_adapter(layer: Any, adapter_name: str) -> bool:
     return adapter_name in layer.lora_A or adapter_name in layer.lora_embedding_A
 
 
+def bias_of(layer: Any, adapter_name: str) -> Tensor | None:
+    """Return the bias that is trained beside B (``lora_bias``); None if there is none."""
+    found: Tensor | None = (
+        layer.lora_B[adapter_name].bias if getattr(layer, "lora_bias", {}).get(adapter_name) else None
+    )
+    return found
+
+
 def factors_of(layer: Any, adapter_name: str, where: str, lora: Any) -> tuple[Tensor, Tensor, bool]:
-    """Return A and B as PEFT stores them, and whether they are of an embedding; refuse layers with more than these."""
+    """Return A and B as PEFT stores them, and whether they are of an embedding; refuse other variants than biases."""
     variant = getattr(layer, "lora_variant", {}).get(adapter_name)  # PEFT has it since 0.16
     if variant is not None or layer.use_dora.get(adapter_name):
         raise UnsupportedAdapterError(
             f"is a variant of LoRA ({type(variant).__name__}), so B @ A is not its update",
             path=where,
             remedy="train without it, or merge it into its base model with PEFT's merge_and_unload",
-        )
-    if getattr(layer, "lora_bias", {}).get(adapter_name):
-        raise UnsupportedAdapterError(
-            "a bias is trained beside B (lora_bias)",
-            path=where,
-            remedy="train with lora_bias=False",
         )
     if isinstance(layer, getattr(lora, "MultiheadAttention", ())):
         raise UnsupportedAdapterError(

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..adapters import Adapter, ModuleKind, Provenance, Source
+from ..differences import MemoryDifferences
 from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, Setting, UnsupportedAdapterError
 from ..factors import LoraFactors, promoted_dtype
 from ..files.tensors import widened
@@ -19,6 +21,7 @@ from ._live_kinds import KINDS, read_kind
 from ._live_layers import (
     add_adapter,
     base_of,
+    bias_of,
     factors_of,
     has_adapter,
     lora_layers,
@@ -26,9 +29,11 @@ from ._live_layers import (
     peft_modules,
     remove_adapter,
 )
+from .formats._differences import cast_difference
 from .formats._factors import info_of
 from .formats._modules import plain
 from .formats._padding import plain_factors, plain_shapes, written_ranks
+from .formats.peft.bias import written_biases
 from .formats.peft.config import config_of
 from .formats.peft.experts import count_matches, owner
 from .formats.peft.extra_weights import MemoryExtraWeights
@@ -47,6 +52,7 @@ def from_peft(
     *,
     name: str | None = None,
     modules_to_save: Literal["refuse", "drop", "first"] = "refuse",
+    differences: Literal["refuse", "keep", "drop"] = "refuse",
 ) -> Adapter:
     """Read an adapter from a live model.
 
@@ -63,6 +69,8 @@ def from_peft(
         What the adapter is called here. Defaults to ``adapter_name``.
     modules_to_save : {'refuse', 'drop', 'first'}, default='refuse'
         As in :func:`lorakit.load_adapter`.
+    differences : {'refuse', 'keep', 'drop'}, default='refuse'
+        As in :func:`lorakit.load_adapter`: what to do with biases that are trained beside B (``lora_bias``).
 
     Returns
     -------
@@ -76,7 +84,7 @@ def from_peft(
     ValueError
         If the model has no such adapter.
     UnsupportedAdapterError
-        If the adapter is neither plain LoRA nor LoHa, LoKr or AdaLoRA.
+        If the adapter is neither plain LoRA nor LoHa, LoKr, AdaLoRA, VeRA or MiSS.
 
     Examples
     --------
@@ -89,19 +97,22 @@ def from_peft(
     """
     if modules_to_save not in ("refuse", "drop", "first"):
         raise ValueError(f"modules_to_save must be 'refuse', 'drop' or 'first', got {modules_to_save!r}")
+    if differences not in ("refuse", "keep", "drop"):
+        raise ValueError(f"differences must be 'refuse', 'keep' or 'drop', got {differences!r}")
     lora, _ = peft_modules()
     fields = _config(model, adapter_name)
     where = f"adapter {adapter_name!r} of the model"
     called = adapter_name if name is None else name
     if fields.get("peft_type") in KINDS:
         return read_kind(model, adapter_name, name=called, where=where, modules_to_save=modules_to_save)
-    config = config_of(Path(where), fields, None)
+    config = config_of(Path(where), fields, None, given=() if differences == "refuse" else ("lora_bias",))
     extra_weights = (
         _extra_weights(model, adapter_name, where, fields, modules_to_save) if config.extra_weights else None
     )
     modules: dict[str, LoraFactors] = {}
     kinds: dict[str, ModuleKind] = {}
     dtypes: list[torch.dtype] = []
+    biases: dict[str, Tensor] = {}
     layers: dict[str, Any] = {p: layer for p, layer in lora_layers(model, lora) if has_adapter(layer, adapter_name)}
     wrapper = getattr(lora, "ParamWrapper", ())  # PEFT has it since 0.17
     for path, layer in layers.items():
@@ -111,6 +122,9 @@ def from_peft(
         exact = promoted_dtype((torch.float32, a.dtype, b.dtype))
         a, b = (factor.to("cpu", exact) for factor in (a, b))
         scale = float(layer.scaling[adapter_name])
+        bias = bias_of(layer, adapter_name)
+        if bias is not None:
+            biases[f"{path}.bias"] = widened(bias.detach()).to("cpu", exact, copy=True) * scale
         if wrapper and isinstance(layer, wrapper):
             experts: int = layer.num_experts
             around = [other for other in layers if owner(other) == owner(path)]
@@ -136,6 +150,7 @@ def from_peft(
         sources=(Source(called),),
         extra_weights=extra_weights,
         target_parameters=count_matches(config.target_parameters, parameters_of),
+        differences=_kept(biases, differences, where),
     )
     reader = MemoryReader(modules, kinds, promoted_dtype(dtypes))
     return Adapter.from_reader(reader, name=called, provenance=provenance)
@@ -167,7 +182,8 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
         If a module of the adapter is not in the model, has another shape there, or does not go with the adapters that
         the model has. The model then has the adapters that it had.
     OutputError
-        If a value does not fit the dtype of the model's layers.
+        If a value does not fit the dtype of the model's layers, or the adapter adds to other parameters than biases of
+        adapted layers.
     UnsupportedAdapterError
         If the adapter carries weights that would replace the base model's own.
 
@@ -194,11 +210,8 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
         )
     if adapter_name in known:
         raise ValueError(f"the model has an adapter {adapter_name!r} already; its adapters are {', '.join(known)}")
-    if adapter.differences is not None:
-        from ..differences import refuse_differences
-
-        refuse_differences([adapter], "to_peft", remedy=["save it as peft and load it with PEFT"])
     plan = make_plan(adapter, written_ranks(adapter.infos, "compact", None))
+    written_biases(adapter, plan.ranks, adapter.dtype, holder="model with PEFT's layers")  # or they have no place
     _check_names(model, adapter, plan)
     fields = config_fields(adapter, plan)
     fields["fan_in_fan_out"] = any(_is_conv1d(base_of(model).get_submodule(module)) for module in plan.ranks)
@@ -220,6 +233,16 @@ def to_peft(model: nn.Module, adapter: Adapter, adapter_name: str = "merged") ->
                     remedy="is this the base model that it was trained on?",
                 ) from error
             raise
+
+
+def _kept(biases: Mapping[str, Tensor], policy: str, where: str) -> MemoryDifferences | None:
+    if not biases:
+        return None
+    if policy == "keep":
+        return MemoryDifferences(biases)
+    names = ", ".join(map(repr, list(biases)[:3])) + (f" and {len(biases) - 3} more" if len(biases) > 3 else "")
+    warnings.warn(f"{where}: left out, because of differences='drop': {names}", UserWarning, stacklevel=3)
+    return None
 
 
 def _config(model: nn.Module, adapter_name: str) -> Mapping[str, Any]:
@@ -353,3 +376,7 @@ def _fill(model: nn.Module, lora: Any, adapter: Adapter, plan: Plan, adapter_nam
         with torch.no_grad():
             a.copy_(factors[0])
             b.copy_(factors[1])
+            bias = bias_of(layer, adapter_name)
+            if bias is not None:
+                added = adapter.differences is not None and f"{path}.bias" in adapter.differences.infos
+                bias.copy_(cast_difference(adapter, f"{path}.bias", bias.dtype) if added else torch.zeros_like(bias))

@@ -106,7 +106,7 @@ def test_written(tmp_path):
         P + key: torch.bfloat16 for key in ("q.diff_b", "norm.w_norm", "norm.b_norm", "scale.w_norm")
     }
     assert_added(kept(path), {n: v.bfloat16() for n, v in read(merged).items()})
-    for format in ("diffusers", "control_lora", "xlabs"):
+    for format in ("control_lora", "xlabs"):
         with pytest.raises((OutputError, UnsupportedAdapterError), match="also adds to"):
             save_adapter(merged, tmp_path / "x.safetensors", format=format)
     with pytest.raises((OutputError, UnsupportedAdapterError), match="also adds to"):

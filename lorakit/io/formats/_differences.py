@@ -20,8 +20,8 @@ from ...files.safetensors import READ_DTYPES, TensorInfo
 from ._factors import check_factors, read_checked
 from .codec import ReadOptions
 
-__all__ = ["FileDifferences", "Parted", "cast_difference", "opened_differences", "part_differences",
-           "written_differences", "written_key"]  # fmt: skip
+__all__ = ["FileDifferences", "Parted", "WrittenDifferences", "cast_difference", "opened_differences",
+           "part_differences", "written_differences", "written_key"]  # fmt: skip
 
 # As LyCORIS and ComfyUI name them. A difference of a matrix or a kernel is an update like any other: see kinds.full.
 _KEY = re.compile(r"(?P<module>.+)\.(?P<part>diff|diff_b|w_norm|b_norm)")
@@ -52,9 +52,13 @@ class FileDifferences:
         """Dtype and shape of what is added to each parameter, by its name."""
         return {name: (READ_DTYPES[info.dtype], info.shape) for name, _, info, _ in self.places}
 
+    @cached_property
+    def _found(self) -> dict[str, tuple[str, float]]:
+        return {name: (key, factor) for name, key, _, factor in self.places}
+
     def read(self, name: str) -> Tensor:
         """Read what is added to one parameter, in float32 or better."""
-        _, key, _, factor = next(place for place in self.places if place[0] == name)
+        key, factor = self._found[name]
         opened = self.size, self.mtime_ns
         tensor = read_checked(Path(self.file), key, opened, "", Setting("differences", "drop"))
         return tensor.to(promoted_dtype((torch.float32, tensor.dtype))) * factor
@@ -160,9 +164,10 @@ def opened_differences(
     return FileDifferences(str(path), *opened, places), ()
 
 
-def written_differences(
-    adapter: Adapter, dtype: torch.dtype
-) -> dict[str, tuple[tuple[int, ...], Callable[[], Tensor]]]:
+WrittenDifferences = dict[str, tuple[tuple[int, ...], Callable[[], Tensor]]]  # shapes and readers, by keys
+
+
+def written_differences(adapter: Adapter, dtype: torch.dtype) -> WrittenDifferences:
     """Return what is written of the differences of an adapter in a single file: shapes and readers by keys, sorted.
 
     Parameters

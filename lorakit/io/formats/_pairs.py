@@ -16,7 +16,7 @@ from ...exceptions import CorruptFileError, UnsupportedAdapterError
 from ...files.checks import FileStamp
 from ...files.safetensors import FLOAT_NAMES, TensorInfo, write_tensors
 from ...files.tensors import read_whole
-from ._differences import written_differences
+from ._differences import WrittenDifferences, written_differences
 from ._factors import check_factors, info_of, refuse_extra_weights
 from ._padding import plain_factors, plain_infos
 from ._unsupported import refuse_markers
@@ -168,6 +168,7 @@ def write_pairs(
     dtype: torch.dtype,
     keys_of: Callable[[str, ModuleInfo], tuple[str, str]],
     metadata: Mapping[str, str],
+    differences: Callable[[Adapter, torch.dtype], WrittenDifferences] = written_differences,
 ) -> None:
     """Write A and B of every module, sorted by name, one module in memory at a time; no alpha, which then is the rank.
 
@@ -185,6 +186,8 @@ def write_pairs(
         From a module's name and info to the keys of A and B.
     metadata : mapping of str to str
         Of the header.
+    differences : callable
+        What is written of what the adapter adds to whole parameters; by default as LyCORIS names it.
     """
     keys = {module: keys_of(module, info) for module, info in adapter.infos.items()}
     order = sorted(adapter, key=keys.__getitem__)
@@ -192,7 +195,7 @@ def write_pairs(
     for module in order:
         infos.update(zip(keys[module], plain_infos(adapter.infos[module], ranks[module], dtype), strict=True))
     tensors = (half for module in order for half in plain_factors(adapter, module, ranks[module], dtype))
-    whole = written_differences(adapter, dtype)
+    whole = differences(adapter, dtype)
     infos.update({key: TensorInfo(FLOAT_NAMES[dtype], shape) for key, (shape, _) in whole.items()})
     write_tensors(file, infos, chain(tensors, (read() for _, read in whole.values())), metadata)
 

@@ -13,7 +13,7 @@ __all__ = ["is_marked", "refuse_markers"]
 _TRAIN_PLAIN = "train a plain LoRA instead"
 _EXTRACT = "add it to its base model and extract a plain LoRA from the difference, or train one"
 _WHERE_READ = "which is read in files of kohya, ComfyUI and diffusers, and in PEFT directories whose config says so"
-_WITH_OPTION = "which files of kohya and ComfyUI may have (differences='keep')"
+_WITH_OPTION = "which files of kohya, ComfyUI and diffusers may have (differences='keep')"
 _ARE_READ = "which are read in files of kohya and ComfyUI"
 _NO_WEIGHTS = "it changes no weight of the base model; train a plain LoRA instead"
 
@@ -41,7 +41,11 @@ _KINDS = (
     _Kind(
         "",
         "lora_bias, a bias trained beside B",
-        (Setting("differences", "keep"), " for a PEFT directory whose config says lora_bias; or ", _TRAIN_PLAIN),
+        (
+            Setting("differences", "keep"),
+            " for a PEFT directory whose config says lora_bias, or a diffusers file; or ",
+            _TRAIN_PLAIN,
+        ),
         ends="lora_A.bias lora_B.bias lora_down.bias lora_up.bias",
     ),
     _Kind(

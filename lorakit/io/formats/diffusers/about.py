@@ -9,4 +9,5 @@ ABOUT = About(
     title="diffusers' single file",
     layouts=("portable", "compact"),
     weights=("pytorch_lora_weights.safetensors",),
+    differences=True,
 )

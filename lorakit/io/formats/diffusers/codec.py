@@ -29,6 +29,7 @@ from ..peft.keys import PREFIX, is_of_peft, peft_keys
 from ..peft.writing import config_fields, make_plan
 from ..record import header_metadata, make_record
 from .about import ABOUT
+from .added import biases_of, joined, part_added, read_added, written_added
 from .keys import read_key
 from .servers import DIFFUSERS
 
@@ -53,6 +54,9 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
     opened = location.stamp(weights)
     header = location.header(weights)
     magnitudes, tensors = split_magnitudes(header.tensors, options, _module_of)
+    biases = {} if options.differences == "refuse" else biases_of(tensors)  # otherwise refused by name, as markers
+    tensors = {key: info for key, info in tensors.items() if key not in biases} if biases else tensors
+    differences, tensors, said = part_added(weights, opened, tensors, options)
     found, rest = read_kinds(weights, opened, tensors, options, _scale_of_kind, (LOHA, LOKR))
     others = {split_component(module).full: place for module, place in found.items()}
     pairs, dropped = read_pairs(weights, opened, rest, options, _place, others=bool(others))
@@ -71,6 +75,7 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         for module, pair in pairs.items()
     }
     stored |= others
+    added, more = read_added(weights, opened, header.tensors, options, biases, pairs, stored, configs)
     _require_magnitudes(weights, names, configs, magnitudes)
     stored = rescaled(
         weights, header.tensors, stored, magnitudes, options, format="diffusers", metadata=header.metadata
@@ -82,9 +87,10 @@ def _open(location: Location, weights: Path, options: ReadOptions) -> Opened:
         base_model=next(iter(bases), None),
         metadata=kept_metadata(header.metadata, _CONFIGS),
         stored_as=kinds_of(stored),
+        differences=joined(differences, added),
     )
     unknown = (note for config in configs.values() for note in config.notes)
-    return Opened(modules, provenance, (*left_out(weights, dropped), *unknown))
+    return Opened(modules, provenance, (*left_out(weights, dropped), *said, *more, *unknown))
 
 
 def _check_kinds(
@@ -179,7 +185,8 @@ def _configs(
             expected="an object of settings",
         )
     configs = {}
-    given = () if options.base is None else ("dora",)
+    given = [] if options.base is None else ["dora"]
+    given += [] if options.differences == "refuse" else ["lora_bias"]
     for component in sorted(components):
         prefix = f"{component}."
         fields = {key.removeprefix(prefix): value for key, value in flat.items() if key.startswith(prefix)}
@@ -236,7 +243,7 @@ def _write(adapter: Adapter, file: Path, options: WriteOptions) -> None:
     record = make_record(adapter, layout=options.layout, dtype=options.dtype, rank=max(ranks.values()))
     configs = json.dumps(_config_fields(adapter, ranks), indent=2, sort_keys=True, ensure_ascii=False)
     metadata = {**kept_metadata(adapter.provenance.metadata), **header_metadata(record), _CONFIGS: configs}
-    write_pairs(file, adapter, ranks, options.dtype, peft_keys, metadata)
+    write_pairs(file, adapter, ranks, options.dtype, peft_keys, metadata, written_added)
 
 
 def _config_fields(adapter: Adapter, ranks: Mapping[str, int]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,7 +15,6 @@ from ....files.safetensors import FLOAT_NAMES, TensorInfo
 from .._differences import FileDifferences, opened_differences
 from .._pairs import Pair
 from ..codec import ReadOptions
-from .config import PeftConfig
 from .keys import PREFIX
 
 
@@ -24,19 +23,19 @@ def read_biases(
     opened: FileStamp,
     header: Mapping[str, TensorInfo],
     options: ReadOptions,
-    config: PeftConfig,
+    scale_of: Callable[[str, int], float],
     biases: Mapping[str, str],
     modules: Mapping[str, Pair],
-    stacks: Container[str],
+    stacks: Container[str] = (),
 ) -> tuple[FileDifferences | None, tuple[str, ...]]:
-    """Check the biases of a directory.
+    """Check the biases of an adapter's file.
 
     Parameters
     ----------
     path, opened, header, options
         As in :func:`~lorakit.io.formats._differences.part_differences`.
-    config : PeftConfig
-        The config.
+    scale_of : callable
+        From a module and its rank to the factor on ``B @ A``, which is that on the bias too.
     biases : mapping of str to str
         From keys to modules.
     modules : mapping of str to Pair
@@ -77,12 +76,32 @@ def read_biases(
                 expected=f"a number for each of {info.d_out} outputs",
                 remedy="save or download the file again",
             )
-        places[f"{module}.bias"] = key, config.scale(module, info.rank)
+        places[f"{module}.bias"] = key, scale_of(module, info.rank)
     return opened_differences(path, opened, header, options, places)
 
 
-def written_biases(adapter: Adapter, modules: Container[str], dtype: torch.dtype) -> dict[str, tuple[str, TensorInfo]]:
+def written_biases(
+    adapter: Adapter,
+    modules: Container[str],
+    dtype: torch.dtype,
+    *,
+    prefix: str = PREFIX,
+    holder: str = "PEFT directory",
+) -> dict[str, tuple[str, TensorInfo]]:
     """Return key, dtype and shape of what is written of an adapter's differences, by their names.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        The adapter.
+    modules : container of str
+        Its modules that are written with factors of their own.
+    dtype : torch.dtype
+        Of the file.
+    prefix : str
+        What stands before the names of modules.
+    holder : str
+        What is written, for messages.
 
     Raises
     ------
@@ -95,14 +114,14 @@ def written_biases(adapter: Adapter, modules: Container[str], dtype: torch.dtype
     for name, (_, shape) in sorted(adapter.differences.infos.items()):
         module, _, parameter = name.rpartition(".")
         if parameter != "bias" or module not in modules or adapter.infos[module].kind.name not in ("linear", "conv"):
-            _refuse(adapter, name)
-        found[name] = f"{PREFIX}{module}.lora_B.bias", TensorInfo(FLOAT_NAMES[dtype], shape)
+            _refuse(adapter, name, holder)
+        found[name] = f"{prefix}{module}.lora_B.bias", TensorInfo(FLOAT_NAMES[dtype], shape)
     return found
 
 
-def _refuse(adapter: Adapter, name: str) -> NoReturn:
+def _refuse(adapter: Adapter, name: str, holder: str) -> NoReturn:
     raise OutputError(
-        f"the adapter also adds to {name!r}, and a PEFT directory holds biases of adapted layers only",
+        f"the adapter also adds to {name!r}, and a {holder} holds biases of adapted layers only",
         adapters=[adapter.name],
         remedy=["write it as kohya or comfyui, or ", Setting("differences", "drop"), " when the inputs are read"],
     )

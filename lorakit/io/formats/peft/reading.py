@@ -97,7 +97,8 @@ def read_peft(location: Location, weights: Path, options: ReadOptions, *, initia
     if biases:
         from .bias import read_biases  # few adapters have some
 
-        differences, notes = read_biases(weights, stamps[0][1], header, options, config, biases, pairs.modules, stacks)
+        opened, scale = stamps[0][1], config.scale
+        differences, notes = read_biases(weights, opened, header, options, scale, biases, pairs.modules, stacks)
     else:
         differences, notes = None, ()
     left = () if first else found
