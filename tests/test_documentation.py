@@ -46,7 +46,7 @@ def test_pages_build_and_show(tmp_path, browser_or_none):
 
 
 def faults(browser, page):
-    """What is wrong with a page: parts that are too wide (for two widths of the window), errors, files from elsewhere."""
+    """What is wrong with a page: parts too wide for a wide or a narrow window, errors, files from elsewhere."""
     browser.get_log("browser"), browser.get_log("performance")  # forget what came before
     resize(browser, 1400)
     browser.get(page.as_uri())
