@@ -9,8 +9,8 @@ from pathlib import Path
 
 from .adapter_set import AdapterSet
 
-# Fewer numbers than these in all modules are done before a second thread helps
-_SMALL = 2**22
+# Fewer numbers than these in all modules are done before a second worker helps
+_SMALL = 2**23
 # What a worker holds of one module: copies of its units in float32, and R x R matrices in float64
 _COPIES, _SQUARES = 6, 8
 _SHARE = 0.5  # of the memory that is free, for the work on modules

@@ -27,6 +27,7 @@ _BLOCK = 2**25 - 2**16  # bytes; glibc takes its largest threshold, 32 MB, from 
 # What brings a library with threads of its own when it is imported
 _WITH_THREADS = ("numpy", "torch", "scipy.linalg", "scipy.special", "sklearn", "sklearn.cluster", "cuml")
 _progress: ContextVar[Progress | None] = ContextVar("lorakit_progress", default=None)
+_may_fork: ContextVar[bool] = ContextVar("lorakit_may_fork", default=False)
 
 
 @contextmanager
@@ -43,6 +44,20 @@ def report_done(done: int, total: int) -> None:
     """Tell the callback of :func:`report_progress`, if there is one, how much of a loop is done."""
     if (callback := _progress.get()) is not None:
         callback(done, total)
+
+
+@contextmanager
+def may_fork() -> Iterator[None]:
+    """Let loops over modules in this block run in forked processes instead of threads, where the system allows it.
+
+    Only for a program that lorakit owns, such as its command line. A forked process has none of the threads of its
+    parent: where one of these held a lock of a library, nobody would ever release it.
+    """
+    token = _may_fork.set(sys.platform == "linux")
+    try:
+        yield
+    finally:
+        _may_fork.reset(token)
 
 
 Task = Callable[[AdapterSet, str], Result]
@@ -80,24 +95,62 @@ def iter_modules(
         One result for each module, in the order of ``X.module_names``, as soon as it is ready. Results that the caller
         does not keep are not held.
     """
+    modules, said = X.module_names, set[str]()
+    config, caller = _sklearn_config(), os.getpid()
+
+    def call_of(module: str) -> tuple[Any, ...]:
+        return task_of(module), X.only(module), module, config, caller
+
+    with one_thread(), _drawn(verbose) as tell:
+        if (forks := _forks(n_jobs, len(modules))) > 1:
+            found = _by_forks(call_of, modules, forks)
+        else:
+            found = _by_joblib(call_of, modules, n_jobs, verbose if verbose > 1 else 0)
+        with closing(found):
+            for done, (result, warned) in enumerate(found, start=1):
+                _warn_again(warned, said)
+                tell(done, len(modules))
+                yield result
+
+
+def _by_forks(
+    call_of: Callable[[str], tuple[Any, ...]], modules: Sequence[str], workers: int
+) -> Generator[tuple[Any, list[UserWarning]], None, None]:
+    from ._forked import forked
+
+    def call(i: int) -> tuple[Any, list[UserWarning]]:
+        _may_fork.set(False)
+        torch.set_num_threads(1)  # of MKL too, to which one_thread says nothing once this has been called for more
+        return _run(*call_of(modules[i]))
+
+    return forked(call, len(modules), workers)
+
+
+def _by_joblib(
+    call_of: Callable[[str], tuple[Any, ...]], modules: Sequence[str], n_jobs: int | None, verbose: int
+) -> Generator[tuple[Any, list[UserWarning]], None, None]:
     from joblib import delayed  # here, as a command that reads one adapter needs none of it
 
-    modules = X.module_names
-    done, said = 0, set[str]()
     streams, parts = _parts(modules)
-    talk = verbose if verbose > 1 else 0
-    parallel = _parallel(n_jobs=n_jobs, verbose=talk, prefer="threads", return_as="generator" if streams else "list")
-    config = _sklearn_config()
+    parallel = _parallel(n_jobs=n_jobs, verbose=verbose, prefer="threads", return_as="generator" if streams else "list")
     # As a context, Parallel keeps its workers between parts: those of Ray take seconds to start.
-    with one_thread(), _drawn(verbose) as tell, nullcontext() if streams else parallel:
+    with nullcontext() if streams else parallel:
         for part in parts:
-            found = parallel(delayed(_run)(task_of(m), X.only(m), m, config, os.getpid()) for m in part)
+            found = parallel(delayed(_run)(*call_of(module)) for module in part)
             with closing(found) if streams else nullcontext():
-                for result, warned in found:
-                    _warn_again(warned, said)
-                    done += 1
-                    tell(done, len(modules))
-                    yield result
+                yield from found
+
+
+def _forks(n_jobs: int | None, n_modules: int) -> int:
+    """Return in how many forked processes to work; 1 for the engine that joblib is configured with."""
+    if not _may_fork.get() or n_jobs == 1:
+        return 1
+    from joblib.parallel import ThreadingBackend, get_active_backend
+
+    backend, configured = get_active_backend(prefer="threads")
+    if not isinstance(backend, ThreadingBackend):
+        return 1
+    return min(int(backend.effective_n_jobs(n_jobs or configured or 1)), n_modules)
 
 
 def _drawn(verbose: int) -> AbstractContextManager[Progress]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 import weakref
@@ -144,12 +145,24 @@ class _OnDisk:
         place = self.places[module]
         sizes = [shape.numel() * place.dtype.itemsize for shape in place.shapes]
         raw = bytearray(sum(sizes))
-        with self._lock, self._named_errors():
-            self._file.seek(place.start)
-            self._file.readinto(raw)  # type: ignore[attr-defined]
+        with self._named_errors():
+            self._read_into(raw, place.start)
         whole = torch.frombuffer(raw, dtype=place.dtype) if raw else torch.empty(0, dtype=place.dtype)
         a, b = whole.split([shape.numel() for shape in place.shapes])
         return LoraFactors(a.reshape(place.shapes[0]), b.reshape(place.shapes[1]))
+
+    def _read_into(self, raw: bytearray, start: int) -> None:
+        if not hasattr(os, "preadv"):
+            with self._lock:
+                self._file.seek(start)
+                self._file.readinto(raw)  # type: ignore[attr-defined]
+            return
+        view, got = memoryview(raw), 0
+        while got < len(raw):  # at a place of its own: forked processes share the position of the file
+            read = os.preadv(self._file.fileno(), [view[got:]], start + got)
+            if not read:
+                raise OSError(errno.EIO, "the file is shorter than what was written to it")
+            got += read
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:

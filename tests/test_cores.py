@@ -30,7 +30,7 @@ def machine(monkeypatch):
 
 
 def test_all_cores_for_a_large_job():
-    assert usable_jobs(adapters(8, modules=32)) == 8
+    assert usable_jobs(adapters(8, modules=64)) == 8
 
 
 def test_no_more_than_there_are_modules():
@@ -42,12 +42,12 @@ def test_one_for_a_small_job():
 
 
 def test_one_on_a_gpu():
-    assert usable_jobs(adapters(8, modules=32), device="cuda:0") == 1
-    assert usable_jobs(adapters(8, modules=32), device="cpu") == 8
+    assert usable_jobs(adapters(8, modules=64), device="cuda:0") == 1
+    assert usable_jobs(adapters(8, modules=64), device="cpu") == 8
 
 
 def test_as_many_as_memory_holds(monkeypatch):
-    X = adapters(8, modules=32)
+    X = adapters(8, modules=64)
     one = bytes_of_module(X, "layer.0", whole_updates=False)
     for free, jobs in ((2 * one * 3 + 1, 3), (one, 1), (0, 1)):
         monkeypatch.setattr(_cores, "free_memory", lambda free=free: free)

@@ -20,7 +20,7 @@ ELSEWHERE = ("files/pickled.py", "io/names/", "io/formats/kinds/", "io/formats/p
 
 @pytest.mark.parametrize(
     ("merger", "most"),
-    [(SVDMerger(k=3), 45), (LegoMerger(k=3, random_state=0), 51)],
+    [(SVDMerger(k=3), 46), (LegoMerger(k=3, random_state=0), 51)],
     ids=["svd", "lego"],
 )
 def test_plain_adapters_pass_through_few_files(tmp_path, merger, most):

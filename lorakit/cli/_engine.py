@@ -23,7 +23,7 @@ engine_options = together(
     click.option("--engine", type=click.Choice(list(_PACKAGES)),
                  help="Work on modules in other processes: loky, on this machine; dask or ray, on a cluster of these, "
                       "or on processes that they start here. Never changes the result.  "
-                      "[default: threads of this process]"),
+                      "[default: processes that this one forks, or threads where the system forks none]"),
     click.option("--address", metavar="ADDRESS",
                  help="Where the cluster runs: tcp://HOST:8786 of a Dask scheduler; HOST:6379, ray://HOST:10001 or "
                       "auto of Ray. Its machines open the adapters under the same paths."),

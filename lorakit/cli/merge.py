@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._listing import MERGE_SCALE, OWN_SCALE
+from ._ahead import hash_ahead
 from ._completion import methods_of
 from ._distill import completion, distill_options
 from ._engine import engine_options
@@ -109,10 +110,12 @@ def merge(
     The closing table says how near the merged update is to each adapter's: their cosine, and the norm of their
     difference over the norm of the adapter's update.
     """
+    paths, strengths = split_strengths(given)
+    if not shared["dry_run"]:
+        hash_ahead(paths, jobs=shared["jobs"])
     from ._pipelines import last_method
     from ._run import run
 
-    paths, strengths = split_strengths(given)
     if weights is not None and strengths is not None:
         raise click.UsageError(
             "--weights are shares, of which only the ratios count, and strengths such as law/:0.7 are factors as they "

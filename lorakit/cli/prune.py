@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ._ahead import hash_ahead
 from ._completion import methods_of
 from ._engine import engine_options
 from ._options import (
@@ -52,6 +53,8 @@ def prune(*, method: str, k: Any, **shared: Any) -> None:
     adapter. If there are several, OUT holds a folder or a file for each, under the adapters' names. Modules of rank k
     or less stay as they are. Without -k each module keeps half of its rank.
     """
+    if not shared["dry_run"]:
+        hash_ahead(shared["paths"], jobs=shared["jobs"])
     from ._run import run
 
     run("pruner", method, given={"k": k}, **shared)

@@ -34,6 +34,7 @@ from speed import WEIGHTS, read_with_safetensors, write_with_safetensors
 from lorakit import load_adapters, results_on_disk, save_adapter
 from lorakit._cores import usable_cores
 from lorakit.discovery import all_estimators
+from lorakit.files import digests
 from lorakit.io.formats import record
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
@@ -230,7 +231,7 @@ def parts(paths: Sequence[Path], out: Path, runs: int) -> list[Table]:
         with single_thread(), results_on_disk(out.parent):
             merger_of(method).fit(X)
             for _ in range(runs):
-                record._digest.cache_clear()
+                digests.digest.cache_clear()
                 fitted = merger_of(method, scale="match")
                 alone.append(cost(lambda m=method, X=X: merger_of(m).fit(X)).cpu)
                 job.append(cost(lambda f=fitted, X=X: f.fit_compare(X)).cpu)

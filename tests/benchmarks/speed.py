@@ -35,7 +35,7 @@ from svd_steps import Files, steps_of_svd
 
 from lorakit import Adapter, LoraFactors, load_adapters, rank_path, results_on_disk, save_adapter
 from lorakit.discovery import all_estimators, all_methods
-from lorakit.io.formats import record as _provenance
+from lorakit.files import digests
 
 K = 32
 KS = (4, 8, 12, 16, 24, 32, 48, 64)
@@ -69,7 +69,7 @@ def mergers() -> tuple[dict[str, Any], dict[str, Any]]:
 
 def merge(merger: Any, paths: Sequence[Path], out: Path) -> None:
     """Merge from files to a file, results on disk in between."""
-    _provenance._digest.cache_clear()  # a process hashes an input once, and this one merges them many times
+    digests.digest.cache_clear()  # a process hashes an input once, and this one merges them many times
     merger = clone(merger)
     with results_on_disk(out.parent):
         merger.fit(load_adapters(paths))

@@ -22,8 +22,8 @@ from lorakit import (
     load_adapters,
     save_adapter,
 )
+from lorakit.files import digests
 from lorakit.files.safetensors import read_header
-from lorakit.io.formats import record as _provenance
 from lorakit.io.formats.record import KEY, header_metadata, make_record, read_record
 from lorakit.testing import make_adapters
 
@@ -153,9 +153,9 @@ def test_what_is_not_known(paths, tmp_path):
 
 def test_each_source_is_read_once(paths, tmp_path, monkeypatch):
     read = []
-    digest = _provenance._digest.__wrapped__
+    digest = digests.digest.__wrapped__
     counted = lru_cache(lambda path, version: read.append(path) or digest(path, version))
-    monkeypatch.setattr(_provenance, "_digest", counted)
+    monkeypatch.setattr(digests, "digest", counted)
     X = load_adapters(paths)
     for i, merger in enumerate((SVDMerger(k=4), LegoMerger(k=4, random_state=0))):
         save_adapter(merger.fit(X).merged_, tmp_path / f"out{i}")

@@ -19,10 +19,10 @@ from lorakit import (
 )
 from lorakit._execution import report_progress
 from lorakit.adapters import Source
+from lorakit.files import digests
 from lorakit.files.checks import file_version
 from lorakit.files.safetensors import read_header
 from lorakit.io.formats import codec
-from lorakit.io.formats import record as _provenance
 from lorakit.io.formats.peft import reading
 from lorakit.io.formats.record import file_digest, hash_beside, read_record
 from lorakit.testing import make_adapters
@@ -137,7 +137,7 @@ def test_a_file_that_changes_while_it_is_opened(paths, tmp_path, monkeypatch, na
 
 
 def test_a_file_that_changes_while_it_is_hashed(paths, tmp_path, monkeypatch):
-    file, digest = paths[0] / WEIGHTS, _provenance._digest.__wrapped__
+    file, digest = paths[0] / WEIGHTS, digests.digest.__wrapped__
 
     def hash_and_change(path, version):
         found = digest(path, version)
@@ -145,7 +145,7 @@ def test_a_file_that_changes_while_it_is_hashed(paths, tmp_path, monkeypatch):
             rewrite(file, file.read_bytes(), in_place=True)
         return found
 
-    monkeypatch.setattr(_provenance, "_digest", hash_and_change)
+    monkeypatch.setattr(digests, "digest", hash_and_change)
     merged = SVDMerger(k=4).fit(load_adapters(paths)).merged_
     with pytest.warns(UserWarning, match="has changed since it was opened"):
         record = record_at(save_adapter(merged, tmp_path / "out"))
@@ -164,12 +164,12 @@ def test_hashing_a_large_file_is_reported(tmp_path, monkeypatch):
     file = tmp_path / "large.safetensors"
     file.write_bytes(os.urandom(5_000_000))
     steps = []
-    monkeypatch.setattr(_provenance, "_PIECE", 10**6)
+    monkeypatch.setattr(digests, "_PIECE", 10**6)
     with report_progress(lambda done, total: steps.append((done, total))):
         assert file_digest(file) == sha256(file)
         assert steps == []  # a small one
-        monkeypatch.setattr(_provenance, "_WATCHED", 10**6)
-        _provenance._digest.cache_clear()
+        monkeypatch.setattr(digests, "_WATCHED", 10**6)
+        digests.digest.cache_clear()
         assert file_digest(file) == sha256(file)
     assert steps == [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)]
 
@@ -180,14 +180,14 @@ def test_a_large_file_that_is_hashed_beside_is_waited_for_and_reported(tmp_path,
     steps, go = [], Event()
 
     def slow(path, version):
-        _provenance._hashed[path] = 3_000_000
+        digests._hashed[path] = 3_000_000
         go.wait(60)
         return digest(path, version)
 
-    digest = _provenance._digest.__wrapped__
-    monkeypatch.setattr(_provenance, "_digest", slow)
-    monkeypatch.setattr(_provenance, "_WATCHED", 10**6)
-    monkeypatch.setattr(_provenance, "_LOOK", 0.01)
+    digest = digests.digest.__wrapped__
+    monkeypatch.setattr(digests, "digest", slow)
+    monkeypatch.setattr(digests, "_WATCHED", 10**6)
+    monkeypatch.setattr(digests, "_LOOK", 0.01)
     source = Source("large", file, opened=(file_version(file), None))
     hash_beside([source])
 
@@ -206,7 +206,7 @@ def test_nothing_of_100_gb_is_hashed_beside(tmp_path, monkeypatch):
     huge = tmp_path / "huge.safetensors"
     with huge.open("wb") as file:
         file.truncate(100 * 10**9)
-    monkeypatch.setattr(_provenance, "_digest", lambda path, version: pytest.fail("it is hashed"))
+    monkeypatch.setattr(digests, "digest", lambda path, version: pytest.fail("it is hashed"))
     source = Source("huge", huge, opened=(file_version(huge), None))
     hash_beside([source])
     with pytest.warns(UserWarning, match="are not hashed"):

@@ -5,16 +5,12 @@ The record holds names and hashes, no paths and no dates: the same inputs give t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy
@@ -26,6 +22,7 @@ from ..._version import __version__
 from ...adapters import Adapter, Made, Source, Step
 from ...exceptions import LorakitError
 from ...factors import dtype_name
+from ...files import digests
 from ...files.checks import FileVersion, file_version
 from ...files.safetensors import read_header
 from ._record_form import is_forms, is_well_formed
@@ -33,8 +30,6 @@ from ._record_v1 import upgraded
 
 KEY = "lorakit"
 VERSION = 2  # of the record's own form
-_PIECE, _WATCHED, _MOST_HASHED = 2**22, 2**28, 2**35  # bytes
-_LOOK = 0.2  # seconds between two looks at what a thread hashes
 Record = dict[str, Any]
 
 
@@ -157,16 +152,16 @@ def file_digest(path: Path | None, opened: FileVersion | None = None) -> str | N
     if path is None or not path.is_file():
         return None
     found = file_version(path)
-    if found is not None and found[0] > _MOST_HASHED:
+    if found is not None and found[0] > digests.MOST_HASHED:
         warnings.warn(
-            f"{path}: has {found[0] / 2**30:.0f} GiB, and files above {_MOST_HASHED // 2**30} GiB are not hashed: the "
-            "record of what is made from it names no hash of it",
+            f"{path}: has {found[0] / 2**30:.0f} GiB, and files above {digests.MOST_HASHED // 2**30} GiB are not "
+            "hashed: the record of what is made from it names no hash of it",
             UserWarning,
             stacklevel=2,
         )
         return None
     if found is not None and opened in (None, found):
-        digest = _known_digest(path, found)
+        digest = digests.known_digest(path, found, report_done)
         if file_version(path) == found:
             return digest
     warnings.warn(
@@ -179,59 +174,13 @@ def file_digest(path: Path | None, opened: FileVersion | None = None) -> str | N
 
 
 def hash_beside(sources: Iterable[Source]) -> None:
-    """Begin to hash the files of sources, in a thread, as :func:`make_record` will ask for the hashes.
-
-    What a merge is about to read is then in the system's cache before it is asked for. An error comes when the hash is
-    asked for. The thread does not keep a process from ending.
-    """
-    files = [file for source in sources for file in zip((source.path, source.config), source.opened, strict=True)]
-    waiting = {
-        (path, opened): Future[str]()
-        for path, opened in files
-        if path is not None and opened is not None and opened[0] <= _MOST_HASHED
-    }
-    _beside.update(waiting)
-    Thread(target=_hash_all, args=(waiting,), name="lorakit-hash", daemon=True).start()
-
-
-_beside: dict[tuple[Path, FileVersion], Future[str]] = {}  # being hashed by a thread
-_hashed: dict[Path, int] = {}  # bytes of large files that are being hashed
-
-
-def _hash_all(waiting: Mapping[tuple[Path, FileVersion], Future[str]]) -> None:
-    for key, future in waiting.items():
-        try:
-            future.set_result(_digest(*key))
-        except OSError as error:
-            future.set_exception(error)
-
-
-def _known_digest(path: Path, version: FileVersion) -> str:
-    beside = _beside.pop((path, version), None)
-    if beside is None:
-        return _digest(path, version)
-    while True:
-        try:
-            return beside.result(timeout=_LOOK)
-        except TimeoutError:
-            if beside.done():  # it is the file system's
-                raise
-            if version[0] >= _WATCHED:
-                report_done(_hashed.get(path, 0) // 10**6, version[0] // 10**6)
-
-
-@lru_cache(maxsize=1024)
-def _digest(path: Path, version: FileVersion) -> str:
-    digest, done, size = hashlib.sha256(), 0, version[0]
-    with path.open("rb", buffering=0) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-            done += len(piece)
-            if size >= _WATCHED:  # of smaller files nobody waits for the hash
-                _hashed[path] = done
-                report_done(done // 10**6, size // 10**6)
-    _hashed.pop(path, None)
-    return digest.hexdigest()
+    """Begin to hash the files of sources, in a thread, as :func:`make_record` will ask for the hashes."""
+    digests.hash_beside(
+        (path, opened)
+        for source in sources
+        for path, opened in zip((source.path, source.config), source.opened, strict=True)
+        if path is not None
+    )
 
 
 class _History:
