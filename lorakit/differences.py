@@ -11,9 +11,18 @@ from torch import Tensor
 
 from .adapters import Adapter
 from .exceptions import IncompatibleAdaptersError, OutputError, Setting, UnsupportedAdapterError, Words
-from .factors import all_finite, dtype_name
+from .factors import all_finite, dtype_name, promoted_dtype
+from .provenance import Differences
 
-__all__ = ["MemoryDifferences", "added_up", "differences_of", "norms_of", "refuse_differences", "rounded"]
+__all__ = [
+    "MemoryDifferences",
+    "PartsOfDifferences",
+    "added_up",
+    "differences_of",
+    "norms_of",
+    "refuse_differences",
+    "rounded",
+]
 
 _SHOWN = 3  # names in a message
 
@@ -45,6 +54,41 @@ def _unpickled(arrays: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> M
     return MemoryDifferences(
         {name: torch.from_numpy(array.copy()).to(getattr(torch, dtypes[name])) for name, array in arrays.items()}
     )
+
+
+Part = tuple[str | None, int, int]  # a parameter, or None for zeros; and which of its numbers, as in range
+
+
+class PartsOfDifferences:
+    """Differences that are put together from parts of others.
+
+    Parameters
+    ----------
+    differences : Differences
+        The others.
+    places : mapping of str to sequence of (str or None, int, int)
+        The parts of each, one after the other.
+    """
+
+    def __init__(self, differences: Differences, places: Mapping[str, Sequence[Part]]) -> None:
+        self.differences, self.places = differences, {name: tuple(parts) for name, parts in places.items()}
+        self.infos = {}
+        for name, parts in self.places.items():
+            dtype = promoted_dtype({differences.infos[old][0] for old, _, _ in parts if old is not None})
+            shape: tuple[int, ...] = (sum(stop - start for _, start, stop in parts),)
+            old, *rows = parts[0]
+            whole = differences.infos[old][1] if len(parts) == 1 and old is not None else shape
+            self.infos[name] = dtype, whole if rows == [0, *whole[:1]] else shape
+
+    def read(self, name: str) -> Tensor:
+        """Read what is added to one parameter."""
+        known = {old: self.differences.read(old) for old, _, _ in self.places[name] if old is not None}
+        like = next(iter(known.values()))
+        cut = [
+            known[old][start:stop] if old is not None else like.new_zeros(stop - start)
+            for old, start, stop in self.places[name]
+        ]
+        return cut[0] if len(cut) == 1 else torch.cat(cut)
 
 
 def differences_of(adapters: Iterable[Adapter]) -> Iterator[tuple[Adapter, str]]:

@@ -26,7 +26,7 @@ from ._experts import (
 )
 from .adapters import Adapter, ModuleKind
 from .exceptions import IncompatibleAdaptersError, LorakitError, UnsupportedAdapterError
-from .pieces import Piece, join_modules, put_together
+from .pieces import Piece, join_modules, layers_of_differences, put_together
 
 __all__ = ["join_experts", "split_experts"]
 
@@ -107,6 +107,7 @@ def split_experts(
         for i, part in enumerate(held):
             name = f"{owner(stack)}.{number}.{names[part]}"
             plan.append((name, (Piece(module, i * rows, (i + 1) * rows),)))
+    plan += [(layer, (Piece(layer, 0, d_out),)) for layer, d_out in layers_of_differences(adapter).items()]
     done = {"parts": list(names), "interleaved": interleaved, "transposed": turned}
     made = put_together(viewed(adapter, straight), _distinct(adapter, plan))
     return _said(made, adapter, {"split_experts": done})

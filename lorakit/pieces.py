@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .adapters import Adapter, ModuleInfo, ModuleReader
+from .adapters import Adapter, Differences, ModuleInfo, ModuleReader
+from .differences import PartsOfDifferences
 from .exceptions import IncompatibleAdaptersError, LorakitError, Setting, UnsupportedAdapterError
 from .factors import LoraFactors, promoted_dtype
 from .linalg.fused import join_outputs, slice_outputs
 from .readers import narrowed, read_in
 
-__all__ = ["Piece", "join_modules", "put_together", "split_modules"]
+__all__ = ["Piece", "join_modules", "layers_of_differences", "put_together", "split_modules"]
 
 
 class Piece(NamedTuple):
@@ -73,16 +75,17 @@ def split_modules(adapter: Adapter, parts: Mapping[str, Mapping[str, int]]) -> A
     >>> join_modules(split, parts)["qkv"].rank
     2
     """
-    _check_names(adapter, parts)
+    widths = _widths(adapter)
+    _check_names(adapter, parts, widths)
     plan: list[tuple[str, tuple[Piece, ...]]] = []
-    for module, info in adapter.infos.items():
+    for module, d_out in widths.items():
         if module not in parts:
-            plan.append((module, (Piece(module, 0, info.d_out),)))
+            plan.append((module, (Piece(module, 0, d_out),)))
             continue
         sizes = parts[module]
-        if sum(sizes.values()) != info.d_out:
+        if sum(sizes.values()) != d_out:
             raise IncompatibleAdaptersError(
-                f"module {module!r} has {info.d_out} outputs",
+                f"module {module!r} has {d_out} outputs",
                 module=module,
                 adapters=[adapter.name],
                 expected=f"the sum of those of its parts, {' + '.join(map(str, sizes.values()))}",
@@ -132,17 +135,18 @@ def join_modules(adapter: Adapter, parts: Mapping[str, Mapping[str, int]]) -> Ad
     whole = {part: fused for fused, sizes in parts.items() for part in sizes}
     plan: list[tuple[str, tuple[Piece, ...]]] = []
     done = set()
-    for module, info in adapter.infos.items():
+    widths = _widths(adapter)
+    for module, d_out in widths.items():
         fused = whole.get(module)
         if fused is None:
-            plan.append((module, (Piece(module, 0, info.d_out),)))
+            plan.append((module, (Piece(module, 0, d_out),)))
         elif fused not in done:
             done.add(fused)
-            plan.append((fused, tuple(_parts_of(adapter, parts[fused]))))
+            plan.append((fused, tuple(_parts_of(adapter, parts[fused], widths))))
     return put_together(adapter, _distinct(adapter, plan))
 
 
-def put_together(adapter: Adapter, plan: Mapping[str, Sequence[Piece]]) -> Adapter:
+def put_together(adapter: Adapter, plan: Mapping[str, Sequence[Piece]], *, dropped: Collection[str] = ()) -> Adapter:
     """Return an adapter made of pieces of another's modules, lazily.
 
     Parameters
@@ -152,19 +156,27 @@ def put_together(adapter: Adapter, plan: Mapping[str, Sequence[Piece]]) -> Adapt
     plan : mapping of str to sequence of Piece
         From the name of each module to its pieces, the first outputs first. A single piece that is a whole module only
         renames it; modules that are made in another way are read once, to know their ranks. A module of which no unit
-        reaches the piece is left out, unless the other has no unit that does anything.
+        reaches the piece is left out, unless the other has no unit that does anything. Layers without factors, of
+        which the other has differences, may be pieces too: these are moved with them.
+    dropped : collection of str, default=()
+        Layers without factors whose differences are left out.
 
     Raises
     ------
     IncompatibleAdaptersError
         If the pieces of a module have different numbers of inputs, or are of other modules than linear ones.
+    UnsupportedAdapterError
+        If the other adds to a layer that is neither a piece nor dropped.
     """
-    _refuse_parts_of_differences(adapter, plan)
+    whole_plan = {name: tuple(pieces) for name, pieces in plan.items()}
+    differences = _differences_by(adapter, whole_plan, dropped)
     reader = adapter.reader
     infos: dict[str, ModuleInfo] = {}
     kept: dict[str, tuple[Piece, ...]] = {}
-    for name, pieces in plan.items():
-        given = tuple(pieces)
+    for name, pieces in whole_plan.items():
+        given = _with_factors(adapter, pieces)
+        if not _sources(given):
+            continue
         if _is_whole(reader, given):
             infos[name] = reader.infos[given[0].module]  # type: ignore[index]
         else:
@@ -174,24 +186,54 @@ def put_together(adapter: Adapter, plan: Mapping[str, Sequence[Piece]]) -> Adapt
                 continue
             infos[name] = ModuleInfo(factors.rank, factors.d_in, factors.d_out)
         kept[name] = given
-    new_names = {pieces[0].module: name for name, pieces in kept.items() if _is_whole(reader, pieces)}
-    provenance = adapter.provenance_where(new_names.get)
+    provenance = replace(adapter.provenance, differences=differences)
     return Adapter.from_reader(PieceReader(reader, kept, infos), name=adapter.name, provenance=provenance)
 
 
-def _refuse_parts_of_differences(adapter: Adapter, plan: Mapping[str, Sequence[Piece]]) -> None:
-    """Refuse differences of whole parameters whose layers are not renamed as they are."""
+def _with_factors(adapter: Adapter, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """Return pieces with zeros in place of layers without factors."""
+    if all(piece.module is None or piece.module in adapter for piece in pieces):
+        return pieces
+    return tuple(piece if piece.module in adapter else piece._replace(module=None) for piece in pieces)
+
+
+def layers_of_differences(adapter: Adapter) -> dict[str, int]:
+    """Return the layers without factors to whose parameters an adapter adds, and how many outputs each has."""
+    infos = {} if adapter.differences is None else adapter.differences.infos
+    return {layer: shape[0] for name, (_, shape) in infos.items() if (layer := name.rpartition(".")[0]) not in adapter}
+
+
+def _differences_by(
+    adapter: Adapter, plan: Mapping[str, tuple[Piece, ...]], dropped: Collection[str]
+) -> Differences | None:
+    """Return what an adapter adds to whole parameters, moved as their layers are: a bias is cut as the outputs are."""
     if adapter.differences is None:
-        return
-    whole = {pieces[0].module for pieces in map(tuple, plan.values()) if _is_whole(adapter.reader, pieces)}
+        return None
+    of_layer: dict[str, dict[str, tuple[str, int]]] = {}
+    for name, (_, shape) in adapter.differences.infos.items():
+        layer, _, parameter = name.rpartition(".")
+        of_layer.setdefault(layer, {})[parameter] = name, shape[0]
+    places: dict[str, list[tuple[str | None, int, int]]] = {}
+    moved = set()
+    for new, pieces in plan.items():
+        for parameter in dict.fromkeys(p for module, _, _ in pieces for p in of_layer.get(module or "", ())):
+            known = [of_layer.get(module or "", {}).get(parameter, (None, 0)) for module, _, _ in pieces]
+            alone = len(pieces) == 1 and (pieces[0].start, pieces[0].stop) == (0, known[0][1])
+            if parameter != "bias" and not alone:
+                continue
+            parts = zip(known, pieces, strict=True)
+            places[f"{new}.{parameter}"] = [(old, start, stop) for (old, _), (_, start, stop) in parts]
+            moved |= {old for old, _ in known}
+    gone = {layer for layer in of_layer if layer in dropped or layer in adapter}
+    gone -= {module for pieces in plan.values() for module, _, _ in pieces if module is not None}
     for name in adapter.differences.infos:
-        if name.rpartition(".")[0] not in whole:
+        if name not in moved and name.rpartition(".")[0] not in gone:
             raise UnsupportedAdapterError(
-                f"also adds to {name!r}, a parameter without factors of a layer that has none, or that is split or "
-                "joined, so that its new name is not known",
+                f"also adds to {name!r}, a parameter without factors, whose new name is not known",
                 adapters=[adapter.name],
                 remedy=[Setting("differences", "drop"), " when it is read"],
             )
+    return PartsOfDifferences(adapter.differences, places) if places else None
 
 
 class PieceReader:
@@ -283,21 +325,25 @@ def _refused(adapter: Adapter, module: str, seen: str, expected: str) -> Lorakit
     )
 
 
-def _parts_of(adapter: Adapter, sizes: Mapping[str, int]) -> Iterator[Piece]:
+def _widths(adapter: Adapter) -> dict[str, int]:
+    """Return the number of outputs of every layer that an adapter changes, by factors or by differences."""
+    return {module: info.d_out for module, info in adapter.infos.items()} | layers_of_differences(adapter)
+
+
+def _parts_of(adapter: Adapter, sizes: Mapping[str, int], widths: Mapping[str, int]) -> Iterator[Piece]:
     for part, rows in sizes.items():
-        found = adapter.infos.get(part)
-        if found is not None and found.d_out != rows:
+        if widths.get(part, rows) != rows:
             raise IncompatibleAdaptersError(
-                f"module {part!r} has {found.d_out} outputs",
+                f"module {part!r} has {widths[part]} outputs",
                 module=part,
                 adapters=[adapter.name],
                 expected=str(rows),
             )
-        yield Piece(part if found is not None else None, 0, rows)
+        yield Piece(part if part in widths else None, 0, rows)
 
 
-def _check_names(adapter: Adapter, parts: Mapping[str, object]) -> None:
-    missing = next((module for module in parts if module not in adapter), None)
+def _check_names(adapter: Adapter, parts: Mapping[str, object], widths: Mapping[str, int]) -> None:
+    missing = next((module for module in parts if module not in widths), None)
     if missing is not None:
         raise ValueError(f"{adapter.name}: has no module {missing!r}; it has {', '.join(map(repr, list(adapter)[:3]))}")
 

@@ -7,6 +7,7 @@ import torch
 
 from lorakit import Adapter, ConcatMerger, LoraFactors, join_modules, load_adapter, save_adapter, split_modules
 from lorakit.adapters import ModuleKind
+from lorakit.differences import MemoryDifferences
 from lorakit.exceptions import IncompatibleAdaptersError
 from lorakit.pieces import Piece, put_together
 
@@ -100,3 +101,26 @@ def test_names_and_kinds():
     conv = adapter_of({"qk": (2, 2, 9)}, kinds={"qk": ModuleKind("conv", (3, 3))})
     with pytest.raises(IncompatibleAdaptersError, match="'qk' is of the kind conv 3 3, expected a linear layer"):
         split_modules(conv, {"qk": {"q": 1, "k": 1}})
+
+
+def test_biases_are_cut_and_stacked_as_the_outputs_are():
+    """Also of a layer without factors; parts that add nothing are zeros in the whole, and norms stay as they are."""
+    vectors = {"qkv.bias": torch.arange(6.0), "norm.weight": torch.ones(3), "o.bias": torch.ones(2)}
+    added = MemoryDifferences(vectors)
+    fused = adapter_of({"qkv": (6, 2, 5)}).with_provenance(differences=added)
+    parts = {"qkv": {"q": 3, "k": 2, "v": 1}}
+    split = split_modules(fused, parts)
+    found = {name: split.differences.read(name).tolist() for name in split.differences.infos}
+    assert found == {
+        "q.bias": [0, 1, 2], "k.bias": [3, 4], "v.bias": [5], "norm.weight": [1, 1, 1], "o.bias": [1, 1]
+    }  # fmt: skip
+    joined = join_modules(split, parts)
+    assert {name: joined.differences.read(name).tolist() for name in joined.differences.infos} == {
+        name: vector.tolist() for name, vector in vectors.items()
+    }
+    lone = MemoryDifferences({"k.bias": torch.ones(2)})
+    joined = join_modules(adapter_of({"q": (3, 2, 5)}).with_provenance(differences=lone), parts)
+    assert joined.differences.read("qkv.bias").tolist() == [0, 0, 0, 1, 1, 0]
+    assert pickle.loads(pickle.dumps(joined)).differences.read("qkv.bias").tolist() == [0, 0, 0, 1, 1, 0]
+    with pytest.raises(IncompatibleAdaptersError, match="'k' has 2 outputs, expected 4"):
+        join_modules(adapter_of({"q": (3, 2, 5)}).with_provenance(differences=lone), {"qkv": {"q": 3, "k": 4}})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
 from ..adapters import Adapter
 from ..exceptions import Setting, UnsupportedAdapterError
-from ..pieces import Piece, put_together
+from ..pieces import Piece, layers_of_differences, put_together
 from .formats.registry import about, codec, codecs
 from .names.families import FAMILIES
 from .names.families.family import Family
@@ -106,21 +106,29 @@ def convert_among(
     if of_second and component == "transformer":  # a part of another name to all that follows
         adapter = adapter.select(module for module in adapter if module not in set(of_second))
     plan: Plan = {}
+    others = set(layers_of_differences(adapter))  # they have no factors, and are renamed with the modules
+    dropped: set[str] = set()
     rest = list(adapter)
     families: tuple[str, ...] = ()
     spellings = codec(source).spellings
     told = bool(spellings and spellings[0].prefix)  # the names say which model they are of
     if component in (None, "transformer") or told:
         plan, rest, families = _by_family(adapter, target, family, among)
-        plan = plan if component in (None, "transformer") else {}
+        found = {piece.module for pieces in plan.values() for piece in pieces if piece.module is not None}
+        if component not in (None, "transformer"):
+            dropped = found & others
+            plan = {}
+        others -= found
     if rest or not plan:
         if plan and target == "peft" and component is None:
             _refuse_several(adapter, rest[0])
         of = (family,) if family is not None else families
-        plan |= _by_steps(adapter, target, rest, component, of, transformer=bool(plan))
-    order = {module: i for i, module in enumerate(adapter)}
+        by_steps, left = _by_steps(adapter, target, rest, others, component, of, transformer=bool(plan))
+        plan |= by_steps
+        dropped |= left
+    order = {module: i for i, module in enumerate((*adapter, *layers_of_differences(adapter)))}
     ordered = sorted(plan, key=lambda name: min(order[p.module] for p in plan[name] if p.module is not None))
-    made = put_together(adapter, {name: plan[name] for name in ordered})
+    made = put_together(adapter, {name: plan[name] for name in ordered}, dropped=dropped)
     nameless = next((name for name in made if name.startswith(NAMELESS)), None)
     if nameless is not None:
         refuse_unknown(adapter.name, plan[nameless][0].module, nameless.removeprefix(NAMELESS))
@@ -172,6 +180,7 @@ def what_is_known(adapter: Adapter) -> Known:
         tuple(name for name in (origin.base_model, origin.metadata.get("ss_sd_model_name")) if name),
         model_of(origin.metadata),
         origin.metadata,
+        layers_of_differences(adapter),
     )
 
 
@@ -201,11 +210,13 @@ def _by_steps(
     adapter: Adapter,
     target: str,
     modules: list[str],
+    others: Collection[str],
     component: str | None,
     families: tuple[str, ...],
     *,
     transformer: bool,
-) -> Plan:
+) -> tuple[Plan, set[str]]:
+    """Return what makes each module, and the layers without factors that are of another component."""
     source, steps = adapter.provenance.format, _steps()
     way = _way(adapter.name, source, target, steps)
     if component is not None and "diffusers" not in way:
@@ -213,11 +224,27 @@ def _by_steps(
             f"component is for the models of diffusion pipelines; from {source} to {target} it has no meaning"
         )
     request = Request(adapter.name, source, adapter.provenance.metadata, component, transformer, families)
-    names = {module: module for module in modules}
-    for here, there in pairwise(way):
-        step = steps[here, there](request, list(names.values()))
-        names = {module: step[name] for module, name in names.items() if name in step}
-    return {name: _whole(adapter, module) for module, name in names.items()}
+
+    def named(layers: Sequence[str]) -> dict[str, str]:
+        names = {layer: layer for layer in layers}
+        for here, there in pairwise(way):
+            step = steps[here, there](request, list(names.values()))
+            names = {layer: step[name] for layer, name in names.items() if name in step}
+        return names
+
+    known = sorted(others)
+    try:
+        names = named([*modules, *known])
+    except UnsupportedAdapterError:
+        if not known:
+            raise
+        names, known = named(modules), []  # the other layers have no names there
+    widths = layers_of_differences(adapter)
+    plan = {
+        name: _whole(adapter, layer) if layer in adapter else (Piece(layer, 0, widths[layer]),)
+        for layer, name in names.items()
+    }
+    return plan, set(known) - set(names)
 
 
 def _whole(adapter: Adapter, module: str) -> tuple[Piece, ...]:

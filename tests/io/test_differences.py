@@ -128,7 +128,13 @@ def test_conversion(tmp_path):
     assert new == "transformer_blocks.0.attn.to_q"
     norm = {"diffusion_model.transformer_blocks.0.attn.norm_q.w_norm": torch.ones(2)}
     adapter = kept(write_file(tmp_path / "norm.safetensors", tensors | norm))
-    with pytest.raises(UnsupportedAdapterError, match=r"also adds to .*norm_q\.weight'.*differences='drop'"):
+    converted = convert_adapter(adapter, "bare", family="qwen-image")
+    assert set(converted.differences.infos) == {
+        "transformer_blocks.0.attn.to_q.bias", "transformer_blocks.0.attn.norm_q.weight"
+    }  # fmt: skip
+    odd = {"diffusion_model.transformer_blocks.0.attn.odd.w_norm": torch.ones(2)}
+    adapter = kept(write_file(tmp_path / "odd.safetensors", tensors | odd))
+    with pytest.raises(UnsupportedAdapterError, match=r"also adds to .*odd\.weight'.*differences='drop'"):
         convert_adapter(adapter, "bare", family="qwen-image")
 
 

@@ -35,6 +35,8 @@ class Known(NamedTuple):
         What its training metadata call the kind of base model; '' if they do not.
     metadata : mapping of str to str
         The training metadata.
+    others : mapping of str to int
+        Layers without factors to whose parameters it adds, and the outputs of each.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Known(NamedTuple):
     models: tuple[str, ...] = ()
     trained: str = ""
     metadata: Mapping[str, str] = MappingProxyType({})
+    others: Mapping[str, int] = MappingProxyType({})
 
 
 class Candidates(NamedTuple):
@@ -99,7 +102,7 @@ def candidates(known: Known, given: str | None = None, among: Iterable[Family] =
 def family_plan(
     known: Known, found: Candidates, target: tuple[Spelling, ...], *, unsure: Spelling | None = None
 ) -> tuple[Plan, Family | None]:
-    """Return what makes each module in another format, and the family.
+    """Return what makes each module in another format, and each other layer that the family knows; and the family.
 
     Parameters
     ----------
@@ -127,7 +130,7 @@ def family_plan(
     for family in able:
         flat = unsure is not None and not found.certain and family.flat_names_of_diffusers
         spelling = unsure if flat and unsure is not None else _written(target, known.metadata)
-        plans.append((_plan(known, family, found.modules, spelling), family))
+        plans.append((_plan_with_others(known, family, found.modules, spelling), family))
     if any(plan != plans[0][0] for plan, _ in plans[1:]):
         _refuse_ambiguous(known, found, plans)
     if not plans:
@@ -176,6 +179,18 @@ def _written(target: tuple[Spelling, ...], metadata: Mapping[str, str]) -> Spell
     return (marked or [spelling for spelling in target if spelling.marked_by is None])[0]
 
 
+def _plan_with_others(known: Known, family: Family, modules: Sequence[str], spelling: Spelling) -> Plan:
+    if not known.others:
+        return _plan(known, family, modules, spelling)
+    # the widths of their inputs are not known
+    known = known._replace(
+        infos={**known.infos, **{layer: ModuleInfo(0, 0, d_out) for layer, d_out in known.others.items()}}
+    )
+    layers = [layer for layer in known.others if matches(family, known.spellings, layer)]
+    norms = [layer for layer in known.others if matches(family.of_norms, known.spellings, layer)]
+    return _plan(known, family, [*modules, *layers], spelling) | _plan(known, family.of_norms, norms, spelling)
+
+
 def _plan(known: Known, family: Family, modules: Sequence[str], spelling: Spelling) -> Plan:
     found = {module: matches(family, known.spellings, module) for module in modules}
     if all(match.code == spelling.code for alike in found.values() for match in alike):  # whatever the parts are
@@ -217,6 +232,14 @@ def _one(known: Known, module: str, d_out: int, d_in: int, found: Sequence[Match
     fitting = [match for match in found if match.row.ratio is None or d_out == match.row.ratio * d_in]
     if len(fitting) != 1:
         ratios = " or ".join(f"{match.row.ratio:g}" for match in found)
+        if module in known.others:
+            raise UnsupportedAdapterError(
+                f"also adds to {module!r}, a name of several layers that differ in their inputs ({ratios} times as many "
+                "outputs), and has no factors there, which would show them",
+                adapters=[known.name],
+                module=module,
+                remedy=[Setting("differences", "drop"), " when it is read"],
+            )
         raise UnsupportedAdapterError(
             f"module {module!r} has {d_out} outputs and {d_in} inputs",
             adapters=[known.name],

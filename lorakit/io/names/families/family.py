@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -67,6 +67,8 @@ class Family:
         colon has what stands before the names on the indented lines below it.
     others : mapping of str to str
         Tables of the same kind for other codes, by the name of the code.
+    norms : str
+        A table of its layers without matrices: norms with a weight.
     flat_names_of_diffusers : bool, default=False
         Whether kohya files of one trainer (OneTrainer) hold the names of diffusers.
     """
@@ -76,6 +78,7 @@ class Family:
     models: str
     table: str = field(repr=False)
     others: Mapping[str, str] = field(default_factory=dict, repr=False)
+    norms: str = field(default="", repr=False)
     flat_names_of_diffusers: bool = False
 
     @cached_property
@@ -84,6 +87,11 @@ class Family:
         rows = {ORIGINAL: parsed(self.table)} | {code: parsed(text) for code, text in self.others.items()}
         parts = dict.fromkeys(part.name for code in rows.values() for row in code for part in row.parts)
         return rows | {DIFFUSERS: tuple(Row(name, (Part(name),)) for name in parts)}
+
+    @cached_property
+    def of_norms(self) -> Family:
+        """The same family with its norms for layers."""
+        return replace(self, table=self.norms, others={}, norms="")
 
     def is_called(self, text: str) -> bool:
         """Whether a text names a model of this family."""

@@ -44,4 +44,12 @@ single_blocks.#.processor.qkv_lora    single_transformer_blocks.#.attn.{to_q,to_
 single_blocks.#.processor.proj_lora   single_transformer_blocks.#.proj_out
 """
     },
+    norms="""
+double_blocks.#.img_attn.norm.query_norm  transformer_blocks.#.attn.norm_q
+double_blocks.#.img_attn.norm.key_norm    transformer_blocks.#.attn.norm_k
+double_blocks.#.txt_attn.norm.query_norm  transformer_blocks.#.attn.norm_added_q
+double_blocks.#.txt_attn.norm.key_norm    transformer_blocks.#.attn.norm_added_k
+single_blocks.#.norm.query_norm           single_transformer_blocks.#.attn.norm_q
+single_blocks.#.norm.key_norm             single_transformer_blocks.#.attn.norm_k
+""",
 )

@@ -31,4 +31,12 @@ single_blocks.#.linear2         single_transformer_blocks.#.attn.to_out     rati
 final_layer.linear              proj_out
 final_layer.adaLN_modulation.1  norm_out.linear                             swapped
 """,
+    norms="""
+double_blocks.#.img_attn.norm.query_norm  transformer_blocks.#.attn.norm_q
+double_blocks.#.img_attn.norm.key_norm    transformer_blocks.#.attn.norm_k
+double_blocks.#.txt_attn.norm.query_norm  transformer_blocks.#.attn.norm_added_q
+double_blocks.#.txt_attn.norm.key_norm    transformer_blocks.#.attn.norm_added_k
+single_blocks.#.norm.query_norm           single_transformer_blocks.#.attn.norm_q
+single_blocks.#.norm.key_norm             single_transformer_blocks.#.attn.norm_k
+""",
 )

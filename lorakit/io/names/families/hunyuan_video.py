@@ -44,4 +44,14 @@ single_blocks.#.modulation.linear   single_transformer_blocks.#.norm.linear
 final_layer.linear                  proj_out
 final_layer.adaLN_modulation.1      norm_out.linear                                                         swapped
 """,
+    norms="""
+double_blocks.#.img_attn_q_norm  transformer_blocks.#.attn.norm_q
+double_blocks.#.img_attn_k_norm  transformer_blocks.#.attn.norm_k
+double_blocks.#.txt_attn_q_norm  transformer_blocks.#.attn.norm_added_q
+double_blocks.#.txt_attn_k_norm  transformer_blocks.#.attn.norm_added_k
+single_blocks.#.q_norm           single_transformer_blocks.#.attn.norm_q
+single_blocks.#.k_norm           single_transformer_blocks.#.attn.norm_k
+txt_in.individual_token_refiner.blocks.#.norm1  context_embedder.token_refiner.refiner_blocks.#.norm1
+txt_in.individual_token_refiner.blocks.#.norm2  context_embedder.token_refiner.refiner_blocks.#.norm2
+""",
 )

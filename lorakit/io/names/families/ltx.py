@@ -78,4 +78,18 @@ transformer_blocks.#.audio_ff.net.2
 proj_out
 audio_proj_out
 """,
+    norms="""
+transformer_blocks.#.attn1.q_norm  transformer_blocks.#.attn1.norm_q
+transformer_blocks.#.attn1.k_norm  transformer_blocks.#.attn1.norm_k
+transformer_blocks.#.attn2.q_norm  transformer_blocks.#.attn2.norm_q
+transformer_blocks.#.attn2.k_norm  transformer_blocks.#.attn2.norm_k
+transformer_blocks.#.audio_attn1.q_norm  transformer_blocks.#.audio_attn1.norm_q
+transformer_blocks.#.audio_attn1.k_norm  transformer_blocks.#.audio_attn1.norm_k
+transformer_blocks.#.audio_attn2.q_norm  transformer_blocks.#.audio_attn2.norm_q
+transformer_blocks.#.audio_attn2.k_norm  transformer_blocks.#.audio_attn2.norm_k
+transformer_blocks.#.audio_to_video_attn.q_norm  transformer_blocks.#.audio_to_video_attn.norm_q
+transformer_blocks.#.audio_to_video_attn.k_norm  transformer_blocks.#.audio_to_video_attn.norm_k
+transformer_blocks.#.video_to_audio_attn.q_norm  transformer_blocks.#.video_to_audio_attn.norm_q
+transformer_blocks.#.video_to_audio_attn.k_norm  transformer_blocks.#.video_to_audio_attn.norm_k
+""",
 )

@@ -33,4 +33,25 @@ context_refiner.#.feed_forward.w3   context_refiner.#.feed_forward.linear_3
 final_layer.adaLN_modulation.1      norm_out.linear_1
 final_layer.linear                  norm_out.linear_2
 """,
+    norms="""
+cap_embedder.0  time_caption_embed.caption_embedder.0
+layers.#.attention.q_norm  layers.#.attn.norm_q
+layers.#.attention.k_norm  layers.#.attn.norm_k
+layers.#.attention_norm1   layers.#.norm1.norm
+layers.#.attention_norm2   layers.#.norm2
+layers.#.ffn_norm1
+layers.#.ffn_norm2
+noise_refiner.#.attention.q_norm  noise_refiner.#.attn.norm_q
+noise_refiner.#.attention.k_norm  noise_refiner.#.attn.norm_k
+noise_refiner.#.attention_norm1   noise_refiner.#.norm1.norm
+noise_refiner.#.attention_norm2   noise_refiner.#.norm2
+noise_refiner.#.ffn_norm1
+noise_refiner.#.ffn_norm2
+context_refiner.#.attention.q_norm  context_refiner.#.attn.norm_q
+context_refiner.#.attention.k_norm  context_refiner.#.attn.norm_k
+context_refiner.#.attention_norm1   context_refiner.#.norm1
+context_refiner.#.attention_norm2   context_refiner.#.norm2
+context_refiner.#.ffn_norm1
+context_refiner.#.ffn_norm2
+""",
 )

@@ -30,4 +30,10 @@ blocks.#.mlp_y.w2       transformer_blocks.#.ff_context.net.2
 final_layer.mod         norm_out.linear                              swapped
 final_layer.linear      proj_out
 """,
+    norms="""
+blocks.#.attn.q_norm_x  transformer_blocks.#.attn1.norm_q
+blocks.#.attn.k_norm_x  transformer_blocks.#.attn1.norm_k
+blocks.#.attn.q_norm_y  transformer_blocks.#.attn1.norm_added_q
+blocks.#.attn.k_norm_y  transformer_blocks.#.attn1.norm_added_k
+""",
 )

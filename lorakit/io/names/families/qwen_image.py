@@ -30,4 +30,11 @@ transformer_blocks.#.txt_mlp.net.2
 norm_out.linear
 proj_out
 """,
+    norms="""
+txt_norm
+transformer_blocks.#.attn.norm_q
+transformer_blocks.#.attn.norm_k
+transformer_blocks.#.attn.norm_added_q
+transformer_blocks.#.attn.norm_added_k
+""",
 )

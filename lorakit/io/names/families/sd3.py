@@ -32,4 +32,12 @@ joint_blocks.#.context_block.adaLN_modulation.1  transformer_blocks.#.norm1_cont
 final_layer.linear                   proj_out
 final_layer.adaLN_modulation.1       norm_out.linear                                        swapped
 """,
+    norms="""
+joint_blocks.#.x_block.attn.ln_q        transformer_blocks.#.attn.norm_q
+joint_blocks.#.x_block.attn.ln_k        transformer_blocks.#.attn.norm_k
+joint_blocks.#.x_block.attn2.ln_q       transformer_blocks.#.attn2.norm_q
+joint_blocks.#.x_block.attn2.ln_k       transformer_blocks.#.attn2.norm_k
+joint_blocks.#.context_block.attn.ln_q  transformer_blocks.#.attn.norm_added_q
+joint_blocks.#.context_block.attn.ln_k  transformer_blocks.#.attn.norm_added_k
+""",
 )

@@ -31,4 +31,14 @@ blocks.#.ffn.0             blocks.#.ffn.net.0.proj
 blocks.#.ffn.2             blocks.#.ffn.net.2
 head.head                  proj_out
 """,
+    norms="""
+blocks.#.self_attn.norm_q       blocks.#.attn1.norm_q
+blocks.#.self_attn.norm_k       blocks.#.attn1.norm_k
+blocks.#.cross_attn.norm_q      blocks.#.attn2.norm_q
+blocks.#.cross_attn.norm_k      blocks.#.attn2.norm_k
+blocks.#.cross_attn.norm_k_img  blocks.#.attn2.norm_added_k
+blocks.#.norm3                  blocks.#.norm2
+img_emb.proj.0                  condition_embedder.image_embedder.norm1
+img_emb.proj.4                  condition_embedder.image_embedder.norm2
+""",
 )

@@ -33,4 +33,25 @@ context_refiner.#.feed_forward.w3
 final_layer.linear                     all_final_layer.2-1.linear
 final_layer.adaLN_modulation.1         all_final_layer.2-1.adaLN_modulation.1
 """,
+    norms="""
+cap_embedder.0
+layers.#.attention.q_norm  layers.#.attention.norm_q
+layers.#.attention.k_norm  layers.#.attention.norm_k
+layers.#.attention_norm1
+layers.#.attention_norm2
+layers.#.ffn_norm1
+layers.#.ffn_norm2
+noise_refiner.#.attention.q_norm  noise_refiner.#.attention.norm_q
+noise_refiner.#.attention.k_norm  noise_refiner.#.attention.norm_k
+noise_refiner.#.attention_norm1
+noise_refiner.#.attention_norm2
+noise_refiner.#.ffn_norm1
+noise_refiner.#.ffn_norm2
+context_refiner.#.attention.q_norm  context_refiner.#.attention.norm_q
+context_refiner.#.attention.k_norm  context_refiner.#.attention.norm_k
+context_refiner.#.attention_norm1
+context_refiner.#.attention_norm2
+context_refiner.#.ffn_norm1
+context_refiner.#.ffn_norm2
+""",
 )
