@@ -234,8 +234,8 @@ def _one(known: Known, module: str, d_out: int, d_in: int, found: Sequence[Match
         ratios = " or ".join(f"{match.row.ratio:g}" for match in found)
         if module in known.others:
             raise UnsupportedAdapterError(
-                f"also adds to {module!r}, a name of several layers that differ in their inputs ({ratios} times as many "
-                "outputs), and has no factors there, which would show them",
+                f"also adds to {module!r}, a name of several layers that differ in their inputs ({ratios} times as "
+                "many outputs), and has no factors there, which would show them",
                 adapters=[known.name],
                 module=module,
                 remedy=[Setting("differences", "drop"), " when it is read"],
