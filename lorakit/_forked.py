@@ -1,22 +1,24 @@
-"""Calls in processes that are forked from this one: they have what it has imported, and no lock in common with it."""
+"""Calls in processes that are forked from this one: they have what it has imported, and start at once."""
 
 from __future__ import annotations
 
-import mmap
+import ctypes
 import pickle
 import signal
 import traceback
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator
-from contextlib import suppress
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from .exceptions import OutputError, Words
 
 Result = TypeVar("Result")
-_QUEUED = 2  # calls that a worker has been sent: it need not wait for the next one
 _AHEAD = 4  # results for each worker that may be ready before the one that is wanted
-_AREA = 2**26  # bytes that a worker shares with its parent for one result; only what is used of them takes memory
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+
+_call: Callable[[int], Any]  # in a worker: what it does
 
 
 def forked(call: Callable[[int], Result], n_calls: int, n_workers: int) -> Generator[Result, None, None]:
@@ -38,153 +40,72 @@ def forked(call: Callable[[int], Result], n_calls: int, n_workers: int) -> Gener
     OutputError
         If a process ends before it has done its work.
     """
-    from multiprocessing.connection import wait
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+    from multiprocessing import active_children, get_context
 
-    ready: dict[int, tuple[bool, Any]] = {}
+    others = set(active_children())
+    pool = ProcessPoolExecutor(min(n_workers, n_calls), get_context("fork"), initializer=_begin, initargs=(call,))
+    waiting: deque[Future[bytes]] = deque()
+    workers: set[Any] = set()
     sent = 0
-    workers: list[_Worker] = []
     try:
-        for _ in range(min(n_workers, n_calls)):
-            workers.append(_Worker(call))
-        for wanted in range(n_calls):
-            while wanted not in ready:
-                for depth in range(_QUEUED):
-                    for worker in workers:
-                        # the last calls go to who has nothing else to do
-                        room = depth == 0 or n_calls - sent > len(workers)
-                        if worker.waiting == depth and room and sent < min(n_calls, wanted + _AHEAD * len(workers)):
-                            worker.send(sent)
-                            sent += 1
-                answered = wait([w.answers for w in workers] + [w.process.sentinel for w in workers])
-                for worker in workers:
-                    if worker.answers in answered:
-                        index, fine, result = worker.receive()
-                        ready[index] = fine, result
-                    elif worker.process.sentinel in answered:
-                        raise worker.died()
-            fine, result = ready.pop(wanted)
-            if not fine:
-                raise result
-            yield result
+        for _ in range(n_calls):
+            while sent < n_calls and len(waiting) < _AHEAD * n_workers:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on
+                    waiting.append(pool.submit(_answer, sent))
+                workers = workers or set(active_children()) - others
+                sent += 1
+            try:
+                answer = waiting.popleft().result()
+            except BrokenProcessPool:
+                raise _died(workers) from None
+            yield pickle.loads(answer)
     finally:
         for worker in workers:
-            worker.stop()
+            worker.terminate()
+        pool.shutdown(cancel_futures=True)
 
 
-class _Worker:
-    """The parent's end of one process."""
-
-    def __init__(self, call: Callable[[int], Any]) -> None:
-        from multiprocessing import get_context
-
-        context = get_context("fork")
-        self._areas = [mmap.mmap(-1, _AREA) for _ in range(_QUEUED)]
-        self.answers, its = context.Pipe()
-        self.process = context.Process(target=_work, args=(its, self._areas, call), daemon=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on
-            self.process.start()
-        its.close()
-        self.waiting = self._taken = 0
-
-    def send(self, index: int) -> None:
-        """Ask for a call."""
-        with suppress(BrokenPipeError):  # its end is seen when it is waited for
-            self.answers.send(index)
-        self.waiting += 1
-
-    def receive(self) -> tuple[int, bool, Any]:
-        """Return which call was made, whether it returned, and what it returned or raised."""
-        try:
-            index, fine, head, sizes = self.answers.recv()
-        except (EOFError, ConnectionResetError):
-            raise self.died() from None
-        area, end, parts = self._areas[self._taken % _QUEUED], 0, []
-        for size in sizes:  # copies, as the area is written to again, and NumPy can write to what pickle makes of them
-            parts.append(bytearray(memoryview(area)[end : end + size]))
-            end += size
-        self.waiting -= 1
-        self._taken += 1
-        return index, fine, pickle.loads(head, buffers=parts)
-
-    def died(self) -> OutputError:
-        """Return the error that says how the process ended."""
-        self.process.join()
-        code = self.process.exitcode or 0
-        how = f"was ended by the signal {signal.Signals(-code).name}" if code < 0 else f"ended with the code {code}"
-        return OutputError(
-            f"a process that worked on some of the modules {how}",
-            remedy=(
-                "if memory ran out, work on one module at a time: ",
-                Words("pass n_jobs=1", "pass --jobs 1"),
-            ),
-        )
-
-    def stop(self) -> None:
-        """End the process, whatever it does."""
-        self.process.terminate()
-        self.process.join()
-        self.answers.close()
-        for area in self._areas:
-            area.close()
+def _died(workers: set[Any]) -> OutputError:
+    """Return the error that says how a process ended; the pool ends the others by SIGTERM then."""
+    for worker in workers:
+        worker.join()
+    codes = sorted({worker.exitcode for worker in workers} - {0, -signal.SIGTERM})
+    code = codes[0] if codes else -signal.SIGTERM
+    how = f"was ended by the signal {signal.Signals(-code).name}" if code < 0 else f"ended with the code {code}"
+    return OutputError(
+        f"a process that worked on some of the modules {how}",
+        remedy=(
+            "if memory ran out, work on one module at a time: ",
+            Words("pass n_jobs=1", "pass --jobs 1"),
+        ),
+    )
 
 
-class _InWorker(Exception):
-    """The traceback of an error in another process, as text."""
-
-    def __str__(self) -> str:
-        return f"\n{self.args[0]}"
-
-
-def _work(answers: Any, areas: list[mmap.mmap], call: Callable[[int], Any]) -> None:
-    """Make the calls that are asked for, until the parent has no more, or is no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears of it too, and ends this process
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    done = 0
-    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        while True:
-            index = answers.recv()
-            fine, head, parts = _pickled(call, index)
-            memory, end = memoryview(areas[done % _QUEUED]), 0
-            for part in parts:
-                memory[end : end + part.nbytes] = part
-                end += part.nbytes
-            answers.send((index, fine, head, [part.nbytes for part in parts]))
-            done += 1
+def _begin(call: Callable[[int], Any]) -> None:
+    """Get a worker ready."""
+    global _call
+    _call = call
+    for number in (signal.SIGINT, signal.SIGTERM):  # the handlers are the parent's
+        signal.signal(number, signal.SIG_DFL)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # or it would wait for a parent that was killed
 
 
-def _pickled(call: Callable[[int], Any], index: int) -> tuple[bool, bytes, list[memoryview]]:
-    """Return whether a call returned, and what it returned or raised: pickled, but for arrays, which are apart."""
+def _answer(index: int) -> bytes:
+    """Make a call; what it returns is pickled here, as torch's tensors would go through shared files otherwise."""
     try:
-        result = call(index)
-        buffers: list[pickle.PickleBuffer] = []
-        head = pickle.dumps(result, protocol=5, buffer_callback=buffers.append)
-        parts = [buffer.raw() for buffer in buffers]
-        if sum(part.nbytes for part in parts) > _AREA:
-            return True, pickle.dumps(result, protocol=5), []
-        return True, head, parts
+        return pickle.dumps(_call(index), protocol=5)
     except Exception as error:
-        return False, _pickled_error(error), []
+        raise _that_pickles(error)  # noqa: B904 - the pool sends the traceback along
 
 
-def _pickled_error(error: Exception) -> bytes:
-    text = traceback.format_exc()
+def _that_pickles(error: Exception) -> Exception:
     try:
-        return pickle.dumps(_Raised(error, text))
-    except Exception:  # a library's own, which does not pickle
-        return pickle.dumps(_Raised(RuntimeError(f"{type(error).__name__}: {error}"), text))
-
-
-class _Raised:
-    """An error that pickles with where it was raised."""
-
-    def __init__(self, error: Exception, text: str) -> None:
-        self.error, self.text = error, text
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _with_cause, (self.error, self.text)
-
-
-def _with_cause(error: Exception, text: str) -> Exception:
-    error.__cause__ = _InWorker(text)
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # a library's own
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        told.add_note(traceback.format_exc())
+        return told
     return error

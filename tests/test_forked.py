@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ import torch
 from joblib import parallel_config
 
 from lorakit import LegoMerger, SVDMerger, TiesMerger, TSVMerger, load_adapters, results_on_disk, save_adapter
-from lorakit import _forked as module
 from lorakit._execution import iter_modules, map_modules, may_fork, report_progress
 from lorakit._forked import forked
 from lorakit.exceptions import CorruptFileError, OutputError
@@ -41,16 +41,13 @@ def test_results_come_in_order_from_several_processes():
     assert all(len(a) == i and t.tolist() == [i, i] for i, _, a, t in found)
 
 
-def test_arrays_come_whole_and_can_be_written_to(monkeypatch):
-    """Each is in memory of its own: what a worker shares with its parent is used for the next result."""
+def test_arrays_come_whole_and_can_be_written_to():
     expected = [np.random.default_rng(i).standard_normal((50, 3)) for i in range(9)]
-    for size in (2**16, 100):  # the second is too small for any of them
-        monkeypatch.setattr(module, "_AREA", size)
-        found = list(forked(lambda i: [expected[i], expected[i][::2]], 9, 2))
-        for (whole, part), right in zip(found, expected, strict=True):
-            assert np.array_equal(whole, right)
-            assert np.array_equal(part, right[::2])
-            whole += 1
+    found = list(forked(lambda i: [expected[i], expected[i][::2]], 9, 2))
+    for (whole, part), right in zip(found, expected, strict=True):
+        assert np.array_equal(whole, right)
+        assert np.array_equal(part, right[::2])
+        whole += 1
 
 
 def test_an_error_comes_at_its_place_with_what_it_carries():
@@ -94,6 +91,32 @@ def test_a_process_that_is_killed_is_an_error_and_ends_the_others():
     with pytest.raises(OutputError, match=r"was ended by the signal SIGKILL; if memory ran out.*n_jobs=1"):
         pids.extend(forked(call, 8, 2))
     assert not any(map(alive, pids))
+
+
+def test_a_killed_parent_leaves_no_process(tmp_path):
+    """It cannot end them, and they would wait for it."""
+    parent = os.fork()
+    if not parent:
+        for pid in forked(lambda i: (os.getpid(), time.sleep(0.01 if i < 2 else 60))[0], 9, 2):
+            (tmp_path / str(pid)).touch()
+        os._exit(0)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    while any(ends_not(int(file.name)) for file in tmp_path.iterdir()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def ends_not(pid):
+    """Whether a process runs; one that has ended and that nobody waits for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_who_leaves_the_loop_leaves_no_process():
