@@ -16,7 +16,7 @@ from ...factors import LoraFactors, all_finite, promoted_dtype
 from ...files.checks import FileStamp, require_unchanged
 from ...files.safetensors import FP8_DTYPES, READ_DTYPES, TensorInfo
 from ...files.tensors import read_expert, read_whole
-from ...linalg.rounding import units_cancel
+from ...linalg.rounding import surely_sound, units_cancel
 from ._elsewhere import Elsewhere
 
 Stamps = tuple[tuple[Path, FileStamp], ...]  # of every file that the adapter was made of, the weights first
@@ -132,6 +132,8 @@ class FileModules:
         else:  # in place, as a copy costs more than the product
             root = abs(place.scale) ** 0.5
             factors = LoraFactors(a.mul_(root), b.mul_(root if place.scale >= 0 else -root))
+        if not self._told and surely_sound(factors, self.dtype):
+            return factors
         if not all(all_finite(factor) for factor in factors):
             self._refuse(module, tensors)
         if not self._told and units_cancel(factors, self.dtype):
