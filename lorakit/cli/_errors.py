@@ -159,9 +159,19 @@ def _option(setting: Setting | Words) -> str:
     if isinstance(setting, Words):
         return setting.command_line
     values = " or ".join(str(value).removeprefix("torch.") for value in setting.values if value is not True)
-    if setting.name in _AS_OPTIONS:
-        return _AS_OPTIONS[setting.name].format(values)
+    said = _AS_OPTIONS.get(setting.name)
+    if said is not None and not (said.startswith("run ") and setting.name in _own_options()):
+        return said.format(values)
     return f"pass --{setting.name.replace('_', '-')} {values}".rstrip()
+
+
+def _own_options() -> set[str | None]:
+    """Return the names of the options of the command that runs."""
+    ctx = click.get_current_context(silent=True)
+    command = None if ctx is None else ctx.command
+    if ctx is not None and isinstance(command, click.Group):
+        command = command.get_command(ctx, ctx.invoked_subcommand or "")
+    return set() if command is None else {param.name for param in command.params}
 
 
 def _show_usage(error: click.ClickException) -> None:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import prod
 from typing import Any
 
 from .. import Adapter, AdapterSet
 from .._validation import check_adapters, check_equal_ranks
 from ..exceptions import LorakitError
 from ..io.formats.known_kinds import FULL_RANK, known_kind
+from ..io.names.component import split_component
 from ..io.origin import family_of, trainer_of
 from ..metrics import cosine_matrix
 from ._errors import message
 from ._measure import source_bytes
 from ._report import ranks_text
 
+# What other commands do with parameters without factors, by the option
+_THEN = {
+    "refuse": "refused by merge and others, unless --differences keep or drop says what to do",
+    "keep": "added up by the methods concat, svd and task_arithmetic, kept by prune and convert, refused by others",
+    "drop": "left out",
+}
 _MOST_COSINES = 20  # a larger matrix is read by nobody
 
 
-def describe(adapter: Adapter) -> dict[str, Any]:
-    """Return what an opened adapter says of itself."""
+def describe(adapter: Adapter, differences: str = "keep") -> dict[str, Any]:
+    """Return what an opened adapter says of itself.
+
+    Parameters
+    ----------
+    adapter : Adapter
+        The adapter, read with its differences of parameters without factors.
+    differences : {'refuse', 'keep', 'drop'}
+        What other commands are to do with these.
+    """
     known = adapter.provenance
     counts = Counter(info.rank for info in adapter.infos.values())
     return {
@@ -30,6 +46,8 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "trainer": trainer_of(adapter),
         "family": family_of(adapter),
         "read_as": read_as(adapter),
+        "components": components_of(adapter),
+        "differences": differences_in(adapter, differences),
         "base_model": known.base_model,
         "task_type": known.task_type,
         "dtype": str(adapter.dtype).removeprefix("torch."),
@@ -38,6 +56,28 @@ def describe(adapter: Adapter) -> dict[str, Any]:
         "scaling": _scaling(adapter),
         "parameters": adapter.n_parameters,
         "bytes": source_bytes(adapter),
+    }
+
+
+def components_of(adapter: Adapter) -> list[str]:
+    """Return the models of a pipeline that an adapter is for, if its names say so."""
+    if adapter.provenance.format != "diffusers":
+        return []
+    return sorted({component for module in adapter if (component := split_component(module).component)})
+
+
+def differences_in(adapter: Adapter, policy: str) -> dict[str, Any] | None:
+    """Say what an adapter adds to parameters without factors, and what is done with it; None if nothing."""
+    if adapter.differences is None:
+        return None
+    names = list(adapter.differences.infos)
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+    return {
+        "parameters": len(names),
+        "numbers": sum(prod(shape) for _, shape in adapter.differences.infos.values()),
+        "layers": layers,
+        "without_factors": sum(layer not in adapter for layer in layers),
+        "then": _THEN[policy],
     }
 
 

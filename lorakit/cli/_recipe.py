@@ -86,7 +86,11 @@ class Saving:
         base = base or (reading or {}).get("base")
         if tuned is not None:
             sources = [checkpoint_source(tuned, folder)]
-        read = {name: value for name, value in (reading or {}).items() if name in ("format", "assume_alpha") and value}
+        read = {
+            name: value
+            for name, value in (reading or {}).items()
+            if name in ("format", "assume_alpha", "component") and value
+        }
         for name in ("modules_to_save", "differences"):
             if (reading or {}).get(name, "refuse") != "refuse":
                 read[name] = (reading or {})[name]

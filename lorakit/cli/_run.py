@@ -63,6 +63,7 @@ def run(
     quiet: bool,
     with_report: bool = False,
     strict: bool = False,
+    component: str | None = None,
     complete: Callable[[Any, AdapterSet], Any] | None = None,
     prepare: Callable[[AdapterSet], Any] | None = None,
     recipe: Recipe | None = None,
@@ -91,6 +92,7 @@ def run(
         initial=initial,
         same_base="strict" if strict else "warn",
         same_names=one,
+        component=component,
     )
     refuse_full_rank(adapters, given.get("k"))
     formats = [adapter.provenance.format for adapter in adapters]  # of one family if they are to be merged
@@ -162,6 +164,7 @@ def run(
                 "assume_alpha": assume_alpha,
                 "base": base,
                 "initial": initial,
+                "component": component,
             },
             left_out=lambda: _steps().left_out_of(estimator),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import click
 from ..files.printable import printable
 from ._errors import debug_option, message, say_error
 from ._options import adapters_argument, json_option, reading_options
-from ._streams import say
+from ._streams import say, say_aside
 from ._values import check_named
 
 if TYPE_CHECKING:
@@ -45,6 +46,9 @@ def inspect(
     The trainer and the kind of model are said where the files show them: by a trainer's mark in metadata or keys, by
     names and widths of modules. So is the rank of the plain LoRA as which an adapter of another kind is read.
 
+    What is added to biases and norms without factors is said, and what other commands do with it. Of a file that is
+    refused, the trainer is said with the reason.
+
     Every weight is read and checked. Of several adapters that can be merged, the cosines between their updates are
     shown: near 0 they hardly interfere, near 1 they do the same, below 0 they work against each other.
 
@@ -56,6 +60,7 @@ def inspect(
     """
     from .. import AdapterSet, load_adapter
     from ..io.load import distinct_names, spoken_path
+    from ..io.origin import trainer_at
     from ..io.servers import check_servers
     from ._differences import warn_of_cancelling
     from ._inspection import describe, fit_together
@@ -70,14 +75,21 @@ def inspect(
     check_named("--initial", reading["initial"], chosen)
     for path, name in zip(paths, chosen, strict=True):
         try:
-            adapter = load_adapter(path, name=name, **reading_of(name, reading))
+            # to say what is there loses nothing, so that what is added to other parameters need not be refused
+            adapter = load_adapter(path, name=name, **{**reading_of(name, reading), "differences": "keep"})
             warn_of_cancelling(adapter)  # reads every module, and raises if one is damaged or not finite
+            for parameter in () if adapter.differences is None else adapter.differences.infos:
+                adapter.differences.read(parameter)  # type: ignore[union-attr]
             opened.append(adapter)
         except (ValueError, OSError) as error:
             say_error(error)
-            unreadable.append({"path": path, "error": message(error)})
+            trainer = trainer_at(Path(path))
+            if trainer is not None:
+                say_aside(f"{path}: trainer {trainer}")
+            unreadable.append({"path": path, "error": message(error), "trainer": trainer})
     adapters = AdapterSet(opened)
-    report: dict[str, Any] = {"adapters": [describe(adapter) for adapter in adapters], "unreadable": unreadable}
+    rows = [describe(adapter, reading["differences"]) for adapter in adapters]
+    report: dict[str, Any] = {"adapters": rows, "unreadable": unreadable}
     for row, adapter in zip(report["adapters"], adapters, strict=True) if servers else ():
         row["servers"] = [asdict(check) for check in check_servers(adapter)]
     if len(adapters) > 1:
@@ -115,6 +127,7 @@ def _show(report: Mapping[str, Any]) -> None:
     if same:
         say(f"\n{'All: ' if len(rows) > 1 else ''}{', '.join(printable(f'{title} {same[title]}') for title in same)}.")
     _show_origins(rows)
+    _show_contents(rows)
     for row in rows:
         if "servers" in row:
             say(f"\n{row['name']}, rank {ranks_text([int(rank) for rank in row['ranks']])}:\n")
@@ -126,6 +139,8 @@ def _show(report: Mapping[str, Any]) -> None:
         return
     equal = report["equal_ranks"]
     some = "by every method" if equal else "by methods that take different ranks"
+    if any(row["differences"] is not None and row["differences"]["then"] != "left out" for row in rows):
+        some = "by concat, svd and task_arithmetic, and by others with --differences drop"
     say(f"\nThey can be merged with one another, {some} (see `lorakit methods`).")
     if report["cosines"] is not None:
         say("\nCosines between their updates:\n")
@@ -145,6 +160,25 @@ def _show_origins(rows: Sequence[Mapping[str, Any]]) -> None:
         whose = "" if len(rows) == 1 else "All: " if len(alike) == 1 else f"{', '.join(names)}: "
         line = text[0].upper() + text[1:] if not whose else text
         say(fill(printable(whose + line), 80, break_on_hyphens=False, subsequent_indent="  " if whose else ""))
+
+
+def _show_contents(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say which adapters add to parameters without factors, and which are for several models of a pipeline."""
+    for row in rows:
+        whose = "" if len(rows) == 1 else f"{row['name']}: "
+        added = row["differences"]
+        if added is not None:
+            layers = ", ".join(added["layers"][:3])
+            more = f" and {len(added['layers']) - 3} more" if len(added["layers"]) > 3 else ""
+            text = (
+                f"{whose}also adds to {added['parameters']} parameters without factors, of {len(added['layers'])} "
+                f"layers ({layers}{more}); {added['then']}."
+            )
+            say(fill(printable(text[0].upper() + text[1:] if not whose else text), 80, break_on_hyphens=False))
+        if len(row["components"]) > 1:
+            names = " and ".join(row["components"])
+            text = f"{whose}{'h' if whose else 'H'}olds modules of {names}; --component of merge and convert takes one."
+            say(fill(printable(text), 80, break_on_hyphens=False))
 
 
 def _show_servers(checks: Sequence[Mapping[str, Any]]) -> None:

@@ -69,6 +69,12 @@ Examples:
     help="Factor on the merged update; match gives each module the mean norm of the adapters' updates, 1 leaves the "
     "method's own.  [default: match; 1 where an adapter has a strength]",
 )
+@click.option(
+    "--component",
+    type=click.Choice(["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"]),
+    help="Model of a diffusion pipeline to take of adapters that are for several, such as the two transformers of "
+    "Wan 2.2, which other files name alike.  [default: all]",
+)
 @part_options
 @distill_options
 @method_options

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 from ..adapters import Adapter
 from ..exceptions import UnsupportedAdapterError
-from .convert import convert_adapter, what_is_known
+from .convert import convert_adapter, refuse_second, what_is_known
 from .expert_layouts import experts_alike
+from .names.component import split_component
 from .names.translate import candidates
 
 __all__ = ["named_alike"]
 
 
-def named_alike(adapters: Sequence[Adapter]) -> tuple[list[Adapter], str | None]:
+def named_alike(adapters: Sequence[Adapter], component: str | None = None) -> tuple[list[Adapter], str | None]:
     """Bring adapters of several formats to the names of one of these formats, the first's if that can be done.
 
     The family of a diffusion transformer is the one that all of them can be of, so that one adapter whose names or
@@ -23,6 +24,8 @@ def named_alike(adapters: Sequence[Adapter]) -> tuple[list[Adapter], str | None]
     ----------
     adapters : sequence of Adapter
         The adapters.
+    component : str, optional
+        The model of a pipeline to take of adapters that are for several.
 
     Returns
     -------
@@ -31,8 +34,20 @@ def named_alike(adapters: Sequence[Adapter]) -> tuple[list[Adapter], str | None]
         modules. What was done is in ``provenance.conversions``.
     said : str or None
         What was renamed, split and joined, for people; None if nothing was.
+
+    Raises
+    ------
+    UnsupportedAdapterError
+        If an adapter is for the two transformers of a pipeline, another is of a format that names both alike, and
+        nobody says which is meant.
     """
-    named, said = _in_one_format(list(adapters))
+    given = list(adapters)
+    if component is None and len({adapter.provenance.format for adapter in given}) > 1:
+        for adapter in given:
+            refuse_second(adapter)
+    if component is not None:
+        given = [convert_adapter(a, "diffusers", component=component) if _is_of_several(a) else a for a in given]
+    named, said = _in_one_format(given, component)
     if len({adapter.provenance.format for adapter in named}) > 1:
         return named, said
     alike, done = experts_alike(named)
@@ -42,7 +57,13 @@ def named_alike(adapters: Sequence[Adapter]) -> tuple[list[Adapter], str | None]
     return alike, said
 
 
-def _in_one_format(given: list[Adapter]) -> tuple[list[Adapter], str | None]:
+def _is_of_several(adapter: Adapter) -> bool:
+    if adapter.provenance.format != "diffusers":
+        return False
+    return len({split_component(module).component for module in adapter}) > 1
+
+
+def _in_one_format(given: list[Adapter], component: str | None) -> tuple[list[Adapter], str | None]:
     formats = list(dict.fromkeys(adapter.provenance.format for adapter in given))
     if len(formats) < 2:
         return given, None
@@ -50,7 +71,9 @@ def _in_one_format(given: list[Adapter]) -> tuple[list[Adapter], str | None]:
     for target in formats:
         try:
             made = [
-                adapter if adapter.provenance.format == target else convert_adapter(adapter, target, family=family)
+                adapter
+                if adapter.provenance.format == target
+                else convert_adapter(adapter, target, family=family, component=component)
                 for adapter in given
             ]
         except (UnsupportedAdapterError, ValueError):

@@ -16,7 +16,7 @@ from .names.kohya import ONE_TRAINER, model_of
 from .names.steps import COMPONENTS, Request, Step
 from .names.translate import NAMELESS, Known, Plan, candidates, family_plan, in_diffusers, refuse_unknown
 
-__all__ = ["convert_adapter"]
+__all__ = ["convert_adapter", "refuse_second"]
 
 _SECOND = "transformer_2"
 
@@ -101,8 +101,8 @@ def convert_among(
     if component == _SECOND:
         return _second_transformer(adapter, target, family, among)
     of_second = [m for m in adapter if m.startswith(f"{_SECOND}.")] if source == "diffusers" else []
-    if of_second and component is None:
-        _refuse_second(adapter, of_second[0])
+    if component is None:
+        refuse_second(adapter)
     if of_second and component == "transformer":  # a part of another name to all that follows
         adapter = adapter.select(module for module in adapter if module not in set(of_second))
     plan: Plan = {}
@@ -160,7 +160,18 @@ def _second_transformer(adapter: Adapter, target: str, family: str | None, among
     return made.with_provenance(conversions=conversions)
 
 
-def _refuse_second(adapter: Adapter, module: str) -> NoReturn:
+def refuse_second(adapter: Adapter) -> None:
+    """Refuse an adapter of diffusers' names that is for a pipeline's second transformer, where nobody says so.
+
+    Raises
+    ------
+    UnsupportedAdapterError
+        Naming the component to say.
+    """
+    second = (m for m in adapter if adapter.provenance.format == "diffusers" and m.startswith(f"{_SECOND}."))
+    module = next(second, None)
+    if module is None:
+        return
     raise UnsupportedAdapterError(
         f"holds modules of a pipeline's second transformer, such as {module!r}, which other formats name as those of "
         "the first one",

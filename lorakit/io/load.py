@@ -23,6 +23,7 @@ from .beside import base_used, initial_used
 from .formats.codec import ReadOptions
 from .formats.registry import abouts, codecs
 from .hub import fetch, hub_id
+from .names.steps import COMPONENTS
 from .opening import file_reader, open_path
 
 __all__ = ["load_adapter", "load_adapters"]
@@ -148,6 +149,7 @@ def load_adapters(
     differences: Literal["refuse", "keep", "drop"] = "refuse",
     same_base: Literal["warn", "strict"] = "warn",
     same_names: bool = True,
+    component: str | None = None,
 ) -> AdapterSet:
     """Open several LoRA adapters as one set, the ``X`` of every estimator.
 
@@ -182,6 +184,10 @@ def load_adapters(
         all to the layout of the first, as :func:`split_experts` and :func:`join_experts` do. What was done is warned
         of, and is in ``provenance.conversions``. If it cannot be done, they stay as they are, and estimators refuse
         them.
+    component : str, optional
+        As in :func:`convert_adapter`: the model of a diffusion pipeline to take of adapters that are for several, and
+        the one that modules belong to whose names do not say it. One file of diffusers may hold both transformers of
+        Wan 2.2, which files of other formats name alike.
 
     Returns
     -------
@@ -194,8 +200,10 @@ def load_adapters(
         As :func:`load_adapter` does.
     IncompatibleAdaptersError
         With ``same_base='strict'``, if they name different base models.
+    UnsupportedAdapterError
+        If an adapter is for two transformers of which others can be either, and ``component`` does not say which.
     ValueError
-        If ``names`` are not as many as ``paths``, or not all different.
+        If ``component`` is none, or ``names`` are not as many as ``paths``, or not all different.
 
     Examples
     --------
@@ -213,6 +221,8 @@ def load_adapters(
     chosen = distinct_names([spoken_path(path) for path in given]) if names is None else list(names)
     if len(chosen) != len(given) or len(set(chosen)) != len(chosen):
         raise ValueError(f"names must be {len(given)} different names, one for each path; got {chosen}")
+    if component is not None and component not in COMPONENTS:
+        raise ValueError(f"component must be one of {', '.join(map(repr, COMPONENTS))}, got {component!r}")
     if same_base not in ("warn", "strict"):
         raise ValueError(f"same_base must be 'warn' or 'strict', got {same_base!r}")
     began = initial if isinstance(initial, Mapping) else dict.fromkeys(chosen, initial)
@@ -246,11 +256,11 @@ def load_adapters(
         )
     formats = {adapter.provenance.format for adapter in adapters}
     experts = any(info.kind.experts for adapter in adapters for info in adapter.infos.values())
-    if same_names and (len(formats) > 1 or experts):
-        alike, said = named_alike(adapters)
+    if component is not None or (same_names and (len(formats) > 1 or experts)):
+        alike, said = named_alike(adapters, component)
+        adapters = AdapterSet(alike)
+        formats = {adapter.provenance.format for adapter in adapters}
         if said is not None:
-            adapters = AdapterSet(alike)
-            formats = {adapter.provenance.format for adapter in adapters}
             warnings.warn(said, UserWarning, stacklevel=2)
     for known in codecs():
         if known.aliases is not None and formats == {known.about.name}:

@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..adapters import Adapter
+from ..exceptions import LorakitError
 from ..files.checks import is_pickled
 from ..files.json_text import parse_json, read_json_object
 from ..files.safetensors import Header, read_header
 from .convert import what_is_known
+from .formats.peft.about import CONFIG
 from .formats.record import KEY
+from .formats.registry import abouts
 from .names.language import MLX_AND_PEFT
 from .names.table import shape_of
 from .names.translate import candidates
 
-__all__ = ["family_of", "trainer_of"]
+__all__ = ["family_of", "trainer_at", "trainer_of"]
 
 # Names of network modules that musubi-tuner has and sd-scripts has not; both call others networks.lora
 _OF_MUSUBI = re.compile(r"networks\.lora_(wan|framepack|hv_1_5|flux_2|qwen_image|zimage|kandinsky5)$")
@@ -44,6 +48,26 @@ def trainer_of(adapter: Adapter) -> str | None:
     if found is None and any(module.startswith("lycoris_") for module in adapter):
         return "LyCORIS"
     return found or _by_config(_config(adapter))
+
+
+def trainer_at(path: Path) -> str | None:
+    """Return the program that wrote the files at a path, whether or not they can be read as an adapter.
+
+    None if they do not say, or their header or config cannot be read.
+    """
+    try:
+        folder = path if path.is_dir() else path.parent
+        names = [name for known in abouts() for name in known.weights]
+        weights = next((path / name for name in names if (path / name).is_file()), None) if path.is_dir() else path
+        config = folder / CONFIG if path.is_dir() or path.name in names else None
+        header = Header({}, {}) if weights is None or is_pickled(weights) else read_header(weights)
+        fields = read_json_object(config) if config is not None and config.is_file() else {}
+    except (LorakitError, OSError):
+        return None
+    found = _by_metadata(header.metadata)
+    if found is None and any(key.startswith("lycoris_") for key in header.tensors):
+        return "LyCORIS"
+    return found or _by_config(fields)
 
 
 def family_of(adapter: Adapter) -> str | None:

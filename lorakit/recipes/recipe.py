@@ -29,7 +29,7 @@ ALONE: dict[str, tuple[str, ...]] = {
 }
 _SHA256 = re.compile("[0-9a-f]{64}")
 _SOURCE = ("path", "name", "sha256", "config_sha256", "headers_sha256", "strength", "initial", "initial_sha256")
-_READING = ("format", "modules_to_save", "differences", "assume_alpha", "allow_pickle")
+_READING = ("format", "modules_to_save", "differences", "assume_alpha", "component", "allow_pickle")
 _OUTPUT = ("path", "layout", "pad_to", "dtype")
 _LARGEST_RANK = 100_000
 
@@ -265,6 +265,8 @@ def _reading(node: Node) -> dict[str, Any]:
             found[name] = value.choice(["refuse", "drop", "first"])
         elif name == "differences":
             found[name] = value.choice(["refuse", "keep", "drop"])
+        elif name == "component":
+            found[name] = value.choice(COMPONENTS)
         elif name == "allow_pickle":
             # whoever runs a recipe decides which files are trusted, not who wrote it
             raise value.error("is for who runs the recipe to say", remedy="pass --allow-pickle")

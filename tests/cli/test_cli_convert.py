@@ -98,7 +98,7 @@ def test_table(lorakit_, tasks, out, tmp_path):
     ("args", "message"),
     [
         (["--to", "gguf"], "format must be one of"),
-        (["--to", "kohya"], "lorakit convert --component text_encoder"),
+        (["--to", "kohya"], "pass --component text_encoder"),
         (["--layout", "compact", "--pad-to", "8"], "--pad-to goes with --layout portable"),
         (["--pad-to", "2"], "to be padded to 2"),
         (["--name", "a", "--name", "b"], "--name can be given once"),

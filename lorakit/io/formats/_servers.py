@@ -79,6 +79,15 @@ class WrittenFile:
         ]
 
     @property
+    def biases(self) -> list[str]:
+        """Modules with a bias that was trained beside B; all of them if only the config says that there are some."""
+        added = self.adapter.differences
+        named = () if added is None else (name.removesuffix(".bias") for name in added.infos if name.endswith(".bias"))
+        return [module for module in named if module in self.ranks] or (
+            list(self.ranks) if self.config.get("lora_bias") else []
+        )
+
+    @property
     def extra_weights(self) -> list[str]:
         """Modules that were trained as a whole."""
         kept = self.config.get("modules_to_save")

@@ -41,6 +41,8 @@ def _vllm(file: WrittenFile, check: ServerCheck) -> None:
     other = sorted(set(file.extra_weights) - {"classifier", "score"})
     if other:
         check.refuse(f"takes no modules_to_save but classifier and score: {some(other)}")
+    if file.biases:  # parse_fine_tuned_lora_name
+        check.refuse(f"takes no biases beside B (lora_bias): {some(file.biases)}")
     if file.kinds("conv"):
         check.refuse(f"has LoRA for linear layers and embeddings, not for convolutions: {some(file.kinds('conv'))}")
     for kind in ("embedding", "expert"):
@@ -82,6 +84,8 @@ def _sglang(file: WrittenFile, check: ServerCheck) -> None:
         check.mistake(f"leaves out k_proj and v_proj without q_proj, and up_proj without gate_proj: {some(alone)}")
     if file.extra_weights:
         check.mistake(f"leaves out modules_to_save: {some(file.extra_weights)}")
+    if file.biases:
+        check.mistake(f"has no place for biases beside B (lora_bias): {some(file.biases)}")
     if file.kinds("expert"):
         check.notes.append(f"only for models whose experts take LoRA: {some(file.kinds('expert'))}")
     check.setting = f"--max-lora-rank {file.rank}, or this adapter among its --lora-paths"
@@ -143,6 +147,8 @@ def _stacked(file: WrittenFile, check: ServerCheck) -> None:
             )
     if file.extra_weights:
         check.mistake(f"leaves out modules_to_save: {some(file.extra_weights)}")
+    if file.biases:  # map_weights_for_model takes A and B
+        check.mistake(f"leaves out biases beside B (lora_bias): {some(file.biases)}")
 
 
 def _padded(rank: int) -> int:
@@ -158,6 +164,8 @@ def _llama_cpp(file: WrittenFile, check: ServerCheck) -> None:
             check.refuse(f"has no LoRA for layers of the kind {kind!r}: {some(file.kinds(kind))}")
     if file.extra_weights:
         check.refuse(f"stops at modules_to_save: {some(file.extra_weights)}")
+    if file.biases:
+        check.refuse(f"stops at biases beside B (lora_bias): {some(file.biases)}")
     if not file.config.get("base_model_name_or_path"):
         check.setting = "--base FOLDER"
         check.notes.append("needs the config of the base model, whose name the adapter lacks")
