@@ -7,7 +7,8 @@ How much of twelve adapters that began apart is kept by a merge whose factors we
 
     python examples/reproduce/distill.py                     # the methods at rank 16
     python examples/reproduce/distill.py --parts longer      # longer trainings
-    python examples/reproduce/distill.py --parts limits      # ranks, numbers of adapters, kinds and numbers of texts
+    python examples/reproduce/distill.py --parts limits      # ranks, numbers of adapters, mixed ranks
+    python examples/reproduce/distill.py --parts choice      # kinds and numbers of texts, starts: validation and test
     python examples/reproduce/distill.py --parts agreement   # how well the score without labels chooses
 
 It can be stopped at any time: a merge in training goes on after its last epoch. Nine of the adapters are those of the
@@ -15,67 +16,33 @@ tests, the others are trained. Norms are chosen on validation texts; every table
 chosen by. The texts of tasks that merges are trained on come from the tasks' training texts, without labels.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from adapters import SCALES, at_norm, best_scale
+from adapters import at_norm
 from backbones import MINILM
+from bench import FIRST, RECORD, Bench, Judged, averaged
 from drawing import panels, save, tidy
 from entrants import batches_of, grams_of
 from evaluation import Evaluator
-from multi_head import OWN_ONLY, Recipe, adapters_of, agreement_scorer, merge, once
+from multi_head import Recipe, agreement_scorer, merge, once
 from peft_merges import peft_merge
+from recipes import GROUPS, LIMITS, LONGER, N_TEXTS, RECIPES
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
 from scipy.stats import spearmanr
-from standings import Right, right_of, right_of_own
+from tasks import TRAINED, UNSEEN, USUAL
 
 from lorakit import Adapter, IsoMerger, LegoMerger, RegMeanMerger, RegMeanPlusMerger, SVDMerger, TiesMerger, TSVMerger
 from lorakit.base import BaseMerger
 
-N_TEXTS = 50  # unlabelled training texts of each task
 START = "tsv, match"
-FREE = Recipe("multi-head, generic and pseudo-texts", generic=700, pseudo=60)
-OWN = Recipe("own head only, task texts", own=N_TEXTS, own_weight=OWN_ONLY)
-TASKS = Recipe("multi-head, task texts", own=N_TEXTS, own_weight=4.0)
-ALL = Recipe("multi-head, all three", generic=700, pseudo=60, own=N_TEXTS)
-LONGER = {
-    "free": replace(FREE, epochs=16, learning_rate=2e-3),
-    "all": Recipe(
-        "multi-head, all three and fragments of task texts",
-        generic=350,
-        pseudo=30,
-        own=N_TEXTS,
-        fragments=60,
-        epochs=12,
-        learning_rate=2e-3,
-    ),
-}
-RECIPES = {"free": FREE, "all": ALL, "own": OWN, "tasks": TASKS}
-LIMITS = {
-    "free-8": replace(FREE, k=8),
-    "free-32": replace(FREE, k=32),
-    "all-8": replace(ALL, k=8),
-    "all-32": replace(ALL, k=32),
-    "pseudo": replace(FREE, generic=0, name="pseudo-texts only"),
-    "generic": replace(FREE, pseudo=0, name="generic texts only"),
-    "pseudo-x3": replace(FREE, pseudo=180, name="three times the pseudo-texts"),
-    "faster": replace(FREE, learning_rate=2e-3, name="twice the learning rate"),
-    **{f"own-{n}": replace(ALL, own=n, name=f"all three, {n} texts a task") for n in (8, 25, 100)},
-    **{
-        f"start-{start}": replace(FREE, start=start, name=f"start: {start}")
-        for start in ("tsv 1.4", "regmean++", "whole")
-    },
-    "fragments": replace(ALL, fragments=N_TEXTS, name="all three, and fragments of the task texts"),
-    "two": FREE,
-    "four": FREE,
-}
-FEW = {"two": 2, "four": 4}  # numbers of adapters; all for the others
+POOLS = {"two": USUAL[:2], "four": USUAL[:4], "sixteen": (*TRAINED, *UNSEEN)}  # tasks; all that are asked for otherwise
+RANKS = {"mixed": dict.fromkeys(USUAL[0::3], 4) | dict.fromkeys(USUAL[1::3], 16)}  # of the adapters; 8 otherwise
+HARDER = ("sixteen", "mixed")  # in a table of their own
 CHOSEN_BY = Recipe("", generic=150, pseudo=15)  # texts of the score without labels
 LABELLED = 20  # texts to choose by instead
-FIRST = 100  # test text that the methods are judged from: those before it were looked at when the trainer was mended
 METHODS: dict[str, BaseMerger] = {
     "svd": SVDMerger(),
     "tsv": TSVMerger(),
@@ -87,42 +54,6 @@ NORMS = (0.7, 1.0, 1.4, 1.8)
 CHOSEN_RANKS = (8, 16)
 
 
-class Bench:
-    """Adapters, and what their merges get right of the test texts.
-
-    Parameters
-    ----------
-    options : Namespace
-        Of the command line.
-    first : int
-        The first of the test texts to judge by.
-    """
-
-    def __init__(self, options: argparse.Namespace, first: int) -> None:
-        self.tasks: list[str] = options.tasks
-        self.adapters = adapters_of(self.tasks)
-        self.first = first
-        self.test = Evaluator("test", first + options.n_test)
-        self.validation = Evaluator("validation", options.n_validation)
-        self.own = right_of_own(self.adapters, self.test, first)
-
-    def right(self, adapter: Adapter | None) -> Right:
-        """Which test texts of each task get their label."""
-        return right_of(adapter, self.tasks, self.test, self.first)
-
-    def kept(self, right: Right) -> tuple[float, float]:
-        """Mean over tasks of accuracy divided by the own adapter's; its standard error over texts."""
-        return _mean([right[task] / self.own[task].mean() for task in right])
-
-    def difference(self, right: Right, other: Right) -> tuple[float, float]:
-        """Difference of what is kept, on the same texts; its standard error."""
-        return _mean([(right[t].astype(float) - other[t]) / self.own[t].mean() for t in right])
-
-    def chosen(self, merged: Adapter) -> Adapter:
-        """The merge at the norm that is best on validation texts."""
-        return at_norm(merged, self.adapters, best_scale(merged, self.adapters, self.validation, self.tasks, SCALES))
-
-
 def main() -> None:
     """Run the parts that are asked for."""
     command = parser("A merge whose factors are trained on all heads, beside others.")
@@ -131,6 +62,7 @@ def main() -> None:
         "methods": methods,
         "longer": longer,
         "limits": limits,
+        "choice": choice,
         "agreement": agreement,
     }
     command.add_argument("--parts", nargs="+", choices=parts, default=["methods"], help="what to run")
@@ -138,6 +70,12 @@ def main() -> None:
     command.add_argument("--recipes", nargs="*", choices=RECIPES, default=list(RECIPES), help="trained merges")
     command.add_argument("--longer", nargs="+", choices=LONGER, default=list(LONGER), help="rows of the part longer")
     command.add_argument("--limits", nargs="+", choices=LIMITS, default=list(LIMITS), help="rows of the part limits")
+    command.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="tables of the part choice")
+    rows = [name for of_group, _ in GROUPS.values() for name in of_group]
+    command.add_argument("--choice", nargs="+", choices=rows, default=rows, help="rows of the part choice")
+    command.add_argument("--bfloat16", action="store_true", help="train in bfloat16: for processors that compute in it")
+    command.add_argument("--record", action="store_true", help=f"add what is measured to {RECORD.name} of this folder")
+    command.add_argument("--recorded", action="store_true", help="tables of what is recorded there; compute nothing")
     command.add_argument("-k", type=int, default=16, help="rank of the methods (default: %(default)s)")
     options = parse(command)
     report = Report("distill", options)
@@ -148,39 +86,40 @@ def main() -> None:
 
 def methods(bench: Bench, report: Report) -> None:
     """All ways to merge at one rank."""
-    adapters, k = bench.adapters, report.options.k
+    k = report.options.k
     weights: dict[str, Callable[[], Adapter]] = {
-        "svd, match": lambda: SVDMerger(k, scale="match").fit(adapters).merged_,
-        START: lambda: TSVMerger(k, scale="match").fit(adapters).merged_,
-        "tsv, norm chosen": lambda: bench.chosen(TSVMerger(k).fit(adapters).merged_),
-        "PEFT svd, norm chosen": lambda: bench.chosen(peft_merge(adapters, "svd", svd_rank=k)),
+        "svd, match": lambda: SVDMerger(k, scale="match").fit(bench.adapters).merged_,
+        START: lambda: TSVMerger(k, scale="match").fit(bench.adapters).merged_,
+        "tsv, norm chosen": lambda: bench.chosen(TSVMerger(k).fit(bench.adapters).merged_),
+        "PEFT svd, norm chosen": lambda: bench.chosen(peft_merge(bench.adapters, "svd", svd_rank=k)),
         f"regmean, {N_TEXTS} texts a task, norm chosen": lambda: bench.chosen(
-            RegMeanMerger(k, grams=grams_of(adapters, N_TEXTS)).fit(adapters).merged_
+            RegMeanMerger(k, grams=grams_of(bench.adapters, N_TEXTS)).fit(bench.adapters).merged_
         ),
         f"regmean++, {N_TEXTS} texts a task, norm chosen": lambda: bench.chosen(
-            RegMeanPlusMerger(k, model=MINILM.load(), batches=batches_of(adapters, N_TEXTS)).fit(adapters).merged_
+            RegMeanPlusMerger(k, model=MINILM.load(), batches=batches_of(bench.adapters, N_TEXTS))
+            .fit(bench.adapters)
+            .merged_
         ),
     }
     if report.options.merges:
         weights = {name: made for name, made in weights.items() if name.split(",")[0] in report.options.merges}
-    found: dict[str, tuple[Right, float]] = {}
+    found: dict[str, Judged] = {}
     for name, make in weights.items():
-        made = once((name, k, report.options.n_validation), name, adapters, make)
-        found[name] = (bench.right(made.adapter), made.about["seconds"])
-        progress(f"{name}: {bench.kept(found[name][0])[0]:.3f}")
+        found[name] = _once(bench, name, k, make)
+        progress(f"{name}: {bench.kept(found[name])[0]:.3f}")
     for name in report.options.recipes:
         recipe = replace(RECIPES[name], k=k, seed=report.options.seeds[0])
         found[_label(recipe)] = _trained(bench, recipe)
-    report.numbers["methods"] = {name: bench.kept(right) for name, (right, _) in found.items()}
-    reference = bench.right(TSVMerger(k, scale="match").fit(adapters).merged_)
+    report.numbers["methods"] = {name: bench.kept(judged) for name, judged in found.items()}
+    reference = _start(bench, k)
     rows = []
-    for name, (right, seconds) in found.items():
-        gained = "" if name == START else _signed(bench.difference(right, reference))
-        rows.append([name, _shown(bench.kept(right)), gained, f"{seconds:.0f}"])
+    for name, judged in found.items():
+        gained = "" if name == START else _signed(bench.difference(judged, reference))
+        rows.append([name, _shown(bench.kept(judged)), gained, f"{judged.seconds:.0f}"])
     n = report.options.n_test
     caption = (
-        f"{len(adapters)} adapters of rank 8 that began apart, merged into one of rank {k}. Kept: accuracy divided by "
-        f"that of the task's own adapter, mean over tasks, {n} test texts each (after the first {FIRST}), with its "
+        f"{len(bench.tasks)} adapters of rank 8 that began apart, merged into one of rank {k}. Kept: accuracy divided "
+        f"by that of the task's own adapter, mean over tasks, {n} test texts each (after the first {FIRST}), with its "
         "standard error over texts; the difference to the start in points, on the same texts. Seconds of one thread, "
         "with the measuring of norms where they are chosen, and with the texts and teachers of merges that are trained."
     )
@@ -188,44 +127,78 @@ def methods(bench: Bench, report: Report) -> None:
     every = not report.options.merges and set(report.options.recipes) == set(RECIPES)
     picture = _picture(found, bench, report) if every else None
     name = "distill-methods" if every else "distill-some"
-    report.tables.append(Table(name, titles, rows, caption, picture=picture))
+    report.tables.append(Table(name, titles, rows, caption, picture=picture, machine=bench.machine))
 
 
 def longer(bench: Bench, report: Report) -> None:
     """More epochs at a higher rate, by the seed of the texts and of the training."""
-    start = bench.right(TSVMerger(report.options.k, scale="match").fit(bench.adapters).merged_)
+    start = _start(bench, report.options.k)
     kept = _shown(bench.kept(start))
     rows = [[START, "", "", "", kept if len(report.options.seeds) == 1 else kept[:5], "", ""]]
     for name in report.options.longer:
         recipe = replace(LONGER[name], k=report.options.k)
-        found = [_trained(bench, replace(recipe, seed=seed)) for seed in report.options.seeds]
-        values = [bench.kept(right)[0] for right, _ in found]
+        found = _of_seeds(bench, recipe)
+        values = [bench.kept(judged)[0] for judged in found]
         report.numbers[f"longer, {name}"] = values
-        means = {task: np.mean([right[task] for right, _ in found], axis=0) for task in start}
-        n = recipe.generic + (recipe.pseudo + recipe.own + recipe.fragments) * len(bench.adapters)
-        about = [_label(recipe), str(n), str(recipe.epochs), f"{recipe.learning_rate:g}"]
-        kept = _shown(bench.kept(found[0][0])) if len(values) == 1 else mean_spread(values)
-        seconds = np.mean([seconds for _, seconds in found])
-        rows.append([*about, kept, _signed(bench.difference(means, start)), f"{seconds:.0f}"])
+        mean = averaged(found)
+        about = [_label(recipe), str(recipe.n_texts(len(bench.tasks))), str(recipe.epochs), f"{recipe.learning_rate:g}"]
+        kept = _shown(bench.kept(found[0])) if len(values) == 1 else mean_spread(values)
+        rows.append([*about, kept, _signed(bench.difference(mean, start)), f"{mean.seconds:.0f}"])
     spread = "its standard error over texts" if len(report.options.seeds) == 1 else seeds(report.options.seeds)
     caption = (
         f"As above, rank {report.options.k}, with the numbers of epochs and the learning rates that were set before "
         f"anything was measured. Kept with {spread}; points against {START} with their standard error over texts."
     )
     titles = ["merge", "number of texts", "epochs", "learning rate", "kept", f"against {START}", "seconds"]
-    report.tables.append(Table("distill-longer", titles, rows, caption))
+    report.tables.append(Table("distill-longer", titles, rows, caption, machine=bench.machine))
 
 
 def limits(bench: Bench, report: Report) -> None:
-    """Ranks, texts, numbers of adapters."""
-    rows = []
+    """Ranks and numbers of adapters."""
+    rows = {}
     for name in report.options.limits:
-        tasks = bench.tasks[: FEW.get(name, len(bench.tasks))]
-        few = Bench(argparse.Namespace(**vars(report.options) | {"tasks": tasks}), FIRST)
-        rows.append(_compared(few, LIMITS[name]))
-    caption = "As above, of other ranks, texts and numbers of adapters, each beside tsv with scale='match' at its rank."
+        few = Bench(report.options, tasks=POOLS.get(name), ranks=RANKS.get(name))
+        rows[name] = _compared(few, LIMITS[name])
+        bench.machines |= few.machines
+    caption = "As above, of other ranks and numbers of adapters, each beside tsv with scale='match' at its rank."
     titles = ["texts", "adapters", "k", "number of texts", "tsv, match", "kept", "gained", "seconds"]
-    report.tables.append(Table("distill-limits", titles, rows, caption))
+    if usual := [row for name, row in rows.items() if name not in HARDER]:
+        report.tables.append(Table("distill-limits", titles, usual, caption, machine=bench.machine))
+    if harder := [row for name, row in rows.items() if name in HARDER]:
+        caption = "The same of sixteen adapters, and of twelve of which four each have the ranks 4, 8 and 16."
+        report.tables.append(Table("distill-harder", titles, harder, caption, machine=bench.machine))
+
+
+def choice(bench: Bench, report: Report) -> None:
+    """Kinds and numbers of texts, and starts: what validation texts choose, and what that keeps of test texts."""
+    options = report.options
+    for group in options.groups:
+        recipes, usual = GROUPS[group]
+        wanted = {name: recipe for name, recipe in recipes.items() if name in (usual, *options.choice)}
+        by_seed = {name: _of_seeds(bench, replace(recipe, k=options.k)) for name, recipe in wanted.items()}
+        found = {name: averaged(judged) for name, judged in by_seed.items()}
+        rows = []
+        for name, judged in found.items():
+            cells = [wanted[name].name, str(wanted[name].n_texts(len(bench.tasks)))]
+            for split in ("validation", "test"):
+                gained = "" if name == usual else _signed(bench.difference(judged, found[usual], split))
+                values = [bench.kept(of_seed, split) for of_seed in by_seed[name]]
+                cells += [_shown(values[0]) if len(values) == 1 else mean_spread([kept for kept, _ in values]), gained]
+                report.numbers[f"choice, {name}, {split}"] = values
+            rows.append([*cells, f"{judged.seconds:.0f}"])
+        best = max(found, key=lambda name: bench.kept(found[name], "validation")[0])
+        caption = (
+            f"{len(bench.tasks)} adapters in one of rank {options.k}; {seeds(options.seeds)}. Kept of "
+            f"{options.n_validation} validation texts and of {options.n_test} test texts a task (after the first "
+            f"{FIRST}); gained: over the first row on the same texts, in points."
+        )
+        note = (
+            f"Of these, validation texts choose: {wanted[best].name}. It keeps {_shown(bench.kept(found[best]))} of "
+            f"the test texts, the first row {_shown(bench.kept(found[usual]))}."
+        )
+        titles = ["texts and training", "number of texts", "validation", "gained", "test", "gained", "seconds"]
+        name = f"distill-{group}" if len(options.seeds) == 1 else f"distill-{group}-seeds"
+        report.tables.append(Table(name, titles, rows, caption, note, machine=bench.machine))
 
 
 def agreement(bench: Bench, report: Report) -> None:
@@ -240,7 +213,7 @@ def agreement(bench: Bench, report: Report) -> None:
             found = []
             for target in NORMS:
                 at = at_norm(merged, bench.adapters, target)
-                kept = bench.kept(bench.right(at))[0]
+                kept = bench.kept(Judged(bench.right(at), {}, 0.0, ""))[0]
                 found.append((scorer.evaluate(at), few.mean(at, bench.tasks), kept))
                 scores[f"{name}, k = {k}, norm {target}"] = found[-1]
             progress(f"{name}, k = {k}: {found}")
@@ -263,32 +236,36 @@ def agreement(bench: Bench, report: Report) -> None:
     report.tables.append(Table("distill-agreement", ["chosen by", "Spearman", "choice", "regret"], rows, caption))
 
 
-def _trained(bench: Bench, recipe: Recipe) -> tuple[Right, float]:
-    found = merge(recipe, bench.adapters)
-    right = bench.right(found.adapter)
-    seconds = found.about["seconds"]
-    progress(
-        f"{recipe.name}, k = {recipe.k}: {bench.kept(right)[0]:.3f}, {found.about['texts']} texts, {seconds:.0f} s"
-    )
-    return right, seconds
+def _once(bench: Bench, name: str, k: int, make: Callable[[], Adapter]) -> Judged:
+    settings = (name, k, bench.options.n_validation)
+    return bench.judged(settings, lambda: once(settings, name, bench.adapters, make))
+
+
+def _start(bench: Bench, k: int) -> Judged:
+    return _once(bench, START, k, lambda: TSVMerger(k, scale="match").fit(bench.adapters).merged_)
+
+
+def _trained(bench: Bench, recipe: Recipe) -> Judged:
+    recipe = replace(recipe, bfloat16=bench.options.bfloat16)
+    found = bench.judged(recipe.settings, lambda: merge(recipe, bench.adapters))
+    kept = f"{bench.kept(found, 'validation')[0]:.3f} of validation texts, {bench.kept(found)[0]:.3f} of test texts"
+    progress(f"{recipe.name}, k = {recipe.k}, seed {recipe.seed}: {kept}, {found.seconds:.0f} s")
+    return found
+
+
+def _of_seeds(bench: Bench, recipe: Recipe) -> list[Judged]:
+    return [_trained(bench, replace(recipe, seed=seed)) for seed in bench.options.seeds]
 
 
 def _compared(bench: Bench, recipe: Recipe) -> list[str]:
-    start = bench.right(TSVMerger(recipe.k, scale="match").fit(bench.adapters).merged_)
-    right, seconds = _trained(bench, recipe)
-    n = recipe.generic + (recipe.pseudo + recipe.own + recipe.fragments) * len(bench.adapters)
-    kept, gained = _shown(bench.kept(right)), _signed(bench.difference(right, start))
-    about = [recipe.name, str(len(bench.adapters)), str(recipe.k), str(n)]
-    return [*about, _shown(bench.kept(start)), kept, gained, f"{seconds:.0f}"]
+    start, found = _start(bench, recipe.k), _trained(bench, recipe)
+    about = [recipe.name, str(len(bench.tasks)), str(recipe.k), str(recipe.n_texts(len(bench.tasks)))]
+    gained = _signed(bench.difference(found, start))
+    return [*about, _shown(bench.kept(start)), _shown(bench.kept(found)), gained, f"{found.seconds:.0f}"]
 
 
 def _label(recipe: Recipe) -> str:
     return f"{recipe.name}, {recipe.own} a task" if recipe.own else recipe.name
-
-
-def _mean(by_task: list[np.ndarray]) -> tuple[float, float]:
-    squares = [values.var(ddof=1) / len(values) for values in by_task]
-    return float(np.mean([v.mean() for v in by_task])), float(np.sqrt(np.sum(squares)) / len(by_task))
 
 
 def _shown(found: tuple[float, float]) -> str:
@@ -299,12 +276,12 @@ def _signed(found: tuple[float, float]) -> str:
     return f"{100 * found[0]:+.1f} ± {100 * found[1]:.1f}"
 
 
-def _picture(found: Mapping[str, tuple[Right, float]], bench: Bench, report: Report) -> Any:
+def _picture(found: Mapping[str, Judged], bench: Bench, report: Report) -> Any:
     """Draw what is kept against seconds."""
     figure, (ax,) = panels(1, size=(6.4, 4.0))
-    for name, (right, seconds) in found.items():
-        kept, error = bench.kept(right)
-        ax.errorbar([max(seconds, 0.1)], [kept], [error], fmt="o", label=name)
+    for name, judged in found.items():
+        kept, error = bench.kept(judged)
+        ax.errorbar([max(judged.seconds, 0.1)], [kept], [error], fmt="o", label=name)
     ax.set_xscale("log")
     ax.set_xlabel("seconds of one thread")
     ax.set_ylabel("accuracy kept")

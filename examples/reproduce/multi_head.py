@@ -6,12 +6,14 @@ Distilled merges: heads, inputs, and merges that are trained once
 was stopped goes on after its last epoch.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from adapters import SHIPPED, load
 from backbones import MINILM, Tokens, by_length, minilm_tokenizer
@@ -36,7 +38,7 @@ from lorakit import (
     save_adapter,
 )
 from lorakit.base import BaseMerger
-from lorakit.distillation.heads import SharedHeads
+from lorakit.distillation.heads import Forwards, SharedHeads
 from lorakit.distillation.targets import Targets
 
 VERSION = 2  # of how merges are trained: raise it when that changes
@@ -56,14 +58,23 @@ class Recipe:
     generic, pseudo, own, fragments : int, default=0
         Fragments of lorakit's sentences; texts made from each adapter; training texts of each task, no labels;
         fragments of these training texts, for each task.
+    spliced : int, default=0
+        For each task, beginnings of its training texts followed by the ends of others.
     own_weight : float, default=10.0
-        Weight of an input's own head, in those of the others. It has no meaning for generic and pseudo-texts.
+        Weight of an input's own head, in those of the others. It has no meaning for generic texts.
+    owned : bool, default=False
+        Whether texts that are made from an adapter belong to it.
     epochs, learning_rate, seed : int, float, int
         As in DistillMerger.
     start : {'tsv', 'tsv 1.4', 'regmean++', 'whole'}, default='tsv'
         What training starts from: tsv at a norm of 1 or 1.4; RegMean++ on the texts that belong to an adapter, pseudo-
         texts among them, which is distillation block by block; or a merge that was trained whole for half of the epochs
         and is then cut.
+    match : {'classes', 'changes'}, default='classes'
+        As in DistillMerger. With 'changes' no head is asked: embeddings are matched.
+    bfloat16 : bool, default=False
+        Whether the model computes in bfloat16, which takes half the time of processors that have instructions for it,
+        and several times as long on others.
     """
 
     name: str
@@ -72,11 +83,25 @@ class Recipe:
     pseudo: int = 0
     own: int = 0
     fragments: int = 0
+    spliced: int = 0
     own_weight: float = 10.0
     epochs: int = 8
     learning_rate: float = 1e-3
     seed: int = 0
     start: str = "tsv"
+    owned: bool = False
+    match: str = "classes"
+    bfloat16: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is not as usual; two recipes of the same settings are one."""
+        usual = asdict(Recipe(""))
+        return {name: value for name, value in asdict(self).items() if name != "name" and value != usual[name]}
+
+    def n_texts(self, n_adapters: int) -> int:
+        """Number of texts, with so many adapters."""
+        return self.generic + (self.pseudo + self.own + self.fragments + self.spliced) * n_adapters
 
 
 @dataclass(frozen=True)
@@ -95,49 +120,70 @@ class Merge:
     about: dict[str, Any]
 
 
-def adapters_of(tasks: Iterable[str]) -> AdapterSet:
-    """One adapter a task, of rank 8, each begun with values of its own: the tests' where they have it, or trained."""
+def adapters_of(tasks: Iterable[str], ranks: Mapping[str, int] | None = None) -> AdapterSet:
+    """One adapter a task, each begun with values of its own: the tests' where they have it, or trained.
+
+    ``ranks`` are those that are not 8.
+    """
     found = []
     for task in tasks:
-        if (SHIPPED / task).exists():
+        rank = (ranks or {}).get(task, 8)
+        if rank == 8 and (SHIPPED / task).exists():
             adapter = load_adapter(SHIPPED / task)
             modules = {module: factors.to(torch.float32) for module, factors in adapter.items()}
             found.append(Adapter(modules, name=task, provenance=adapter.provenance))
         else:
-            found.append(load(Training(task)))
+            found.append(load(Training(task, rank=rank)))
     return AdapterSet(found)
 
 
 def encode(model: nn.Module, tokens: Tokens) -> Tensor:
-    """Embeddings of texts, with gradients where they are on: (texts, width). In float32: bfloat16 was slower."""
+    """Embeddings of texts, with gradients where they are on: (texts, width)."""
     return MINILM.embed(model, MINILM.collate(tokens))
 
 
-def heads_of(base: nn.Module, tasks: Iterable[str]) -> SharedHeads:
+def encode_in_bfloat16(model: nn.Module, tokens: Tokens) -> Tensor:
+    """The same with products of matrices in bfloat16; the embeddings are in float32."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return encode(model, tokens)
+
+
+def heads_of(base: nn.Module, tasks: Iterable[str], *, bfloat16: bool = False) -> SharedHeads:
     """The frozen heads of tasks: 20 x cosine with the anchors."""
-    return SharedHeads(encode, {task: 20 * MINILM.head(base, load_task(task)) for task in tasks})
+    heads = {task: 20 * MINILM.head(base, load_task(task)) for task in tasks}
+    return SharedHeads(encode_in_bfloat16 if bfloat16 else encode, heads)
 
 
 def inputs_of(recipe: Recipe, base: nn.Module, adapters: AdapterSet) -> tuple[Tokens, list[str | None]]:
     """Tokens of a recipe's texts, and for each text the task that it belongs to."""
     texts = generic_inputs(n=recipe.generic, random_state=recipe.seed) if recipe.generic else []
-    if recipe.pseudo:
-        options: dict[str, Any] = {"tokenizer": minilm_tokenizer(), "random_state": recipe.seed}
-        texts += pseudo_inputs(base, adapters, recipe.pseudo, **options)
     owners: list[str | None] = [None] * len(texts)
+    task = load_task(adapters.names[0])  # all have one tokenizer
+    options: dict[str, Any] = {"tokenizer": minilm_tokenizer(), "random_state": recipe.seed}
+    if recipe.pseudo:
+        texts += pseudo_inputs(base, adapters, recipe.pseudo, **options)
+        owners += [name if recipe.owned else None for name in adapters.names for _ in range(recipe.pseudo)]
     for name in adapters.names if recipe.own else ():
         own = [text for text, _ in load_task(name).splits["train"][: recipe.own]]
-        if recipe.fragments:
-            own += generic_inputs(own, recipe.fragments, random_state=recipe.seed)
-        texts, owners = texts + own, owners + [name] * len(own)
-    return MINILM.encode(load_task(adapters.names[0]), texts), owners
+        more = generic_inputs(own, recipe.fragments, random_state=recipe.seed) if recipe.fragments else []
+        more += splices(own, recipe.spliced, np.random.RandomState(recipe.seed))
+        texts, owners = texts + own + more, owners + [name] * len(own + more)
+    return MINILM.encode(task, texts), owners
+
+
+def splices(texts: Sequence[str], n: int, rng: np.random.RandomState) -> list[str]:
+    """Beginnings of texts, each followed by the end of another."""
+    made = []
+    for _ in range(n):
+        first, second = (texts[i].split() for i in rng.choice(len(texts), 2, replace=False))
+        cut = rng.random_sample()
+        made.append(" ".join(first[: math.ceil(cut * len(first))] + second[math.floor(cut * len(second)) :]))
+    return made
 
 
 def merge(recipe: Recipe, adapters: AdapterSet) -> Merge:
     """Return the merge of a recipe; train it if it is not in the cache."""
-    usual = asdict(Recipe(""))
-    settings = {name: value for name, value in asdict(recipe).items() if name != "name" and value != usual[name]}
-    folder = _folder_of(settings, adapters)
+    folder = _folder_of(recipe.settings, adapters)
     if not folder.exists():
         with written(folder) as beside:
             _train(recipe, adapters, beside, folder.with_suffix(".checkpoint"))
@@ -170,15 +216,18 @@ def _read(folder: Path, name: str) -> Merge:
 def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path) -> None:
     base = MINILM.load()
     start = time.process_time()
-    forwards = heads_of(base, adapters.names)
+    heads = heads_of(base, adapters.names, bfloat16=recipe.bfloat16)
+    forwards = heads if recipe.match == "classes" else heads.encode
     inputs, owners = inputs_of(recipe, base, adapters)
-    targets = collect_targets(base, adapters, inputs, forwards)
+    made = time.process_time() - start
+    targets, asked = _asked(recipe, base, adapters, inputs, forwards)
     prepared = time.process_time()
     merger = DistillMerger(
         recipe.k,
         model=base,
         inputs=inputs,
         forwards=forwards,
+        match=recipe.match,
         targets=targets,
         owners=owners,
         own_weight=recipe.own_weight,
@@ -193,14 +242,28 @@ def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path)
         "recipe": asdict(recipe),
         "texts": len(inputs),
         "tokens": sum(map(len, inputs)),
-        "seconds": trained - start,  # without earlier runs, if it was stopped
-        "seconds_of_teachers": prepared - start,
+        "seconds": made + asked + trained - prepared,  # without earlier runs, if it was stopped
+        "seconds_of_teachers": made + asked,
         "loss": merger.loss_curve_,
         "agreement": merger.agreement_curve_,
         "temperatures": merger.temperatures_,
     }
     write_json(folder / "about.json", about, indent=1)
     checkpoint.unlink()
+
+
+def _asked(
+    recipe: Recipe, base: nn.Module, adapters: AdapterSet, inputs: Tokens, forwards: Forwards
+) -> tuple[Targets, float]:
+    """The teachers' answers, and the seconds that it took when they were asked: once for recipes of the same texts."""
+    known = content_key(VERSION, recipe.bfloat16, recipe.match, inputs, [(a.name, update_hash(a)) for a in adapters])
+    folder = cache_folder("targets", known)
+    start = time.process_time()
+    targets = collect_targets(base, adapters, inputs, forwards, folder=folder)
+    if (seconds := read_json(folder / "seconds.json")) is None:
+        seconds = time.process_time() - start
+        write_json(folder / "seconds.json", seconds)
+    return targets, seconds
 
 
 def _start(recipe: Recipe, merger: DistillMerger, adapters: AdapterSet) -> BaseMerger | Adapter:
@@ -213,7 +276,7 @@ def _start(recipe: Recipe, merger: DistillMerger, adapters: AdapterSet) -> BaseM
         for i, name in enumerate(adapters.names):
             first = recipe.generic + i * recipe.pseudo
             own = [x for x, owner in zip(merger.inputs, merger.owners, strict=True) if owner == name]
-            texts = merger.inputs[first : first + recipe.pseudo] + own
+            texts = own if recipe.owned else merger.inputs[first : first + recipe.pseudo] + own
             batches[name] = [MINILM.collate([texts[j] for j in part]) for part in by_length(texts, 50)]
         return RegMeanPlusMerger(scale="match", model=merger.model, batches=batches)
     return TSVMerger(scale="match", scale_target={"tsv": 1.0, "tsv 1.4": 1.4}[recipe.start])

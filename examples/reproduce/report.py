@@ -48,6 +48,8 @@ class Table:
         Below it: what the numbers say, in sentences that are computed from them.
     picture : Path or None, default=None
         A file that Report.figure named, shown below it on the page.
+    machine : str, default=''
+        What it was measured on. Empty: this machine.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Table:
     caption: str = ""
     note: str = ""
     picture: Path | None = None
+    machine: str = ""
 
     def text(self) -> str:
         """As plain text, which is valid reStructuredText too."""
@@ -114,7 +117,8 @@ def put(table: Table, page: Path) -> None:
     caption, note = (f"{_wrapped(words)}\n\n" if words else "" for words in (table.caption, table.note))
     if table.picture:
         note += f".. image:: {Path(os.path.relpath(table.picture, page.parent)).as_posix()}\n\n"
-    body = f"{begin}\n{caption}{table.text()}\n\n{note}The command::\n\n    {command()}\n\n{machine()}\n\n{end}"
+    where = f"The command::\n\n    {command()}\n\n{table.machine or machine()}"
+    body = f"{begin}\n{caption}{table.text()}\n\n{note}{where}\n\n{end}"
     pattern = f"{re.escape(begin)}.*?{re.escape(end)}"
     if len(re.findall(pattern, text, flags=re.S)) != 1:
         raise ValueError(f"{page}: expected one place for {table.name!r}, between the lines {begin!r} and {end!r}")
@@ -186,7 +190,8 @@ def parse(
     if found.quick:
         found.seeds, found.n_test, found.n_validation = [0], 40, 40
         found.tasks = found.tasks or list(quick)
-    found.tasks = available(found.tasks or tasks)
+    wanted = found.tasks or list(tasks)
+    found.tasks = wanted if getattr(found, "recorded", False) else available(wanted)
     return found
 
 
@@ -196,10 +201,10 @@ def progress(text: str) -> None:
 
 
 def command() -> str:
-    """The command line, without the options that say where results go."""
+    """The command line, without the options that say where results go or come from."""
     words, skip = [], False
     for word in sys.argv[1:]:
-        if not skip and not word.startswith(("--page", "--figures")):
+        if not skip and not word.startswith(("--page", "--figures", "--record")):
             words.append(word)
         skip = word in ("--page", "--figures")
     return shlex.join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words])

@@ -8,8 +8,9 @@ import multi_head
 import numpy as np
 import pytest
 import torch
-from distill import ALL, FREE, OWN, Bench
-from multi_head import Recipe, inputs_of, merge, once
+from bench import Bench, Judged
+from multi_head import Recipe, inputs_of, merge, once, splices
+from recipes import ALL, FREE, GROUPS, LIMITS, OWN, WITH, WITHOUT
 from shipped import shipped
 
 from lorakit import AdapterSet, SVDMerger
@@ -41,14 +42,16 @@ def test_a_merge_is_made_once_for_its_settings_and_adapters(adapters):
 def test_what_is_kept_and_its_error():
     rng = np.random.RandomState(0)
     bench = object.__new__(Bench)
-    bench.own = {"a": rng.rand(400) < 0.8, "b": rng.rand(400) < 0.5}
-    right = {"a": rng.rand(400) < 0.6, "b": rng.rand(400) < 0.45}
+    own, right = (
+        Judged({"a": rng.rand(400) < a, "b": rng.rand(400) < b}, {}, 0.0, "") for a, b in ((0.8, 0.5), (0.6, 0.45))
+    )
+    bench.own = own
     kept, error = bench.kept(right)
-    assert kept == pytest.approx(np.mean([right[t].mean() / bench.own[t].mean() for t in right]))
-    drawn = [np.mean([rng.choice(right[t], 400).mean() / bench.own[t].mean() for t in right]) for _ in range(2000)]
+    assert kept == pytest.approx(np.mean([right.test[t].mean() / own.test[t].mean() for t in right.test]))
+    drawn = [np.mean([rng.choice(right.test[t], 400).mean() / own.test[t].mean() for t in "ab"]) for _ in range(2000)]
     assert error == pytest.approx(np.std(drawn), rel=0.1)
     assert bench.difference(right, right) == (0.0, 0.0)
-    gained, paired = bench.difference(bench.own, right)
+    gained, paired = bench.difference(own, right)
     assert gained == pytest.approx(1 - kept)
     assert paired > 0
 
@@ -56,10 +59,29 @@ def test_what_is_kept_and_its_error():
 def test_the_recipes_are_those_of_the_tables():
     assert (FREE.generic, FREE.pseudo, FREE.own) == (700, 60, 0)
     assert OWN.own_weight > 1e6
-    assert len({*distill.LIMITS.values(), ALL, OWN}) == len(distill.LIMITS) + 1  # two are of fewer adapters
-    assert {recipe.k for recipe in distill.LIMITS.values()} == {8, 16, 32}
-    assert set(distill.FEW) < set(distill.LIMITS)
+    assert {recipe.k for recipe in LIMITS.values()} == {8, 16, 32}
+    assert set(distill.POOLS) | set(distill.RANKS) < set(LIMITS)
     assert len(distill.METHODS) * len(distill.CHOSEN_RANKS) * len(distill.NORMS) >= 40
+    for recipes, usual in GROUPS.values():
+        settings = [replace(recipe, name="") for recipe in recipes.values()]
+        assert len(set(settings)) == len(settings)
+        assert len({recipe.name for recipe in recipes.values()}) == len(settings)
+        assert settings[0] == replace(recipes[usual], name="")
+    assert not any(recipe.own or recipe.fragments or recipe.spliced for recipe in WITHOUT.values())
+    assert all(recipe.own for recipe in WITH.values())
+
+
+def test_mixed_ranks_are_four_each():
+    ranks = [distill.RANKS["mixed"].get(task, 8) for task in distill.USUAL]
+    assert sorted(ranks) == [4] * 4 + [8] * 4 + [16] * 4
+
+
+def test_splices_are_a_beginning_and_an_end():
+    texts = ["abcd", "efgh", "ijkl"]
+    made = splices([" ".join(text) for text in texts], 200, np.random.RandomState(0))
+    whole = {first[:i] + second[i - 1 :] for first in texts for second in texts for i in range(1, 5)}
+    assert {text.replace(" ", "") for text in made} < whole
+    assert len(set(made)) > 15
 
 
 @pytest.mark.slow
@@ -75,12 +97,16 @@ def test_a_small_training(monkeypatch):
         monkeypatch.setitem(known, name, replace(known[name], splits={**splits, "train": splits["test"]}))
     monkeypatch.setattr(multi_head, "load_task", known.__getitem__)
     adapters = multi_head.adapters_of(names)
-    recipe = Recipe("small", k=4, generic=10, pseudo=3, own=2, epochs=1)
-    inputs, owners = inputs_of(recipe, multi_head.MINILM.load(), adapters)
-    assert len(inputs) == 10 + 2 * 3 + 2 * 2
-    assert owners == [None] * 16 + ["wn_pos"] * 2 + ["icd10"] * 2
+    recipe = Recipe("small", k=4, generic=10, pseudo=3, own=2, fragments=1, spliced=1, epochs=1)
+    base = multi_head.MINILM.load()
+    inputs, owners = inputs_of(recipe, base, adapters)
+    assert len(inputs) == recipe.n_texts(2) == 10 + 2 * 3 + 2 * 4
+    assert owners == [None] * 16 + ["wn_pos"] * 4 + ["icd10"] * 4
+    assert inputs_of(replace(recipe, owned=True), base, adapters)[1][10:16] == [
+        *("wn_pos",) * 3, *("icd10",) * 3
+    ]  # fmt: skip
     made = merge(recipe, adapters)
-    assert made.about["texts"] == 20
+    assert made.about["texts"] == 24
     assert len(made.about["agreement"]) == 2
     assert made.adapter.ranks == (4,)
     monkeypatch.setattr(multi_head, "_train", None)  # it is in the cache

@@ -2,6 +2,7 @@
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cache
@@ -81,6 +82,22 @@ def test_a_note_and_a_picture_come_below_the_table(tmp_path):
     put(Table("a-table", ["method"], [["LEGO"]], note="LEGO is first.", picture=tmp_path / "pictures" / "p.png"), page)
     text = page.read_text()
     assert text.index("LEGO\n") < text.index("LEGO is first.") < text.index(".. image:: ../pictures/p.png\n")
+
+
+def test_a_table_that_was_measured_elsewhere_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--parts", "longer", "--recorded", "--record"])
+    put(replace(TABLE, machine="One thread of another."), tmp_path / "page.rst")
+    text = (tmp_path / "page.rst").read_text()
+    assert "python examples/reproduce/distill.py --parts longer\n\nOne thread of another.\n" in text
+    assert report.machine() not in text
+
+
+def test_what_is_recorded_needs_no_tasks(monkeypatch):
+    monkeypatch.setattr(report, "available", None)
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--recorded", "--tasks", "movie", "spam"])
+    options = report.parser("What is measured.")
+    options.add_argument("--recorded", action="store_true")
+    assert report.parse(options).tasks == ["movie", "spam"]
 
 
 def test_pictures_go_beside_the_page(monkeypatch, tmp_path):

@@ -1,0 +1,81 @@
+"""
+The trained merges that are compared: by name, what each is trained on, and how
+===============================================================================
+"""
+
+from dataclasses import replace
+
+from multi_head import OWN_ONLY, Recipe
+
+N_TEXTS = 50  # unlabelled training texts of each task
+FREE = Recipe("multi-head, generic and pseudo-texts", generic=700, pseudo=60)
+OWN = Recipe("own head only, task texts", own=N_TEXTS, own_weight=OWN_ONLY)
+TASKS = Recipe("multi-head, task texts", own=N_TEXTS, own_weight=4.0)
+ALL = Recipe("multi-head, all three", generic=700, pseudo=60, own=N_TEXTS)
+RECIPES = {"free": FREE, "all": ALL, "own": OWN, "tasks": TASKS}
+
+LONGER = {
+    "free": replace(FREE, epochs=16, learning_rate=2e-3),
+    "all": Recipe(
+        "multi-head, all three and fragments of task texts",
+        generic=350,
+        pseudo=30,
+        own=N_TEXTS,
+        fragments=60,
+        epochs=12,
+        learning_rate=2e-3,
+    ),
+}
+
+LIMITS = {
+    "free-8": replace(FREE, k=8),
+    "free-32": replace(FREE, k=32),
+    "all-8": replace(ALL, k=8),
+    "all-32": replace(ALL, k=32),
+    "two": FREE,
+    "four": FREE,
+    "sixteen": FREE,
+    "mixed": FREE,
+}
+
+_FRAGMENTS = replace(ALL, fragments=60, name="all three, and fragments of the task texts")
+
+WITHOUT = {  # without a text of any task: what one change does to FREE
+    "free": replace(FREE, name="generic texts, and 60 pseudo-texts an adapter"),
+    "pseudo": replace(FREE, generic=0, name="pseudo-texts only"),
+    "generic": replace(FREE, pseudo=0, name="generic texts only"),
+    "pseudo-x3": replace(FREE, pseudo=180, name="180 pseudo-texts an adapter"),
+    "pseudo-x6": replace(FREE, pseudo=360, epochs=4, name="360 pseudo-texts an adapter, 4 epochs"),
+    "owned": replace(FREE, owned=True, own_weight=4.0, name="a pseudo-text's own head weighs 4 times"),
+    "changes": replace(FREE, match="changes", name="changes of embeddings, no heads"),
+    "tsv-1.4": replace(FREE, start="tsv 1.4", name="start: tsv at 1.4"),
+    "regmean++": replace(FREE, start="regmean++", name="start: regmean++ on the pseudo-texts"),
+    "whole": replace(FREE, start="whole", name="start: 4 epochs whole, then cut"),
+    "faster": replace(FREE, learning_rate=2e-3, name="twice the learning rate"),
+    "longer": replace(LONGER["free"], name="twice the rate, twice the epochs"),
+    "best": replace(
+        FREE,
+        pseudo=180,
+        owned=True,
+        own_weight=4.0,
+        epochs=12,
+        learning_rate=2e-3,
+        name="180, own heads 4 times, twice the rate, 12 epochs",
+    ),
+}
+WITH = {  # with texts of the tasks: what one change does to ALL
+    "all": replace(ALL, name="all three, 50 texts a task"),
+    **{f"own-{n}": replace(ALL, own=n, name=f"all three, {n} texts a task") for n in (8, 25, 100)},
+    "fragments": _FRAGMENTS,
+    "spliced": replace(ALL, spliced=60, name="all three, and splices of the task texts"),
+    "all-x3": replace(
+        ALL,
+        generic=350,
+        pseudo=120,
+        fragments=60,
+        learning_rate=2e-3,
+        name="120 pseudo-texts an adapter, fragments, twice the rate",
+    ),
+    "all-longer": replace(LONGER["all"], name="half the others, fragments, twice the rate, 12 epochs"),
+}
+GROUPS = {"without": (WITHOUT, "free"), "with": (WITH, "all")}  # what is changed, and what it is compared with

@@ -1,0 +1,84 @@
+"""What trained merges get right, kept in the repository: what is read is what was written, and nothing is computed."""
+
+from argparse import Namespace
+
+import bench
+import numpy as np
+import pytest
+from bench import Bench, Judged, averaged, mean_and_error
+from multi_head import Merge
+
+TASKS = ["a", "b"]
+
+
+def options(**changed):
+    usual = {"tasks": TASKS, "n_test": 37, "n_validation": 11, "record": False, "recorded": False}
+    return Namespace(**usual | changed)
+
+
+@pytest.fixture
+def judged(monkeypatch, tmp_path):
+    """Answers drawn at random take the place of a model's; they depend on the merge and the split."""
+    monkeypatch.setattr(bench, "RECORD", tmp_path / "measured" / "distill.json")
+
+    def right_of(adapter, tasks, evaluator, first=0):
+        rng = np.random.RandomState(adapter + len(evaluator.split))
+        return {task: rng.rand(evaluator.n - first) < 0.7 for task in tasks}
+
+    monkeypatch.setattr(bench, "right_of", right_of)
+    monkeypatch.setattr(
+        bench, "right_of_own", lambda adapters, evaluator, first=0: right_of(9, TASKS, evaluator, first)
+    )
+    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks: None)
+    return lambda number: lambda: Merge(number, {"seconds": 12.34})
+
+
+def test_the_record_gives_the_same_answers(judged):
+    measured = Bench(options(record=True))
+    first, second = (measured.judged({"k": i}, judged(i)) for i in range(2))
+    read = Bench(options(recorded=True))
+    again = [read.judged({"k": i}, None) for i in range(2)]
+    for one, other in zip((first, second, measured.own), (*again, read.own), strict=True):
+        for split, n in (("test", 37), ("validation", 11)):
+            assert {task: len(found) for task, found in getattr(other, split).items()} == dict.fromkeys(TASKS, n)
+            assert all(np.array_equal(getattr(one, split)[task], getattr(other, split)[task]) for task in TASKS)
+    assert again[0].seconds == 12.3
+    assert again[0].machine == first.machine != ""
+    assert read.machine == measured.machine
+    assert read.kept(again[0]) == measured.kept(first)
+    assert read.difference(*again, "validation") == measured.difference(first, second, "validation")
+    assert not np.array_equal(again[0].test["a"], again[1].test["a"])
+
+
+def test_fewer_texts_are_the_first_and_more_are_refused(judged):
+    found = Bench(options(record=True)).judged("x", judged(3))
+    fewer = Bench(options(recorded=True, n_test=20)).judged("x", None)
+    assert np.array_equal(fewer.test["b"], found.test["b"][:20])
+    with pytest.raises(SystemExit, match="has 37 texts a task, and 38 are asked for"):
+        Bench(options(recorded=True, n_test=38)).judged("x", None)
+
+
+@pytest.mark.parametrize("changed", [{"tasks": ["a"]}, {"ranks": {"a": 4}}, {"first": 0}])
+def test_what_was_not_measured_is_refused(judged, changed):
+    Bench(options(record=True)).judged("x", judged(3))
+    with pytest.raises(SystemExit, match="run without --recorded, with --record to add it"):
+        Bench(options(recorded=True), **changed).judged("x", None)
+    with pytest.raises(SystemExit, match="'what': 'y'"):
+        Bench(options(recorded=True)).judged("y", None)
+
+
+def test_nothing_is_recorded_unless_asked_for(judged):
+    Bench(options()).judged("x", judged(3))
+    assert not bench.RECORD.exists()
+
+
+def test_seeds_are_averaged_text_by_text():
+    rng = np.random.RandomState(0)
+    made = [Judged({"a": rng.rand(50) < 0.5}, {"a": rng.rand(9) < 0.5}, seconds, "here") for seconds in (1.0, 2.0)]
+    mean = averaged(made)
+    assert mean.seconds == 1.5
+    assert mean.test["a"].tolist() == [
+        (int(one) + int(other)) / 2 for one, other in zip(*(m.test["a"] for m in made), strict=True)
+    ]
+    assert set(mean.validation["a"]) <= {0, 0.5, 1}
+    assert mean_and_error([mean.test["a"]])[0] == pytest.approx(np.mean([m.test["a"].mean() for m in made]))
