@@ -146,8 +146,8 @@ def longer(bench: Bench, report: Report) -> None:
         rows.append([*about, kept, _signed(bench.difference(mean, start)), f"{mean.seconds:.0f}"])
     spread = "its standard error over texts" if len(report.options.seeds) == 1 else seeds(report.options.seeds)
     caption = (
-        f"As above, rank {report.options.k}, with the numbers of epochs and the learning rates that were set before "
-        f"anything was measured. Kept with {spread}; points against {START} with their standard error over texts."
+        f"{len(bench.tasks)} adapters in one of rank {report.options.k}, {report.options.n_test} test texts a task. "
+        f"Kept with {spread}; points against {START} with their standard error over texts."
     )
     titles = ["merge", "number of texts", "epochs", "learning rate", "kept", f"against {START}", "seconds"]
     report.tables.append(Table("distill-longer", titles, rows, caption, machine=bench.machine))
@@ -186,15 +186,17 @@ def choice(bench: Bench, report: Report) -> None:
                 cells += [_shown(values[0]) if len(values) == 1 else mean_spread([kept for kept, _ in values]), gained]
                 report.numbers[f"choice, {name}, {split}"] = values
             rows.append([*cells, f"{judged.seconds:.0f}"])
-        best = max(found, key=lambda name: bench.kept(found[name], "validation")[0])
+        equal = [name for name in found if wanted[name].own == wanted[usual].own]  # texts of tasks cannot be chosen
+        best = max(equal, key=lambda name: bench.kept(found[name], "validation")[0])
         caption = (
             f"{len(bench.tasks)} adapters in one of rank {options.k}; {seeds(options.seeds)}. Kept of "
             f"{options.n_validation} validation texts and of {options.n_test} test texts a task (after the first "
             f"{FIRST}); gained: over the first row on the same texts, in points."
         )
         note = (
-            f"Of these, validation texts choose: {wanted[best].name}. It keeps {_shown(bench.kept(found[best]))} of "
-            f"the test texts, the first row {_shown(bench.kept(found[usual]))}."
+            "Of those with as many texts of tasks as the first row, validation texts choose: "
+            f"{wanted[best].name}. It keeps {_shown(bench.kept(found[best]))} of the test texts, the first row "
+            f"{_shown(bench.kept(found[usual]))}."
         )
         titles = ["texts and training", "number of texts", "validation", "gained", "test", "gained", "seconds"]
         name = f"distill-{group}" if len(options.seeds) == 1 else f"distill-{group}-seeds"

@@ -14,17 +14,20 @@ TASKS = Recipe("multi-head, task texts", own=N_TEXTS, own_weight=4.0)
 ALL = Recipe("multi-head, all three", generic=700, pseudo=60, own=N_TEXTS)
 RECIPES = {"free": FREE, "all": ALL, "own": OWN, "tasks": TASKS}
 
+MORE = replace(FREE, pseudo=180)  # as many as pseudo_inputs makes by default
+MORE_ALL = Recipe(
+    "multi-head, all three and fragments of task texts",
+    generic=350,
+    pseudo=120,
+    own=N_TEXTS,
+    fragments=60,
+    learning_rate=2e-3,
+)
 LONGER = {
     "free": replace(FREE, epochs=16, learning_rate=2e-3),
-    "all": Recipe(
-        "multi-head, all three and fragments of task texts",
-        generic=350,
-        pseudo=30,
-        own=N_TEXTS,
-        fragments=60,
-        epochs=12,
-        learning_rate=2e-3,
-    ),
+    "all": replace(MORE_ALL, pseudo=30, epochs=12),
+    "more-free": MORE,
+    "more-all": MORE_ALL,
 }
 
 LIMITS = {
@@ -44,7 +47,7 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
     "free": replace(FREE, name="generic texts, and 60 pseudo-texts an adapter"),
     "pseudo": replace(FREE, generic=0, name="pseudo-texts only"),
     "generic": replace(FREE, pseudo=0, name="generic texts only"),
-    "pseudo-x3": replace(FREE, pseudo=180, name="180 pseudo-texts an adapter"),
+    "pseudo-x3": replace(MORE, name="180 pseudo-texts an adapter: the default"),
     "pseudo-x6": replace(FREE, pseudo=360, epochs=4, name="360 pseudo-texts an adapter, 4 epochs"),
     "owned": replace(FREE, owned=True, own_weight=4.0, name="a pseudo-text's own head weighs 4 times"),
     "changes": replace(FREE, match="changes", name="changes of embeddings, no heads"),
@@ -54,8 +57,7 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
     "faster": replace(FREE, learning_rate=2e-3, name="twice the learning rate"),
     "longer": replace(LONGER["free"], name="twice the rate, twice the epochs"),
     "best": replace(
-        FREE,
-        pseudo=180,
+        MORE,
         owned=True,
         own_weight=4.0,
         epochs=12,
@@ -68,14 +70,9 @@ WITH = {  # with texts of the tasks: what one change does to ALL
     **{f"own-{n}": replace(ALL, own=n, name=f"all three, {n} texts a task") for n in (8, 25, 100)},
     "fragments": _FRAGMENTS,
     "spliced": replace(ALL, spliced=60, name="all three, and splices of the task texts"),
-    "all-x3": replace(
-        ALL,
-        generic=350,
-        pseudo=120,
-        fragments=60,
-        learning_rate=2e-3,
-        name="120 pseudo-texts an adapter, fragments, twice the rate",
+    "all-x3": replace(MORE_ALL, name="120 pseudo-texts an adapter, 350 generic, fragments, twice the rate"),
+    "all-longer": replace(
+        LONGER["all"], name="30 pseudo-texts an adapter, 350 generic, fragments, twice the rate, 12 epochs"
     ),
-    "all-longer": replace(LONGER["all"], name="half the others, fragments, twice the rate, 12 epochs"),
 }
 GROUPS = {"without": (WITHOUT, "free"), "with": (WITH, "all")}  # what is changed, and what it is compared with
