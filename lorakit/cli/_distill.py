@@ -35,8 +35,8 @@ distill_options = together(
     click.option("--heads", type=click.Path(exists=True, dir_okay=False), metavar="FILE",
                  help="For distill: what the adapters' heads are, as JSON or YAML; see the user guide."),
     click.option("--prompts", multiple=True, metavar="[ADAPTER=]FILE",
-                 help="For distill: texts to train on, one a line, that belong to no task or to an adapter's; repeat "
-                      "it.  [default: sentences of lorakit, and texts made from the adapters]"),
+                 help="For distill: texts to train on, one a line; repeat it. Those of an adapter's task are added to "
+                      "lorakit's sentences and to texts made from the adapters; others take the place of these."),
 )  # fmt: skip
 
 Complete = Callable[[Any, "AdapterSet"], Any]
@@ -68,11 +68,11 @@ def completion(
         loaded, tokenizer = load_model(model, described["kind"])
         prefix = described.get("prefix", "")
         texts, owners = read_texts(prompts, adapters.names)
-        if not prompts:
+        if None not in owners:
             from .. import generic_inputs, pseudo_inputs
 
-            texts = generic_inputs() + pseudo_inputs(loaded, adapters, tokenizer=tokenizer, prefix=prefix)
-            owners = [None] * len(texts)
+            made = generic_inputs() + pseudo_inputs(loaded, adapters, tokenizer=tokenizer, prefix=prefix)
+            texts, owners = [*made, *texts], [*[None] * len(made), *owners]
         if dry_run:
             texts, owners = texts[:_N_DRY], owners[:_N_DRY]
             estimator.set_params(epochs=1)

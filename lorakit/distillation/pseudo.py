@@ -27,7 +27,7 @@ _FLATTENING = 20  # added to their ranks, so that the very first do not make up 
 def pseudo_inputs(
     model: BaseModel,
     adapters: AdapterSet | Iterable[Adapter],
-    n: int = 60,
+    n: int = 180,
     *,
     tokenizer: Any = None,
     length: tuple[int, int] = (2, 16),
@@ -53,7 +53,7 @@ def pseudo_inputs(
         is asked for ``get_input_embeddings()`` and run with ``input_ids``, as far as the first adapted layer.
     adapters : AdapterSet or list of Adapter
         The adapters.
-    n : int, default=60
+    n : int, default=180
         Texts for each adapter.
     tokenizer : transformers tokenizer, default=None
         Turns tokens into texts, and tells words from special tokens. None returns the tokens, with no special tokens

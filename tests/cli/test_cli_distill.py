@@ -8,7 +8,17 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from lorakit import Adapter, DistillMerger, LoraFactors, applied, load_adapter, load_adapters, save_adapter
+from lorakit import (
+    Adapter,
+    DistillMerger,
+    LoraFactors,
+    applied,
+    generic_inputs,
+    load_adapter,
+    load_adapters,
+    pseudo_inputs,
+    save_adapter,
+)
 from lorakit.cli import main
 from lorakit.cli._distill import read_heads
 from lorakit.distillation.text_heads import PromptHead, label_heads
@@ -107,11 +117,35 @@ def test_it_is_the_estimator(world):
     assert relative_error(load_adapter(folder / "out"), merger.merged_) < 1e-5
 
 
+def test_texts_of_a_task_are_added_to_those_that_are_made(world):
+    make, folder, _ = world
+    options = ("--model", folder / "base", "--heads", folder / "heads.json", "-k", 2, "-p", "epochs=1", "--seed", 5)
+    prompts = ("--prompts", f"law={folder / 'law.txt'}", "-p", "batch_size=200")
+    report = json.loads(run(folder, *options, *prompts, "--json").stdout)
+    made = [
+        *generic_inputs(),
+        *pseudo_inputs(make(), load_adapters([folder / "law", folder / "medicine"]), tokenizer=tokenizer()),
+    ]
+    assert report["parameters"]["inputs"] == f"<list of {len(made) + 2}>"
+    base = make()
+    merger = DistillMerger(
+        k=2,
+        model=base,
+        forwards=heads_of(make, base),
+        inputs=[*made, "the judge is good", "the law is bad"],
+        owners=[None] * len(made) + ["law"] * 2,
+        epochs=1,
+        batch_size=200,
+        random_state=5,
+    ).fit(load_adapters([folder / "law", folder / "medicine"]))
+    assert relative_error(load_adapter(folder / "out"), merger.merged_) < 1e-5
+
+
 def test_without_prompts_texts_are_made_from_the_adapters(world):
     _, folder, _ = world
     given = ("--model", folder / "base", "--heads", folder / "heads.json", "-p", "epochs=1", "-p", "batch_size=200")
     report = json.loads(run(folder, *given, "--json").stdout)
-    assert report["parameters"]["inputs"] == "<list of 820>"
+    assert report["parameters"]["inputs"] == "<list of 1060>"
     assert "start" in report["parameters"]
     report = json.loads(run(folder, *given, "--json", "--dry-run", "--overwrite").stdout)
     assert report["parameters"]["inputs"] == "<list of 20>"
