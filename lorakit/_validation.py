@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,8 +40,9 @@ def check_adapters(X: AdapterSet | Iterable[Adapter], *, differences: bool = Fal
     ValueError
         If there is no adapter, or one without modules.
     IncompatibleAdaptersError
-        If a module's widths or layout differ between adapters, an adapter shares no module with the others, or the
-        adapters come from families of files that name modules differently.
+        If a module's widths or layout differ between adapters, an adapter shares no module with the others, the
+        adapters come from families of files that name modules differently, or two names of modules differ only in how
+        Unicode writes the same characters.
     UnsupportedAdapterError
         If an adapter adds to whole parameters, and the caller would lose this.
 
@@ -56,6 +58,8 @@ def check_adapters(X: AdapterSet | Iterable[Adapter], *, differences: bool = Fal
         if not adapter:
             raise ValueError(f"adapter {adapter.name!r} has no modules; leave it out")
     _check_families(X)
+    if len(X) > 1:
+        _check_spelling(X)
     if not differences and any(adapter.differences is not None for adapter in X):
         from .differences import refuse_differences  # few adapters have some
 
@@ -73,6 +77,24 @@ def check_adapters(X: AdapterSet | Iterable[Adapter], *, differences: bool = Fal
             stacklevel=3,
         )
     return X
+
+
+def _check_spelling(X: AdapterSet) -> None:
+    """Refuse names of modules that look alike and differ in the Unicode characters that make them up."""
+    odd = [module for module in X.module_names if not module.isascii()]
+    first: dict[str, str] = {}
+    for module in odd:
+        other = first.setdefault(normalize("NFC", module), module)
+        if other != module:
+            names = [next(a.name for a in X if name in a) for name in (other, module)]
+            raise IncompatibleAdaptersError(
+                f"modules {other!a} of {names[0]!r} and {module!a} of {names[1]!r} are one name in two forms of "
+                "Unicode, and would be merged as two modules",
+                module=module,
+                adapters=names,
+                expected="one form",
+                remedy="rename them in Python: adapter.rename_modules(lambda m: unicodedata.normalize('NFC', m))",
+            )
 
 
 def _check_families(X: AdapterSet) -> None:

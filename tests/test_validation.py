@@ -1,5 +1,7 @@
 """Checks on sets of adapters and on weights; what estimators refuse is in the contract."""
 
+from unicodedata import normalize
+
 import numpy as np
 import pytest
 
@@ -36,6 +38,20 @@ def test_no_common_module_and_no_prefix():
     other = B.rename_modules(lambda m: m.replace("layer", "block"))
     with pytest.raises(IncompatibleAdaptersError, match=r"'task0' shares no module.*'layer.0'.*'block.0'"):
         check_adapters([A, other])
+
+
+def test_one_name_in_two_forms_of_unicode():
+    """Composed and decomposed characters look the same; two adapters may come from file systems that differ in them."""
+    composed, decomposed = "couche_\u00e9.0", "couche_e\u0301.0"
+    one, other = (B.rename_modules(lambda m, n=name: m.replace("layer.0", n)) for name in (composed, decomposed))
+    with pytest.raises(IncompatibleAdaptersError, match=r"'couche_\\xe9\.0' of '\w+' and 'couche_e\\u0301\.0' of.*NFC"):
+        check_adapters([one, other.renamed("other")])
+    same = other.rename_modules(lambda m: normalize("NFC", m))
+    assert check_adapters([one, same.renamed("other")]).module_names == tuple(sorted(one))
+    both = Adapter({**one, **other})
+    with pytest.raises(IncompatibleAdaptersError, match="two forms of Unicode"):
+        check_adapters([both, one.renamed("other")])
+    assert check_adapters([both])  # alone it merges with nothing
 
 
 def test_families_do_not_mix():

@@ -32,7 +32,7 @@ def make_record(baked: Baked) -> dict[str, Any]:
         "versions": {"lorakit": __version__},
         "sources": [
             {"role": "base", "headers_sha256": headers_digest(baked.base), "tensors": len(baked.base)},
-            *({"role": "adapter", "name": a.name, "sha256": _digest(a), **_initial(a)} for a in baked.adapters),
+            *({"role": "adapter", "name": a.name, "sha256": _digest(a), **_read_with(a)} for a in baked.adapters),
         ],
     }
 
@@ -41,6 +41,11 @@ def _digest(adapter: Any) -> str | None:
     sources = adapter.provenance.sources
     alone = len(sources) == 1 and adapter.provenance.made is None
     return file_digest(sources[0].path, sources[0].opened[0]) if alone else None
+
+
+def _read_with(adapter: Any) -> dict[str, Any]:
+    added = {} if adapter.differences is None else {"differences": True}
+    return added | _initial(adapter)
 
 
 def _initial(adapter: Any) -> dict[str, Any]:

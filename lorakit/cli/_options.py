@@ -95,7 +95,7 @@ _names_option = click.option(
 )  # fmt: skip
 _name_option = click.option("--name", "names", metavar="NAME", multiple=True,
                             help="Name of the adapter.  [default: the folder's name]")  # fmt: skip
-_contents_options = together(
+_extra_options = together(
     click.option("--modules-to-save", type=click.Choice(["refuse", "drop", "first"]), default="refuse",
                  show_default=True,
                  help="Weights trained beside the LoRA factors, such as a new head: refuse the adapter, leave them out "
@@ -103,16 +103,20 @@ _contents_options = together(
     click.option("--differences", type=click.Choice(["refuse", "keep", "drop"]), default="refuse", show_default=True,
                  help="Differences of biases and norms, which have no factors: refuse the adapter, add them up "
                       "with the methods that can (concat, svd, task_arithmetic), or leave them out."),
+)  # fmt: skip
+_file_options = together(
     click.option("--assume-alpha", type=FiniteNumber(), metavar="FLOAT",
                  help="lora_alpha where an adapter's files lack it."),
     click.option("--allow-pickle", is_flag=True,
                  help="Read weights that are a pickle, such as adapter_model.bin; nothing in it is run."),
     initial_option,
 )  # fmt: skip
+_contents_options = together(_extra_options, _file_options)
 reading_options_beside_a_base = together(_format_option, _names_option, _contents_options)
 reading_options = together(base_option, reading_options_beside_a_base)
 reading_options_of_one = together(base_option, _format_option, _name_option, _contents_options)
-reading_options_without_names = together(base_option, _format_option, _contents_options)
+# A record says what was carried along
+reading_options_of_record = together(base_option, _format_option, _file_options)
 
 tolerance_option = click.option(
     "--tolerance", type=FiniteNumber(min=0), metavar="FLOAT",

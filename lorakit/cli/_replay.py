@@ -213,11 +213,14 @@ def _written(adapter: Adapter, form: Mapping[str, Any], output: Path, *, overwri
 def _baked(record: Mapping[str, Any], search: Search, run: Run) -> Replayed:
     check_strengths(record["params"]["strengths"])
     base, *wanted = record["sources"]
+    # a bake refuses extra weights that are not dropped, so that they never change its result
+    kept = "keep" if any(source.get("differences") is True for source in wanted) else "drop"
+    reading = {**run.reading, "modules_to_save": "drop", "differences": kept}
     path = search.checkpoint("the base", headers=base["headers_sha256"])
     rows = [{"config_sha256": None, **source} for source in wanted]
     paths = [search.adapter(source) for source in rows]
     adapters = load_adapters(
-        paths, names=[source["name"] for source in wanted], same_names=False, **{"base": path, **run.reading}
+        paths, names=[source["name"] for source in wanted], same_names=False, **{"base": path, **reading}
     )
     strengths = record["params"]["strengths"]
     bake(path, list(adapters), run.output, strengths=strengths, overwrite=run.overwrite)

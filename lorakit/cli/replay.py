@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from ._errors import debug_option
-from ._options import SourcesCommand, device_option, jobs_option, json_option, reading_options_without_names
+from ._options import SourcesCommand, device_option, jobs_option, json_option, reading_options_of_record
 from ._streams import say
 
 SAME, OTHER, CANNOT_TELL = 0, 1, 3
@@ -39,7 +39,7 @@ Exit codes: 0 the same bytes; 1 others; 2 wrong usage, unreadable input or missi
 @click.option("--overwrite", is_flag=True, help="Replace what is at NEW; never a folder of other files.")
 @jobs_option
 @device_option
-@reading_options_without_names
+@reading_options_of_record
 @json_option
 @debug_option
 @click.pass_context

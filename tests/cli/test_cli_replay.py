@@ -162,6 +162,29 @@ def test_a_baked_model(lorakit_, replayed, lorakit_json, tasks, checkpoints, tmp
     }
 
 
+def test_what_was_carried_along_is_in_the_record(lorakit_, replayed, tmp_path):
+    """Also of a baked model: there is no option to say whether differences were kept, or extra weights dropped."""
+    (tmp_path / "in").mkdir(exist_ok=True)
+    prefix = "diffusion_model.b.q"
+    for i in range(2):
+        a, b, added = torch.ones(2, 4), torch.full((3, 2), 1.0 + i), torch.arange(3.0) + i
+        tensors = {f"{prefix}.lora_A.weight": a, f"{prefix}.lora_B.weight": b, f"{prefix}.diff_b": added}
+        save_file(tensors, tmp_path / "in" / f"{i}.safetensors")
+    base = {f"{prefix}.weight": torch.zeros(3, 4), f"{prefix}.bias": torch.zeros(3)}
+    save_file(base, tmp_path / "in" / "base.safetensors")
+    files = [tmp_path / "in" / f"{name}.safetensors" for name in (0, 1, "base")]
+    merged, baked, plain = (tmp_path / f"{name}.safetensors" for name in ("merged", "baked", "plain"))
+    keep = ("--differences", "keep")
+    lorakit_("merge", *files[:2], "-o", merged, "--method", "concat", *keep)
+    lorakit_("bake", files[2], *files[:2], "-o", baked, *keep)
+    lorakit_("bake", files[2], *files[:2], "-o", plain, "--differences", "drop")
+    assert load_file(baked)[f"{prefix}.bias"].tolist() == [1, 3, 5]
+    for out in (merged, baked, plain):
+        replayed(out, *files)
+    for option in (keep, ("--modules-to-save", "first")):
+        assert "No such option" in lorakit_("replay", merged, *option, code=2).stderr
+
+
 def test_an_extracted_adapter(lorakit_, replayed, checkpoints, tmp_path, out):
     base, tuned = checkpoints
     lorakit_("extract", tuned, base, "-k", "0.9", "-o", out, "--layout", "compact", "--seed", "4")
