@@ -61,6 +61,8 @@ OPTIONS = {
     "initial": {"initial": BEFORE},
     "differences": {"differences": "keep"},
     "biases": {"differences": "keep"},
+    "biases of diffusers": {"differences": "keep"},
+    "experts": {},
     "control_lora": {"modules_to_save": "first"},
 }
 
@@ -105,6 +107,11 @@ def more_samples(rng):
         "fp8": (random_tensors(rng, module, torch.float8_e4m3fn, **plain), lora),
         "differences": (random_tensors(rng, "diffusion_model.", **added), None),
         "biases": (random_tensors(rng, module, **plain, lora_B__bias=(3,)), lora | {"lora_bias": True}),
+        "biases of diffusers": (random_tensors(rng, "transformer.blocks.0.q.", **plain, lora_B__bias=(3,)), None),
+        "experts": (
+            random_tensors(rng, f"{PREFIX}h.0.experts.", lora_A__weight=(4, 5), lora_B__weight=(3, 4)),
+            lora | {"target_parameters": ["experts.down_proj"]},
+        ),
     }
 
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 HERE = Path(__file__).parent
 FORMATS = ("peft", "mlx", "kohya", "diffusers", "comfyui", "kinds", "peft kinds")
 MORE = ("bare", "xlabs", "control_lora", "vera", "miss", "dora", "pissa", "initial", "fp8", "differences", "biases",
-        "kinds of diffusers")  # fmt: skip
-IN_PEFT = ("vera", "miss", "dora", "pissa", "initial", "fp8", "biases")
+        "kinds of diffusers", "biases of diffusers", "experts")  # fmt: skip
+IN_PEFT = ("vera", "miss", "dora", "pissa", "initial", "fp8", "biases", "experts")
 # Whatever hangs meets the time limit of every test; a deadline would count what a busy machine does besides.
 FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
