@@ -170,7 +170,9 @@ def _gram_frame(columns: Tensor, widths: Sequence[int], gram: Tensor) -> _GramFr
     lower, failed = torch.linalg.cholesky_ex(unit)
     if failed:
         return None
-    triangle = torch.linalg.solve_triangular(lower.mT, torch.eye(len(unit)).to(unit), upper=True)  # L^-T
+    triangle = torch.linalg.solve_triangular(
+        lower.mT, torch.eye(len(unit), dtype=unit.dtype, device=unit.device), upper=True
+    )  # L^-T
     condition = _norm_1(unit) * _norm_1(triangle @ triangle.mT)
     if not condition <= CONDITION:
         return None

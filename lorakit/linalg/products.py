@@ -95,6 +95,11 @@ def gram_of(columns: Sequence[Tensor]) -> Tensor:
     # Each part has the memory layout of the columns: transposing it would take as long as converting it
     by_rows = columns[0].stride(1) == 1
     step = max(1, _CHUNK // n)
+    if total is not None and d <= step:  # one part: of small modules, each call counts
+        whole = torch.cat(list(columns), dim=1) if by_rows else torch.cat([c.mT for c in columns])
+        few = whole.double().numpy()
+        total += few.T @ few if by_rows else few @ few.T
+        return gram
     buffer = gram.new_empty(min(step, d) * n)
     for start in range(0, d, step):
         rows = slice(start, min(start + step, d))
@@ -176,23 +181,23 @@ def overlap_of(merged: Update, updates: Sequence[Update]) -> Overlap:
         From float64 products.
     """
     pair, pairs = narrowed(merged), [narrowed(update) for update in updates]
+    if pair[0].shape[1] + pair[1].shape[0] <= _SHORT * sum(len(a) for a, _ in pairs):
+        return _overlap_of_short(pair, pairs)
     outputs = cross_gram(pair[1], [b for _, b in pairs])  # (k, R)
     inputs = cross_gram(pair[0].mT, [a.mT for a, _ in pairs])
     inner = summed_by_update((outputs * inputs).sum(dim=0), [len(a) for a, _ in pairs])
-    return Overlap(squared_norm(pair).item(), inner, _squared_norms(pairs))
+    return Overlap(squared_norm(pair).item(), inner, np.array([squared_norm(own).item() for own in pairs]))
 
 
-def _squared_norms(pairs: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Squared Frobenius norms of T updates, (T,)."""
-    ranks = [len(a) for a, _ in pairs]
-    a, b = pairs[0]
-    if a.shape[1] + b.shape[0] > _SHORT * sum(ranks):
-        return np.array([squared_norm(own).item() for own in pairs])
-    # of short units all products take less time than a call for each update
-    products = gram_of([b for _, b in pairs]) * gram_of([a.mT for a, _ in pairs])
-    own = torch.split(torch.arange(len(products), device=products.device), ranks)
-    sizes: np.ndarray = torch.stack([products[i][:, i].sum() for i in own]).clamp_min(0).cpu().numpy()
-    return sizes
+def _overlap_of_short(pair: tuple[Tensor, Tensor], pairs: Sequence[tuple[Tensor, Tensor]]) -> Overlap:
+    """As :func:`overlap_of`, from the products of all units: of short units this is the least number of calls."""
+    every = [pair, *pairs]
+    products = gram_of([b for _, b in every]) * gram_of([a.mT for a, _ in every])
+    k, ranks = len(pair[0]), [len(a) for a, _ in pairs]
+    inner = summed_by_update(products[:k, k:].sum(dim=0), ranks)
+    own = torch.split(torch.arange(k, len(products), device=products.device), ranks)
+    sizes = torch.stack([products[:k, :k].sum(), *(products[i][:, i].sum() for i in own)]).clamp_min(0).cpu().numpy()
+    return Overlap(float(sizes[0]), inner, sizes[1:])
 
 
 def summed_by_update(units: Tensor, ranks: Sequence[int]) -> np.ndarray:
