@@ -2,7 +2,8 @@
 
 The times are of the CPU, but for the one ratio that says how much a second core helps.
 
-Ratios carry over from machine to machine where times do not, but not exactly: a test fails at twice what is stored.
+Ratios carry over from machine to machine where times do not, but not exactly: a test fails at twice what is stored,
+and at a quarter more where whole commands are compared: these take seconds, and their ratios are steadier.
 After a change that was meant, store anew: ``python tests/benchmarks/test_regression.py``.
 """
 
@@ -25,7 +26,7 @@ from lorakit import LegoMerger, SVDMerger, TiesMerger, TSVMerger, load_adapters,
 from lorakit.linalg import frame_of, svd_of_sum
 
 STORED = Path(__file__).with_name("regression_ratios.json")
-FACTOR = 2.0
+FACTOR, FACTOR_OF_PROCESSES = 2.0, 1.25
 READS = 8  # one alone takes too few milliseconds to be measured
 BLOCKS = 12  # of the whole job, so that its start is not most of it
 SHAPES = {"q_proj": (2048, 2048), "up_proj": (5504, 2048), "down_proj": (2048, 5504)}
@@ -105,10 +106,11 @@ def ratios(tmp_path_factory):
 
 @pytest.mark.benchmark
 @pytest.mark.parametrize("name", [*RATIOS, *OF_PROCESSES])
-def test_ratio_has_not_doubled(ratios, name):
+def test_ratio_has_not_grown(ratios, name):
     stored = json.loads(STORED.read_text())[name]
     print(f"{name}: {ratios[name]:.2f}, stored {stored:.2f}")
-    assert ratios[name] < FACTOR * stored, f"{name}: {ratios[name]:.2f}, stored {stored:.2f}"
+    most = (FACTOR_OF_PROCESSES if name in OF_PROCESSES else FACTOR) * stored
+    assert ratios[name] < most, f"{name}: {ratios[name]:.2f}, stored {stored:.2f}"
 
 
 @pytest.mark.benchmark
