@@ -162,6 +162,10 @@ def _show_origins(rows: Sequence[Mapping[str, Any]]) -> None:
         say(fill(printable(whose + line), 80, break_on_hyphens=False, subsequent_indent="  " if whose else ""))
 
 
+def _counted(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def _show_contents(rows: Sequence[Mapping[str, Any]]) -> None:
     """Say which adapters add to parameters without factors, and which are for several models of a pipeline."""
     for row in rows:
@@ -171,8 +175,8 @@ def _show_contents(rows: Sequence[Mapping[str, Any]]) -> None:
             layers = ", ".join(added["layers"][:3])
             more = f" and {len(added['layers']) - 3} more" if len(added["layers"]) > 3 else ""
             text = (
-                f"{whose}also adds to {added['parameters']} parameters without factors, of {len(added['layers'])} "
-                f"layers ({layers}{more}); {added['then']}."
+                f"{whose}also adds to {_counted(added['parameters'], 'parameter')} without factors, of "
+                f"{_counted(len(added['layers']), 'layer')} ({layers}{more}); {added['then']}."
             )
             say(fill(printable(text[0].upper() + text[1:] if not whose else text), 80, break_on_hyphens=False))
         if len(row["components"]) > 1:

@@ -43,7 +43,9 @@ _KINDS = (
         "lora_bias, a bias trained beside B",
         (
             Setting("differences", "keep"),
-            " for a PEFT directory whose config says lora_bias, or a diffusers file; or ",
+            " for a diffusers file, or a PEFT directory whose config says lora_bias; ",
+            Setting("differences", "drop"),
+            " to leave it out; or ",
             _TRAIN_PLAIN,
         ),
         ends="lora_A.bias lora_B.bias lora_down.bias lora_up.bias",
