@@ -39,6 +39,7 @@ from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds, standing
 from standings import Right, difference, right_of, right_of_own
 
+from lorakit import AdapterSet
 from lorakit.exceptions import IncompatibleAdaptersError
 
 TASKS = ("icd10", "wn_pos", "wn_noun", "tweets", "langid", "proglang", "wn_verb")
@@ -65,7 +66,7 @@ def main() -> None:
     with Processes(options.jobs) as processes:
         for mix, ranks in mixes.items():
             pools = [Pool(tuple(tasks), seed, ranks) for seed in options.seeds]
-            able = mergeable(pools[0])
+            able = mergeable(pools[0].load())
             progress(f"ranks {mix}: {len(able)} of {len(METHODS)} methods take them")
             targets, right, _ = run(pools, able, others, options, processes)
             found[mix] = targets, right
@@ -87,9 +88,8 @@ def mixes_of(tasks: Sequence[str], quick: bool) -> dict[str, dict[str, int]]:
     return dict(list(found.items())[:1]) if quick else found
 
 
-def mergeable(pool: Pool) -> list[str]:
+def mergeable(adapters: AdapterSet) -> list[str]:
     """The methods that take these adapters; those that refuse their ranks are left out."""
-    adapters = pool.load()
     small = adapters.only(adapters.module_names[0])
     found = []
     for what in METHODS:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-PREFIXES = ("lego_", "svd_", "beyond_", "leaderboard", "distill", "language_model")
+PREFIXES = ("lego_", "svd_", "beyond_", "leaderboard", "distill", "language_model", "language_papers")
 
 
 def main() -> int:

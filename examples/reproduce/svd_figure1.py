@@ -96,12 +96,18 @@ def cross_entropy(adapter: Adapter, tasks: Sequence[str], evaluator: Evaluator) 
 def between_tasks(pair: tuple[str, str], seed: int, n: int) -> dict[str, ModeConnectivity]:
     """The lines between two tasks' adapters, through updates and through factors."""
     y, x = load_tasks(pair, seed=seed)
-    test = Evaluator("test", n)
+    return lines(x, y, pair, Evaluator("test", n), ALPHAS)
+
+
+def lines(
+    x: Adapter, y: Adapter, tasks: Sequence[str], evaluator: Evaluator, alphas: int
+) -> dict[str, ModeConnectivity]:
+    """The lines from y to x, with the loss on some tasks, by space."""
 
     def loss(adapter: Adapter) -> float:
-        return cross_entropy(adapter, pair, test)
+        return cross_entropy(adapter, tasks, evaluator)
 
-    return {space: mode_connectivity(x, y, loss, alphas=ALPHAS, space=space) for space in SPACES}
+    return {space: mode_connectivity(x, y, loss, alphas=alphas, space=space) for space in SPACES}
 
 
 def choose(tasks: list[str], what: str, seed: int, n: int) -> float:

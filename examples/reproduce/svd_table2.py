@@ -23,6 +23,7 @@ from adapters import at_norm, best_scale, load_tasks
 from evaluation import Evaluator
 from processes import Processes
 from report import Report, Table, mean_spread, parse, parser, progress, seeds
+from sklearn.base import clone
 from svd_table1 import AS_IT_IS, DIRECT, METHODS, MULTIPLIED, groups_of, mean_of, rows_of
 
 from lorakit import Adapter, AdapterSet, SVDPruner
@@ -102,8 +103,12 @@ def variants(adapters: AdapterSet, method: str, targets: dict[str, float]) -> di
 def cut_errors(adapters: AdapterSet) -> dict[str, dict[str, float]]:
     """Relative Frobenius errors of the cuts, and of the direct merge, to the exact merge of all adapters."""
     found = {}
+    narrower = max(min(info.d_in, info.d_out) for adapter in adapters for info in adapter.infos.values())
     for method in METHODS:
-        exact = MULTIPLIED[method].fit(adapters).merged_
+        merger = clone(MULTIPLIED[method])
+        if "density" in merger.get_params():  # the rules that fill a module up to its narrower side
+            merger.set_params(k=narrower)
+        exact = merger.fit(adapters).merged_
         found[method] = {cut_name(k): relative_error(cut(exact, k), exact) for k in RANKS}
         found[method]["direct merge"] = relative_error(DIRECT[method].fit(adapters).merged_, exact)
     return found

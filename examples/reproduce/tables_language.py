@@ -1,152 +1,214 @@
 """
 Tables of the language model's page
 ===================================
+
+Each takes the measurements of every seed. A row is of the seeds that have been measured for it, and methods are
+compared on the seeds that both have.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from entrants import WHOLE
-from report import Table
+from language_runs import Found, Run
+from report import Table, mean_spread
+from report import seeds as over
 from standings import Right, accuracies, difference, normalised
 
 FIRST = "tsv"
 COLUMNS = (8, 16, 32, WHOLE)
-Found = Mapping[str, Any]
 
 
-def tables(found: Found, about: Mapping[str, Any], n_test: int, n_validation: int) -> list[Table]:
+def tables(run: Run) -> list[Table]:
     """All tables that the measurements there are allow."""
-    made = [adapters_table(found, about, n_test), methods_table(found, n_test, n_validation)]
-    made.append(norms_table(found))
-    made += [ranks_table(found, n_test, n_validation), tasks_table(found, n_test)]
-    made += [final_table(found), permuted_table(found, n_test), direct_table(found, n_test)]
+    run = replace(run, by_seed={seed: joined(found) for seed, found in run.by_seed.items()})
+    made = [adapters_table(run), methods_table(run), norms_table(run.found), final_table(run.found)]
+    made += [tasks_table(run), ranks_table(run)]
     return [table for table in made if table.rows]
 
 
-def right_in(marks: Mapping[str, str], tasks: Sequence[str]) -> Right:
+def joined(found: Found) -> dict[str, Any]:
+    """Join what was measured of a method and a rank: 'tsv, 16, untuned' and 'tsv, 16, chosen' are 'tsv, 16'."""
+    together: dict[str, Any] = {}
+    for name, of in found.items():
+        what, _, how = name.rpartition(", ")
+        if how in ("untuned", "chosen"):
+            together[what] = together.get(what, {}) | of
+        else:
+            together[name] = of
+    return together
+
+
+def right_in(marks: Mapping[str, str], tasks: Iterable[str]) -> Right:
     """Which texts of some tasks are right, from what JSON holds."""
     return {task: np.array([mark == "1" for mark in marks[task]]) for task in tasks}
 
 
-def adapters_table(found: Found, about: Mapping[str, Any], n_test: int) -> Table:
+def having(found: Sequence[Found], *names: str) -> list[Found]:
+    """The seeds that have all of these measurements."""
+    return [of for of in found if all(name in of for name in names)]
+
+
+def own_of(found: Sequence[Found]) -> list[Right]:
+    """What the tasks' own adapters get right, of each seed."""
+    return [right_in(of["references"]["own"], of["references"]["own"]) for of in found]
+
+
+def adapters_table(run: Run) -> Table:
     """One row a task: what the base model, and its own adapter, get right."""
-    base, own = found["references"]["base"], found["references"]["own"]
+    found = run.found
+    trained = list(run.adapters.values())
     rows = []
-    for task, marks in base.items():
-        metrics = about.get(task)
-        if metrics is None:
+    for task, marks in found[0]["references"]["base"].items():
+        about = [of[task] for of in trained if of.get(task)]
+        if not about:
             rows.append([task, "", "", "", share(marks), "", ""])
             continue
-        training = metrics["training"]
+        training = about[0]["training"]
         modules = "all linear" if training["targets"] else "q, k, v, o"
-        kind = "generated" if metrics["labels"] > 100 else str(metrics["labels"])
-        cells = [kind, str(training["rank"]), modules, share(marks), share(own[task]), f"{metrics['seconds']:.0f}"]
-        rows.append([task, *cells])
+        kind = "generated" if about[0]["labels"] > 100 else str(about[0]["labels"])
+        own = mean_spread([right[task].mean() for right in own_of(found)])
+        seconds = ", ".join(f"{of['seconds']:.0f}" for of in about)
+        rows.append([task, kind, str(training["rank"]), modules, share(marks), own, seconds])
     caption = (
-        f"Accuracy on {n_test} test texts of each task, of the base model and of the task's own adapter; generated "
-        "answers must be the answer exactly. The tasks without an adapter are left out of merging. Seconds of "
-        "training, on a machine that did other work too."
+        f"Accuracy on {run.n_test} test texts of each task, of the base model and of the task's own adapter, "
+        f"{run.over}; generated answers must be the answer exactly. The tasks without an adapter are left out of "
+        "merging. Seconds of training of each seed, on a machine that did other work too."
     )
     titles = ["task", "labels", "rank", "modules", "base model", "own adapter", "seconds"]
     return Table("language-model-adapters", titles, rows, caption)
 
 
-def methods_table(found: Found, n_test: int, n_validation: int) -> Table:
-    """One row a method at rank 16, by its accuracy with ``scale="match"``."""
-    own_marks = found["references"]["own"]
-    tasks = list(own_marks)
-    unseen = [task for task in found["references"]["base"] if task not in tasks]
-    own = right_in(own_marks, tasks)
-    named = {name.removesuffix(", 16"): of for name, of in found.items() if name.endswith(", 16")}
-    if "distilled" in found:
-        named["distilled"] = found["distilled"]
-    first = named.get(FIRST)
-    rows = []
-    for name in sorted(named, key=lambda name: -mean(named[name]["matched"], tasks)):
-        of, cells = named[name], []
-        for what in ("published", "matched", "chosen"):
-            if what in of:
-                cells += [f"{mean(of[what], tasks):.3f}"]
-                if what == "matched":
-                    right = right_in(of[what], tasks)
-                    cells += [f"{normalised([right], [own])[0]:.3f}"]
-                    cells += ["" if first is of or first is None else points(right, right_in(first[what], tasks))]
-            else:
-                cells += [""]
-        left_out = f"{mean(of['matched'], unseen):.3f}" if unseen else ""
-        rows.append([name, *cells, left_out, f"{of['seconds']:.0f}"])
-    for name, marks in (("own adapters", own_marks), ("base model", found["references"]["base"])):
-        right = right_in(marks, tasks)
-        left_out = f"{mean(marks, unseen):.3f}" if unseen and name == "base model" else ""
-        cells = [f"{mean(marks, tasks):.3f}", f"{normalised([right], [own])[0]:.3f}", ""]
-        rows.append([name, "", *cells, "", left_out, ""])
-    caption = (
-        f"Mean accuracy of merges of {len(tasks)} adapters at rank 16 on {n_test} test texts of each of their tasks: "
-        "as published, with each module at the adapters' mean norm ('match'), and at the norm, in mean norms of the "
-        f"adapters, chosen on {n_validation} validation texts a task. Of 'match' also normalised by the tasks' own "
-        f"adapters, points against {FIRST} with the standard error over texts, and the accuracy on the {len(unseen)} "
-        "tasks left out. Distilled has the norm that its training gave it. Seconds of processor time for the merge."
-    )
-    titles = ["method", "published", "match", "normalised", "points", "norm chosen"]
-    titles += ["left out", "seconds"]
-    ahead = ""
-    if first is not None and unseen:
-        base = right_in(found["references"]["base"], unseen)
-        gained = points(right_in(first["matched"], unseen), base)
-        ahead = f"On the tasks left out {FIRST} is {gained} points ahead of the base model. "
-    return Table("language-model-methods", titles, rows, caption, ahead + note(found))
-
-
-def norms_table(found: Found) -> Table:
-    """What the norm of a merge is worth."""
-    rows = []
-    for name, of in found.items():
-        if not name.endswith(", 16") or "published" not in of:
+def methods_table(run: Run) -> Table:
+    """One row a method at rank 16, by its accuracy with ``scale="match"`` beside the first's."""
+    found = run.found
+    tasks = list(found[0]["references"]["own"])
+    unseen = [task for task in found[0]["references"]["base"] if task not in tasks]
+    names = {name.removesuffix(", 16"): name for of in found for name in of if name.endswith(", 16")}
+    names |= {"distilled": "distilled"} if having(found, "distilled") else {}
+    first = f"{FIRST}, 16"
+    rows: list[tuple[float, list[str]]] = []
+    for shown, name in names.items():
+        there = [of for of in having(found, name) if "matched" in of[name]]
+        if not there:
             continue
-        published, chosen = (right_in(of[what], list(of[what])) for what in ("published", "chosen"))
-        right = right_in(of["matched"], list(of["published"]))
-        cells = [f"{of['norm']:.2f}", points(right, published), f"{of['scale']:g}", points(chosen, right)]
-        rows.append([name.removesuffix(", 16"), *cells])
+        cells = [str(len(there))]
+        for what in ("published", "matched", "chosen"):
+            right = [right_in(of[name][what], tasks) for of in there if what in of[name]]
+            cells.append(mean_spread(accuracies(right)) if len(right) == len(there) else "")
+            if what == "matched":
+                cells.append(mean_spread(normalised(right, own_of(there))))
+        paired = having(there, first)
+        ahead = compared(paired, name, first, "matched", tasks) if shown != FIRST and paired else None
+        cells[4:4] = [points(*ahead), by_seed(*ahead)] if ahead else ["", ""]
+        if unseen:
+            cells.append(mean_spread([mean(of[name]["matched"], unseen) for of in there]))
+        cells.append(f"{np.mean([of[name]['seconds'] for of in there]):.0f}")
+        place = difference(*ahead)[0] if ahead else 0.0
+        rows.append((-place, [shown, *cells]))
+    made = [row for _, row in sorted(rows, key=lambda row: row[0])]
+    made += references(found, tasks, unseen)
+    caption = (
+        f"Mean accuracy of merges of {len(tasks)} adapters at rank 16 on {run.n_test} test texts of each of their "
+        f"tasks, {many(run)}: as published, with each module at the adapters' mean norm "
+        f"('match'), and at the norm, in mean norms of the adapters, chosen on {run.n_validation} validation texts a "
+        "task. Of 'match' also normalised by the tasks' own adapters; points against tsv, on the seeds that both have, "
+        "with the standard error over texts, and in each seed; "
+        f"and the accuracy on the {len(unseen)} tasks left out. Distilled has the norm that its training gave it. "
+        "Seconds of processor time for the merge."
+    )
+    titles = ["method", "seeds", "published", "match", "normalised", "points", "by seed", "norm chosen"]
+    titles += [*(["left out"] if unseen else []), "seconds"]
+    return Table("language-model-methods", titles, made, caption, f"{left_out(found, unseen)}{note(found)}")
+
+
+def references(found: Sequence[Found], tasks: Sequence[str], unseen: Sequence[str]) -> list[list[str]]:
+    """Rows of the tasks' own adapters and of the base model."""
+    own = own_of(found)
+    base = [right_in(of["references"]["base"], tasks) for of in found]
+    rows = []
+    for name, right in (("own adapters", own), ("base model", base)):
+        cells = [str(len(found)) if name == "own adapters" else "", ""]
+        same = right if name == "own adapters" else right[:1]  # the base model is one, whatever the seed
+        cells += [mean_spread(accuracies(same)), mean_spread(normalised(right, own)), "", "", ""]
+        if unseen:
+            cells.append(f"{mean(found[0]['references']['base'], unseen):.3f}" if name == "base model" else "")
+        rows.append([name, *cells, ""])
+    return rows
+
+
+def left_out(found: Sequence[Found], unseen: Sequence[str]) -> str:
+    """How far the first method is ahead of the base model on tasks that no adapter is of."""
+    there = having(found, f"{FIRST}, 16")
+    if not there or not unseen:
+        return ""
+    ahead = [right_in(of[f"{FIRST}, 16"]["matched"], unseen) for of in there]
+    base = [right_in(of["references"]["base"], unseen) for of in there]
+    return f"On the tasks left out {FIRST} is {points(ahead, base)} points ahead of the base model. "
+
+
+def norms_table(found: Sequence[Found]) -> Table:
+    """What the norm of a merge is worth."""
+    names = dict.fromkeys(name for of in found for name in of if name.endswith(", 16") and "published" in of[name])
+    rows = []
+    for name in names:
+        there = [of[name] for of in having(found, name) if "published" in of[name]]
+        tasks = list(there[0]["published"])
+        cells = [name.removesuffix(", 16"), mean_spread([of["norm"] for of in there], digits=2)]
+        cells.append(gained(there, "matched", "published", tasks))
+        walked = [of for of in there if "chosen" in of]
+        cells.append(", ".join(f"{of['scale']:g}" for of in walked))
+        rows.append([*cells, gained(walked, "chosen", "matched", tasks) if walked else ""])
     caption = (
         "What the norm is worth at rank 16, on the texts of the last table: the norm of the merge as published, in "
-        "mean norms of the adapters, the points that 'match' gains over it, the norm that was chosen, and the points "
-        "that it gains over 'match', with standard errors over texts."
+        "mean norms of the adapters, the points that 'match' gains over it, the norm that was chosen for each seed, "
+        "and the points that it gains over 'match', with standard errors over texts."
     )
     titles = ["method", "as published", "'match' gains", "chosen", "chosen gains"]
     return Table("language-model-norms", titles, rows, caption)
 
 
-def final_table(found: Found) -> Table:
+def gained(of_seeds: Sequence[Mapping[str, Any]], one: str, other: str, tasks: Sequence[str]) -> str:
+    """Points that a method has at one norm more than at another."""
+    return points(*([right_in(of[what], tasks) for of in of_seeds] for what in (one, other)))
+
+
+def final_table(found: Sequence[Found]) -> Table:
     """Some methods at rank 16, matched, on texts that no table above has."""
-    titles = ["merge", "accuracy", "normalised", f"points against {FIRST}"]
-    if "final, own adapters" not in found or f"final, {FIRST}" not in found:
+    titles = ["merge", "seeds", "accuracy", "normalised", f"points against {FIRST}", "by seed"]
+    reference, first = "final, own adapters", f"final, {FIRST}"
+    there = having(found, reference, first)
+    if not there:
         return Table("language-model-final", titles, [])
-    marks = found["final, own adapters"]["own"]
-    tasks = list(marks)
-    own = right_in(marks, tasks)
-    first = right_in(found[f"final, {FIRST}"]["matched"], tasks)
-    finals = {name.removeprefix("final, "): of for name, of in found.items() if name.startswith("final, ")}
-    named = {name: of["matched"] for name, of in finals.items() if "matched" in of}
-    rows = []
-    for name in sorted(named, key=lambda name: -mean(named[name], tasks)):
-        right = right_in(named[name], tasks)
-        ahead = "" if name == FIRST else points(right, first)
-        rows.append([name, f"{mean(named[name], tasks):.3f}", f"{normalised([right], [own])[0]:.3f}", ahead])
-    rows.append(["own adapters", f"{accuracies([own])[0]:.3f}", "1.000", ""])
-    n = len(next(iter(own.values())))
+    tasks = list(there[0][reference]["own"])
+    rows: list[tuple[float, list[str]]] = []
+    for name in dict.fromkeys(name for of in there for name in of if name.startswith("final, ") and name != reference):
+        some = having(there, name)
+        right = [right_in(of[name]["matched"], tasks) for of in some]
+        own = [right_in(of[reference]["own"], tasks) for of in some]
+        theirs = [right_in(of[first]["matched"], tasks) for of in some]
+        cells = [str(len(some)), mean_spread(accuracies(right)), mean_spread(normalised(right, own))]
+        cells += ["", ""] if name == first else [points(right, theirs), by_seed(right, theirs)]
+        rows.append((-difference(right, theirs)[0], [name.removeprefix("final, "), *cells]))
+    own = [right_in(of[reference]["own"], tasks) for of in there]
+    made = [row for _, row in sorted(rows, key=lambda row: row[0])]
+    made.append(["own adapters", str(len(there)), mean_spread(accuracies(own)), "1.000", "", ""])
+    n = len(next(iter(own[0].values())))
     caption = (
         f"Merges at rank 16 as above, each module at the adapters' mean norm, on {n} other test texts of each task, by "
-        "which nothing was chosen. Points with the standard error over texts; two errors tell two methods apart."
+        f"which nothing was chosen, {over(there)}. Points with the standard error over texts, two of which tell two "
+        "methods apart, and in each seed."
     )
-    return Table("language-model-final", titles, rows, caption)
+    return Table("language-model-final", titles, made, caption)
 
 
-def note(found: Found) -> str:
+def note(found: Sequence[Found]) -> str:
     """What PEFT's other combination types do with these adapters."""
-    if (alike := found.get("PEFT alike")) is None:
+    if not (there := having(found, "PEFT alike")):
         return ""
+    alike = there[0]["PEFT alike"]
     refused = ", ".join(alike["refused"])
     said = next(iter(alike["refused"].values()), "")
     return (
@@ -155,81 +217,61 @@ def note(found: Found) -> str:
     )
 
 
-def ranks_table(found: Found, n_test: int, n_validation: int) -> Table:
+def ranks_table(run: Run) -> Table:
     """Accuracy by rank of the methods that were measured at several, each at its chosen norm."""
-    tasks = list(found["references"]["own"])
-    own = right_in(found["references"]["own"], tasks)
-    names = [name.removesuffix(", 8") for name in found if name.endswith(", 8")]
-    columns = [k for k in COLUMNS if any(f"{name}, {k}" in found for name in names)]
+    found = run.found
+    tasks = list(found[0]["references"]["own"])
+    names = dict.fromkeys(name.rpartition(", ")[0] for of in found for name in of if name.endswith((", 8", ", 0")))
+    columns = [k for k in COLUMNS if any(f"{name}, {k}" in of for name in names for of in found)]
     rows = []
     for name in names:
         cells = []
         for k in columns:
-            of = found.get(f"{name}, {k}")
-            right = right_in(of["chosen"], tasks) if of else None
-            cells.append(f"{normalised([right], [own])[0]:.3f} ({of['scale']:g})" if of and right else "")
-        whole = found.get(f"{name}, {WHOLE}")
-        rows.append([name, *cells, str(whole["rank"]) if whole else ""])
+            there = [of for of in having(found, f"{name}, {k}") if "chosen" in of[f"{name}, {k}"]]
+            right = [right_in(of[f"{name}, {k}"]["chosen"], tasks) for of in there]
+            scales = ", ".join(f"{of[f'{name}, {k}']['scale']:g}" for of in there)
+            cells.append(f"{mean_spread(normalised(right, own_of(there)))} ({scales})" if there else "")
+        whole = having(found, f"{name}, {WHOLE}")
+        rows.append([name, *cells, str(whole[0][f"{name}, {WHOLE}"]["rank"]) if whole else ""])
     caption = (
-        f"Accuracy by rank, divided by that of the task's own adapter, mean over tasks, {n_test} test texts each; each "
-        f"at the norm, in parentheses, chosen on {n_validation} validation texts a task."
+        f"Accuracy by rank, divided by that of the task's own adapter, mean over tasks, {run.n_test} test texts each, "
+        f"{many(run)}; each at the norm, in parentheses for each seed, chosen on "
+        f"{run.n_validation} validation texts a task."
     )
     titles = ["method", *(f"k = {k}" if k else "whole" for k in columns), "rank of whole"]
     return Table("language-model-ranks", titles, rows, caption)
 
 
-def tasks_table(found: Found, n_test: int) -> Table:
+def tasks_table(run: Run) -> Table:
     """Accuracy by task."""
-    base = found["references"]["base"]
-    named = {"base model": base, "own adapters": found["references"]["own"]}
+    found = run.found
+    named: dict[str, list[Mapping[str, str]]] = {
+        "base model": [found[0]["references"]["base"]],
+        "own adapters": [of["references"]["own"] for of in found],
+    }
     for name in ("tsv, 16", "svd, 16", "lego, 16", "distilled"):
-        if name in found:
-            named[f"{name.removesuffix(', 16')}, match" if ", " in name else name] = found[name]["matched"]
-    rows = [[task, *(share(marks[task]) if task in marks else "" for marks in named.values())] for task in base]
-    caption = f"Accuracy by task on {n_test} test texts each, rank 16."
+        if there := [of for of in having(found, name) if "matched" in of[name]]:
+            shown = f"{name.removesuffix(', 16')}, match" if ", " in name else name
+            named[shown] = [of[name]["matched"] for of in there]
+    rows = [
+        [task, *(mean_spread([mean(marks, [task]) for marks in of]) if task in of[0] else "" for of in named.values())]
+        for task in found[0]["references"]["base"]
+    ]
+    caption = f"Accuracy by task on {run.n_test} test texts each, rank 16, {run.over}."
     return Table("language-model-tasks", ["task", *named], rows, caption)
 
 
-def permuted_table(found: Found, n_test: int) -> Table:
-    """LEGO's table 1."""
-    named = {name.removeprefix("permuted, "): of for name, of in found.items() if name.startswith("permuted, ")}
-    rows = []
-    for what in ("original", "average", "svd", "lego"):
-        right = {task: right_in(of[what], [task])[task] for task, of in named.items()}
-        if not right:
-            break
-        original = {task: right_in(of["original"], [task])[task] for task, of in named.items()}
-        cells = [share(named[task][what][task]) for task in named]
-        rows.append(
-            [what, *cells, f"{accuracies([right])[0]:.3f}", "" if what == "original" else points(right, original)]
-        )
-    caption = (
-        f"Accuracy on {n_test} test texts of adapters merged with a copy of themselves whose units are in another "
-        "order, to the adapter's rank; the change in points with its standard error over texts."
-    )
-    return Table("language-model-permuted", ["method", *named, "mean", "change"], rows, caption)
+def many(run: Run) -> str:
+    """How to call what has been averaged over in rows that may be of fewer seeds."""
+    return run.over + (" where there are as many" if len(run.by_seed) > 1 else "")
 
 
-def direct_table(found: Found, n_test: int) -> Table:
-    """The SVD paper's question: merges on A and B against merges on the updates."""
-    rows = []
-    for name, of in found.items():
-        if not name.startswith("direct, "):
-            continue
-        tasks = list(of["direct, matched"])
-        own = right_in(found["references"]["own"], tasks)
-        for how in ("published", "matched"):
-            right = {what: right_in(of[f"{what}, {how}"], tasks) for what in ("direct", "cut", "whole")}
-            kept = [f"{normalised([right[what]], [own])[0]:.3f}" for what in right]
-            which = f"{len(tasks)} of {name.removeprefix('direct, ')}"
-            rows.append([which, how, *kept, points(right["cut"], right["direct"])])
-    caption = (
-        "Merges of adapters of one rank: the mean of A and of B (direct), and the mean of the updates, cut to the "
-        "adapters' rank and whole. Accuracy divided by that of the task's own adapter, mean over tasks, "
-        f"{n_test} test texts each; as published and with each module at the adapters' mean norm. Points of the cut "
-        "mean ahead of the direct one, with the standard error over texts."
-    )
-    return Table("language-model-direct", ["adapters", "norm", "direct", "cut", "whole", "points"], rows, caption)
+def compared(
+    found: Sequence[Found], one: str, other: str, what: str, tasks: Sequence[str]
+) -> tuple[list[Right], list[Right]]:
+    """What two measurements get right, of each seed."""
+    first, second = ([right_in(of[name][what], tasks) for of in found] for name in (one, other))
+    return first, second
 
 
 def share(marks: str) -> str:
@@ -242,7 +284,13 @@ def mean(marks: Mapping[str, str], tasks: Sequence[str]) -> float:
     return accuracies([right_in(marks, tasks)])[0]
 
 
-def points(right: Right, other: Right) -> str:
-    """Difference in points, with its standard error over texts."""
-    ahead, error = difference([right], [other])
+def points(one: Sequence[Right], other: Sequence[Right]) -> str:
+    """Difference in points, mean over seeds, with its standard error over texts."""
+    ahead, error = difference(one, other)
     return f"{100 * ahead:+.1f} ± {100 * error:.1f}"
+
+
+def by_seed(one: Sequence[Right], other: Sequence[Right]) -> str:
+    """The same difference in each seed."""
+    pairs: list[tuple[Any, Any]] = list(zip(one, other, strict=True))
+    return ", ".join(f"{100 * (accuracies([a])[0] - accuracies([b])[0]):+.1f}" for a, b in pairs)

@@ -3,6 +3,7 @@
 import json
 
 import evaluation
+import language_bench
 import language_model
 import numpy as np
 import prompts
@@ -10,40 +11,25 @@ import pytest
 import torch
 from adapters import mean_norm, norm
 from entrants import WHOLE, Entrant, data_free
-from language_model import SCALES, Bench, marks, matched, units
+from language_bench import SCALES, Bench, marks, matched
+from language_model import units
+from language_runs import Run
 from prompts import PromptRecipe, own_targets
-from tables_language import direct_table, final_table, tables
-from tiny_language import TinyLanguage, language_tasks, model, tokenized
+from tables_language import final_table, joined, tables
+from tables_seeds import seeds_table
+from tiny_bench import adapter, tiny_bench
+from tiny_language import TinyLanguage, language_tasks, model
 
-from lorakit import Adapter, AdapterSet, LoraFactors, SVDMerger, TSVMerger, applied
+from lorakit import AdapterSet, SVDMerger, TSVMerger, applied
 
 pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 
-def adapter(name: str, rank: int, modules: tuple[str, ...], seed: int) -> Adapter:
-    """Of the tiny language model."""
-    generator, net, factors = torch.Generator().manual_seed(seed), model(), {}
-    for layer in (0, 1):
-        for module in modules:
-            d_out, d_in = net.get_submodule(f"model.layers.{layer}.{module}").weight.shape
-            a, b = (torch.randn(shape, generator=generator) for shape in ((rank, d_in), (d_out, rank)))
-            factors[f"model.layers.{layer}.{module}"] = LoraFactors(a * 0.3, b * 0.3)
-    return Adapter(factors, name=name)
-
-
 @pytest.fixture
 def bench(monkeypatch):
     """Two adapters of different ranks and modules, one of a task of answers; a task without an adapter."""
-    tokenized(monkeypatch)
-    known = language_tasks()
-    for cached in (evaluation._base, evaluation._head, evaluation._tokens):
-        cached.cache_clear()
-    for module in (evaluation, language_model, prompts):
-        monkeypatch.setattr(module, "load_task", known.__getitem__)
-    attention = ("self_attn.q_proj", "self_attn.v_proj")
-    adapters = AdapterSet([adapter("colour", 2, attention, 0), adapter("opposite", 3, (*attention, "mlp.up_proj"), 1)])
-    return Bench(adapters, TinyLanguage(), ["other"], n_test=12, n_validation=8)
+    return tiny_bench(monkeypatch)
 
 
 def test_matched_is_scale_match(bench):
@@ -55,22 +41,20 @@ def test_matched_is_scale_match(bench):
 
 
 def test_a_measurement_has_the_chosen_norm_and_every_text(bench):
-    found = bench.entry(Entrant("tsv", TSVMerger()), 4, untuned=True)
-    assert found["rank"] == 4
+    entrant = Entrant("tsv", TSVMerger())
+    found, untuned = bench.chosen(entrant, 4), bench.untuned(entrant, 4)
+    assert found["rank"] == untuned["rank"] == 4
     merged = TSVMerger(k=4).fit(bench.adapters).merged_
-    assert found["norm"] == pytest.approx(norm(merged) / mean_norm(bench.adapters))
+    assert found["norm"] == untuned["norm"] == pytest.approx(norm(merged) / mean_norm(bench.adapters))
     means = {scale: np.mean(list(of.values())) for scale, of in found["validation"].items()}
     assert {float(scale) for scale in means} <= set(SCALES)
     assert means[f"{found['scale']:g}"] == max(means.values())
-    assert {task: len(right) for task, right in found["published"].items()} == {"colour": 12, "opposite": 12}
-    assert set(found["matched"]) == {"colour", "opposite", "other"}
-    assert set(bench.entry(Entrant("tsv", TSVMerger()), 4, untuned=False)) == {
-        "rank",
-        "norm",
-        "validation",
-        "scale",
-        "chosen",
-        "seconds",
+    assert {task: len(right) for task, right in untuned["published"].items()} == {"colour": 12, "opposite": 12}
+    assert set(untuned["matched"]) == {"colour", "opposite", "other"}
+    assert set(found) == {"rank", "norm", "validation", "scale", "chosen", "seconds"}
+    assert joined({"tsv, 4, untuned": untuned, "tsv, 4, chosen": found, "a, b": 1}) == {
+        "tsv, 4": untuned | found,
+        "a, b": 1,
     }
 
 
@@ -106,51 +90,37 @@ def test_a_measurement_is_made_once_for_its_adapters_and_settings(bench):
 
 def test_the_methods_are_entrants_and_each_is_measured_at_its_ranks(bench):
     few = [name for name, _, _ in units(bench, ["tsv"])]
-    assert few == ["references", f"tsv, {WHOLE}", "PEFT alike"]  # the ranks are 5 in all
+    # the ranks are 5 in all
+    assert few == ["references", "final, own adapters", "final, tsv", "PEFT alike", f"tsv, {WHOLE}, chosen"]
     bench.adapters = AdapterSet([adapter("a", 16, ("mlp.up_proj",), 0), adapter("b", 16, ("mlp.up_proj",), 1)])
     names = [name for name, _, _ in units(bench, language_model.METHODS)]
     assert len(set(names)) == len(names)
-    assert names[:2] == ["references", "tsv, 16"]
-    assert {f"{name}, 16" for name in language_model.METHODS if name != "distilled"} < set(names)
-    assert {f"svd, {k}" for k in (8, 32, WHOLE)} < set(names)
+    assert names[:2] == ["references", "tsv, 16, untuned"]
+    assert {f"{name}, 16, untuned" for name in language_model.METHODS if name != "distilled"} < set(names)
+    assert {f"svd, {k}, chosen" for k in (8, 16, 32, WHOLE)} < set(names)
     assert set(language_model.METHODS) <= {entrant.name for entrant in data_free()} | {"distilled"}
-
-
-def test_an_adapter_and_its_permuted_copy(bench):
-    found = bench.permuted("colour")
-    assert found["svd"] == found["original"]
-    assert found["original"]["colour"] == bench.references()["own"]["colour"]
-    assert set(found) == {"original", "average", "svd", "lego"}
-
-
-def test_direct_merges_are_of_adapters_of_one_rank(bench):
-    attention = ("self_attn.q_proj",)
-    bench.adapters = AdapterSet([adapter("colour", 2, attention, 0), adapter("opposite", 2, attention, 1)])
-    assert language_model.groups(bench.adapters) == {"rank 2": ["colour", "opposite"]}
-    found = bench.direct(["colour", "opposite"])
-    assert set(found) == {f"{what}, {how}" for what in ("direct", "cut", "whole") for how in ("published", "matched")}
-    own = {what: {"colour": "111111111111", "opposite": "101111111111"} for what in ("base", "own")}
-    assert len(direct_table({"references": own, "direct, rank 2": found}, 12).rows) == 2
 
 
 def test_the_final_is_on_texts_that_come_after_the_others(bench, monkeypatch):
     monkeypatch.setattr(language_model, "K", 4)
-    expected = bench.own_final()["own"]
-    bench.test = evaluation.Evaluator("test", language_model.FRESH * 12, bench.backbone)
+    expected = language_model.own_final(bench)["own"]
+    bench.test = evaluation.Evaluator("test", language_bench.FRESH * 12, bench.backbone)
     whole = bench.references()["own"]
     assert {task: right[12:] for task, right in whole.items()} == expected
     bench.test.n = 12
     found = {"final, own adapters": {"own": dict.fromkeys(bench.tasks, "1" * 24)}}
     for name in ("tsv", "svd"):
-        found[f"final, {name}"] = bench.final(Entrant(name, TSVMerger() if name == "tsv" else SVDMerger()), None)
-    table = final_table(found)
+        found[f"final, {name}"] = language_model.final(
+            bench, Entrant(name, TSVMerger() if name == "tsv" else SVDMerger()), None
+        )
+    table = final_table([found])
     assert {row[0] for row in table.rows} == {"tsv", "svd", "own adapters"}
     assert all(len(row) == len(table.titles) for row in table.rows)
 
 
 def test_peft_refuses_what_has_two_ranks_and_its_cat_is_the_mean(bench):
     pytest.importorskip("peft")
-    found = bench.peft_alike()
+    found = language_model.peft_alike(bench)
     assert found["cosine"] == pytest.approx(1, abs=1e-5)
     assert set(found["refused"]) == set(language_model.UNEQUAL)
 
@@ -162,7 +132,8 @@ def test_a_trained_merge_comes_nearer_to_its_teachers(bench):
     assert max(merged.ranks) == 2
     assert about["loss"][-1] < 0.8 * about["loss"][0]
     json.dumps(about)
-    assert bench.distilled(PromptRecipe(n=4, k=2, epochs=1))["matched"].keys() == {"colour", "opposite", "other"}
+    short = language_model.distilled(bench, PromptRecipe(n=4, k=2, epochs=1))
+    assert short["matched"].keys() == {"colour", "opposite", "other"}
 
 
 def test_teachers_say_what_their_own_adapter_says(bench):
@@ -183,18 +154,72 @@ def test_tables_of_a_partial_run(bench):
     found = {"references": bench.references() | {"measured_in": 1}}
     found["references"]["own"] = {"colour": "111101111111", "opposite": "010111111111"}
     for k in (8, 16):
-        found[f"svd, {k}"] = bench.entry(Entrant("svd", SVDMerger()), 3, untuned=k == 16)
-    training = {"rank": 2, "targets": None}
-    about = {t: {"labels": 3, "training": training, "seconds": 1.0} for t in bench.adapters.names}
-    made = {table.name: table for table in tables(found, about, 12, 8)}
+        found[f"svd, {k}, chosen"] = bench.chosen(Entrant("svd", SVDMerger()), 3)
+    found["svd, 16, untuned"] = bench.untuned(Entrant("svd", SVDMerger()), 3)
+    made = {table.name: table for table in tables(Run({0: found}, {0: about(bench)}, 12, 8))}
     assert [row[0] for row in made["language-model-adapters"].rows] == ["colour", "opposite", "other"]
     methods = made["language-model-methods"]
     assert [row[0] for row in methods.rows] == ["svd", "own adapters", "base model"]
-    right = np.mean([[int(mark) for mark in found["svd, 16"]["matched"][t]] for t in bench.adapters.names])
-    assert methods.rows[0][2] == f"{right:.3f}"
+    right = np.mean([[int(mark) for mark in found["svd, 16, untuned"]["matched"][t]] for t in bench.adapters.names])
+    assert methods.rows[0][methods.titles.index("match")] == f"{right:.3f}"
     assert all(len(row) == len(table.titles) for table in made.values() for row in table.rows)
     (ranks,) = made["language-model-ranks"].rows
-    assert ranks[1].endswith(f"({found['svd, 8']['scale']:g})")
+    assert ranks[1].endswith(f"({found['svd, 8, chosen']['scale']:g})")
     assert len(ranks) == 4  # the method, two ranks, and nothing that is whole
     assert ranks[3] == ""
     assert marks({"a": np.array([True, False])}) == {"a": "10"}
+
+
+def about(bench):
+    training = {"rank": 2, "targets": None}
+    return {t: {"labels": 3, "training": training, "seconds": 1.0} for t in bench.adapters.names}
+
+
+def test_seeds_are_averaged_and_compared_on_those_that_both_have(bench):
+    """Of svd there are two seeds, of tsv the first: the points are of the first, the accuracy is of both."""
+    own = {"own": {"colour": "1" * 12, "opposite": "1" * 12}, "base": {"colour": "0" * 12, "opposite": "0" * 12}}
+
+    def one(n, scale):
+        right = {"colour": "1" * n + "0" * (12 - n), "opposite": "1" * 6 + "0" * 6}
+        same = {"published": right, "matched": right, "chosen": right}
+        return same | {"norm": 1.0, "scale": scale, "seconds": 1.0, "rank": 16}
+
+    first = {"references": own, "tsv, 16, untuned": one(6, 1.0), "svd, 16, untuned": one(9, 1.0)}
+    second = {"references": own, "svd, 16, untuned": one(3, 1.4)}
+    run = Run({0: first, 1: second}, {0: about(bench), 1: about(bench)}, 12, 8)
+    made = {table.name: table for table in tables(run)}
+    methods = made["language-model-methods"]
+    rows = {row[0]: dict(zip(methods.titles, row, strict=True)) for row in methods.rows}
+    assert (rows["svd"]["seeds"], rows["tsv"]["seeds"]) == ("2", "1")
+    assert rows["svd"]["match"] == "0.500 ± 0.177"  # of 7.5 and 4.5 of 12
+    assert rows["svd"]["by seed"] == "+12.5"
+    assert rows["svd"]["points"] == f"+12.5 ± {100 * np.sqrt(3 * 0.75**2 + 9 * 0.25**2) / np.sqrt(11 * 12) / 2:.1f}"
+    norms = {row[0]: row for row in made["language-model-norms"].rows}
+    assert norms["svd"][3] == "1, 1.4"
+
+
+def test_means_of_a_seed_without_marks_stand_beside_the_others(bench, tmp_path):
+    own = {"colour": "1" * 12, "opposite": "1" * 12}
+    right = {"colour": "1" * 9 + "0" * 3, "opposite": "1" * 6 + "0" * 6}
+    tsv = {"published": own, "matched": right, "norm": 1.0, "seconds": 1.0, "rank": 16}
+    found = {"references": {"own": own, "base": right}, "tsv, 16, untuned": tsv, "svd, 16, untuned": tsv}
+    means = {
+        "about": {"texts": {"test": 12}},
+        "methods": {
+            "tsv": {"published": 0.5, "matched": 0.75},
+            "svd": {"published": 0.25, "matched": 0.5, "points": "-25.0 ± 3.0"},
+            "lego": {"matched": 0.5},
+            "own adapters": {"matched": 0.9},
+        },
+    }
+    (tmp_path / "language_model-means-seed0.json").write_text(json.dumps(means))
+    table = seeds_table(Run({1: found}, {}, 12, 8), tmp_path)
+    rows = {row[0]: dict(zip(table.titles, row, strict=True)) for row in table.rows}
+    assert list(rows) == ["tsv", "svd", "own adapters"]  # lego was not measured with seed 1
+    assert rows["svd"]["match, both"] == "0.562 ± 0.088"
+    assert (rows["svd"]["published, seed 0"], rows["svd"]["published, seed 1"]) == ("0.250", "1.000")
+    assert (rows["svd"]["points, seed 0"], rows["svd"]["points, seed 1"]) == ("-25.0 ± 3.0", "+0.0 ± 0.0")
+    assert rows["tsv"]["points, seed 1"] == ""
+    assert rows["own adapters"]["match, seed 1"] == "1.000"
+    assert not seeds_table(Run({0: found, 1: found}, {}, 12, 8), tmp_path).rows  # it has marks now
+    assert not seeds_table(Run({1: found}, {}, 12, 8), tmp_path / "nothing").rows
