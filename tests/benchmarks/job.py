@@ -46,7 +46,8 @@ METHODS: dict[str, dict[str, Any]] = {  # options of the command line beyond the
 }
 PARTS: dict[str, list[str]] = {  # what is timed for each part: attributes, by the module that looks them up
     "read, cast, scale": ["lorakit.base._merger.read_module"],
-    "Gram matrices": [f"lorakit.linalg.{name}.gram_of" for name in ("frames", "svd", "spaces", "products")],
+    "Gram matrices": [f"lorakit.linalg.{name}.gram_of" for name in ("frames", "svd", "spaces", "products")]
+    + ["lorakit.cluster._pool.gram_of"],
     "decompositions": [f"torch.linalg.{name}" for name in ("eigh", "svd", "cholesky_ex", "solve_triangular", "qr")],
     "combining units": [f"lorakit.linalg.frames.{name}" for name in ("combine", "combine_rows")]
     + ["lorakit.linalg.svd.combine_rows", "lorakit.cluster.units._mixed"],
@@ -57,6 +58,7 @@ PARTS: dict[str, list[str]] = {  # what is timed for each part: attributes, by t
         "lorakit.merging._spectral.overlap_of",
         "lorakit.merging._elementwise.overlap_of",
         "lorakit.linalg.svd._overlap",
+        "lorakit.cluster._overlaps.Mixture.overlap",
         "lorakit.base._merger.rounding_of",
     ],
     "cast to the dtype of the file, check": ["lorakit.base._merger.to_output"],
