@@ -48,17 +48,29 @@ ALPHAS = 5
 
 def main() -> None:
     """Measure what is not measured yet, and report."""
-    options = parsed(options_of("Tables of the two papers on adapters of a language model."))
-    found = run("language_papers", options, units)
+    command = options_of("Tables of the two papers on adapters of a language model.")
+    command.add_argument(
+        "--only", nargs="+", metavar="NAME", help="measurements whose names begin so, such as 'pruned'"
+    )
+    options = parsed(command)
+    found = run("language_papers", options, partial(wanted, options.only))
     numbers = {str(seed): of for seed, of in found.by_seed.items()}
     report = Report("language_papers", options, numbers=numbers)
     report.tables += [replace(table, machine=found.machine) for table in tables(found)]
     report.publish()
 
 
+def wanted(only: Sequence[str] | None, bench: Bench) -> Units:
+    """Yield some of the measurements, and the references, which every table needs."""
+    for name, make, settings in units(bench):
+        if only is None or name.startswith(("references", *only)):
+            yield name, make, settings
+
+
 def units(bench: Bench) -> Units:
     """Yield each measurement: its name, the function, what it depends on."""
     yield "references", bench.references, ()
+    yield "distances", partial(distances, bench), (PARTS, RANKS)
     pairs = [list(names) for names in pairs_of(bench)]
     by_rank = groups(bench.adapters)
     for part in PARTS:
@@ -133,6 +145,28 @@ def pruned(bench: Bench, part: int) -> dict[str, Any]:
             found[what] |= marks(right_of(left, [adapter.name], bench.test))
             distances[what][adapter.name] = relative_error(left, adapter)
     return found | {"errors": distances}
+
+
+def distances(bench: Bench) -> dict[str, Any]:
+    """Relative errors that need no model: of pruned adapters, of cuts of the exact mean, and of direct merges."""
+    pruners = {
+        f"1/{part}": {
+            what: [relative_error(prune(a, what, max(1, max(a.ranks) // part), bench.seed), a) for a in bench.adapters]
+            for what in PRUNERS
+        }
+        for part in PARTS
+    }
+    exact = ConcatMerger().fit(bench.adapters).merged_
+    found = {"all": {f"cut to {k}": relative_error(cut(exact, k), exact) for k in _possible(bench, RANKS)}}
+    for what, names in groups(bench.adapters).items():
+        adapters = bench.some(names)
+        mean, rank = ConcatMerger().fit(adapters).merged_, max(adapters[0].ranks)
+        found[f"{len(names)} of {what}"] = {
+            f"cut to {rank}": relative_error(cut(mean, rank), mean),
+            f"cut to {2 * rank}": relative_error(cut(mean, 2 * rank), mean),
+            "direct merge": relative_error(AverageMerger().fit(adapters).merged_, mean),
+        }
+    return {"pruned": pruners, "merged": found}
 
 
 def of_pair(bench: Bench, names: Sequence[str]) -> dict[str, Any]:

@@ -31,6 +31,7 @@ def tables(run: Run) -> list[Table]:
         direct_table,
         cut_table,
         errors_table,
+        distances_table,
         lego_against_svd_table,
         lines_table,
     )
@@ -213,6 +214,26 @@ def errors_table(run: Run) -> Table:
         f"of one rank, in its own norm, before scaling, {run.over}."
     )
     return Table("language-model-errors", titles, rows, caption)
+
+
+def distances_table(run: Run) -> Table:
+    """What needs no model: errors of pruning, of the cut to low rank, and of direct merges."""
+    of_seeds = [of["distances"] for of in having(run.found, "distances")]
+    rows = []
+    for part, by_method in of_seeds[0]["pruned"].items() if of_seeds else ():
+        for what in by_method:
+            error = mean_spread([float(np.mean(of["pruned"][part][what])) for of in of_seeds])
+            rows.append([f"an adapter, pruned to {part} of its ranks" if what == PRUNERS[0] else "", what, error])
+    for group, by_what in of_seeds[0]["merged"].items() if of_seeds else ():
+        for what in by_what:
+            error = mean_spread([of["merged"][group][what] for of in of_seeds])
+            rows.append([f"the exact mean, {group}" if what == next(iter(by_what)) else "", what, error])
+    caption = (
+        "Relative Frobenius errors over the model: of pruned adapters to the adapter, mean over the adapters (LEGO's "
+        f"pruning), and of cuts and direct merges to the exact mean of the updates (the SVD paper's equation 7), "
+        f"{run.over}."
+    )
+    return Table("language-model-distances", ["of", "what", "error"], rows, caption)
 
 
 def lego_against_svd_table(run: Run) -> Table:

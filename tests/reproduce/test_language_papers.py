@@ -53,6 +53,20 @@ def test_what_is_pruned_is_what_the_pruners_leave(bench):
     assert found["errors"]["SVD"]["colour"] <= min(found["errors"][what]["colour"] for what in found["errors"])
 
 
+def test_distances_are_those_of_the_updates(bench):
+    found = language_papers.distances(bench)
+    adapter, mean = bench.adapters["opposite"], SVDMerger(8).fit(bench.adapters).merged_
+    left = SVDPruner(k=2).fit_transform([adapter])[0]
+    assert found["pruned"]["1/2"]["SVD"][1] == pytest.approx(relative_error(left, adapter))
+    assert all(min(of.values()) == of["SVD"] for of in found["pruned"].values())
+    cut = SVDMerger(4).fit(bench.adapters).merged_
+    whole = found["merged"]["2 of rank 4"]
+    assert whole["cut to 4"] == pytest.approx(relative_error(cut, mean), rel=1e-3)
+    assert whole["cut to 8"] == pytest.approx(0, abs=1e-5)
+    assert whole["direct merge"] > whole["cut to 4"]  # equation 7: a direct merge has that rank
+    assert [name for name, _, _ in language_papers.wanted(["dist"], bench)] == ["references", "distances"]
+
+
 def test_a_cut_keeps_the_factor_of_the_exact_mean(bench):
     found = language_papers.cut_of_all(bench, [2, 8, 32])
     assert set(found) == {"exact", "2", "8", "errors"}  # the ranks are 8 in all
@@ -84,10 +98,10 @@ def test_every_table_of_two_seeds(bench, monkeypatch):
         one = tiny_bench(monkeypatch, ranks=(4, 4), seed=seed)
         found[seed] = {name: make() for name, make, _ in units(one)}
         found[seed]["references"]["own"] = {"colour": "111111111111", "opposite": "101111111111"}
-    assert len({name.split(",")[0] for name in found[0]}) == 11
+    assert len({name.split(",")[0] for name in found[0]}) == 12
     run = Run(found, {0: {}, 1: {}}, 12, 8)
     made = {table.name: table for table in tables(run)}
-    assert len(made) == 9
+    assert len(made) == 10
     assert all(len(row) == len(table.titles) for table in made.values() for row in table.rows)
     right = [right_in(found[seed]["pruned, 1/2"]["LEGO"], bench.tasks) for seed in (0, 1)]
     mean, spread = np.mean(accuracies(right)), np.std(accuracies(right), ddof=1)
