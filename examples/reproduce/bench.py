@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from adapters import SCALES, at_norm, best_scale
 from cache import content_key, read_json, write_json
-from evaluation import Evaluator
+from evaluation import Evaluator, update_hash
 from multi_head import Merge, adapters_of
 from report import machine
 from standings import Right, right_of, right_of_own
@@ -144,10 +144,20 @@ class Bench:
         return Judged(right["test"], right["validation"], found["seconds"], found["machine"])
 
     def _write(self, key: str, about: dict[str, Any], found: Judged) -> None:
+        """Add to the record, unless it has the same of more texts."""
         known = read_json(RECORD) or {}
+        adapters = content_key([(adapter.name, update_hash(adapter)) for adapter in self.adapters])
+        same = [entry for entry in known.values() if (entry["tasks"], entry["ranks"]) == (self.tasks, self.ranks)]
+        if any(entry["adapters"] != adapters for entry in same):
+            raise SystemExit(
+                f"{RECORD.name} is of adapters that were trained elsewhere, which differences on equal texts would "
+                "mix with these; remove it to record all anew"
+            )
         splits = {"test": packed(found.test), "validation": packed(found.validation)}
-        known[key] = {**about, **splits, "seconds": round(found.seconds, 1), "machine": found.machine}
-        write_json(RECORD, dict(sorted(known.items())), indent=1)
+        if key in known and any(known[key][split]["n"] > splits[split]["n"] for split in splits):
+            return
+        entry = {**about, "adapters": adapters, **splits, "seconds": round(found.seconds, 1), "machine": found.machine}
+        write_json(RECORD, dict(sorted((known | {key: entry}).items())), indent=1)
 
     @property
     def machine(self) -> str:

@@ -76,11 +76,12 @@ def main() -> None:
     command.add_argument("--bfloat16", action="store_true", help="train in bfloat16: for processors that compute in it")
     command.add_argument("--record", action="store_true", help=f"add what is measured to {RECORD.name} of this folder")
     command.add_argument("--recorded", action="store_true", help="tables of what is recorded there; compute nothing")
+    command.add_argument("--first", type=int, default=FIRST, help="test text to judge from (default: %(default)s)")
     command.add_argument("-k", type=int, default=16, help="rank of the methods (default: %(default)s)")
     options = parse(command)
     report = Report("distill", options)
     for part in options.parts:
-        parts[part](Bench(options, 0 if part == "agreement" else FIRST), report)
+        parts[part](Bench(options, 0 if part == "agreement" else options.first), report)
     report.publish()
 
 
@@ -119,9 +120,10 @@ def methods(bench: Bench, report: Report) -> None:
     n = report.options.n_test
     caption = (
         f"{len(bench.tasks)} adapters of rank 8 that began apart, merged into one of rank {k}. Kept: accuracy divided "
-        f"by that of the task's own adapter, mean over tasks, {n} test texts each (after the first {FIRST}), with its "
-        "standard error over texts; the difference to the start in points, on the same texts. Seconds of one thread, "
-        "with the measuring of norms where they are chosen, and with the texts and teachers of merges that are trained."
+        f"by that of the task's own adapter, mean over tasks, {n} test texts each (after the first {bench.first}), "
+        "with its standard error over texts; the difference to the start in points, on the same texts. Seconds of one "
+        "thread, with the measuring of norms where they are chosen, and with the texts and teachers of merges that are "
+        "trained."
     )
     titles = ["merge", "kept", f"against {START}", "seconds"]
     every = not report.options.merges and set(report.options.recipes) == set(RECIPES)
@@ -144,20 +146,23 @@ def longer(bench: Bench, report: Report) -> None:
         about = [_label(recipe), str(recipe.n_texts(len(bench.tasks))), str(recipe.epochs), f"{recipe.learning_rate:g}"]
         kept = _shown(bench.kept(found[0])) if len(values) == 1 else mean_spread(values)
         rows.append([*about, kept, _signed(bench.difference(mean, start)), f"{mean.seconds:.0f}"])
-    spread = "its standard error over texts" if len(report.options.seeds) == 1 else seeds(report.options.seeds)
+    spread = "± standard error over texts" if len(report.options.seeds) == 1 else seeds(report.options.seeds)
     caption = (
-        f"{len(bench.tasks)} adapters in one of rank {report.options.k}, {report.options.n_test} test texts a task. "
-        f"Kept with {spread}; points against {START} with their standard error over texts."
+        f"{len(bench.tasks)} adapters in one of rank {report.options.k}, {report.options.n_test} test texts a task "
+        f"after the first {bench.first}. Kept, {spread}; points against {START} with their standard error over "
+        "texts."
     )
     titles = ["merge", "number of texts", "epochs", "learning rate", "kept", f"against {START}", "seconds"]
-    report.tables.append(Table("distill-longer", titles, rows, caption, machine=bench.machine))
+    name = "distill-seeds" if len(report.options.seeds) > 1 else "distill-fresh"
+    name = "distill-longer" if bench.first == FIRST else name
+    report.tables.append(Table(name, titles, rows, caption, machine=bench.machine))
 
 
 def limits(bench: Bench, report: Report) -> None:
     """Ranks and numbers of adapters."""
     rows = {}
     for name in report.options.limits:
-        few = Bench(report.options, tasks=POOLS.get(name), ranks=RANKS.get(name))
+        few = Bench(report.options, bench.first, tasks=POOLS.get(name), ranks=RANKS.get(name))
         rows[name] = _compared(few, LIMITS[name])
         bench.machines |= few.machines
     caption = "As above, of other ranks and numbers of adapters, each beside tsv with scale='match' at its rank."
@@ -191,7 +196,7 @@ def choice(bench: Bench, report: Report) -> None:
         caption = (
             f"{len(bench.tasks)} adapters in one of rank {options.k}; {seeds(options.seeds)}. Kept of "
             f"{options.n_validation} validation texts and of {options.n_test} test texts a task (after the first "
-            f"{FIRST}); gained: over the first row on the same texts, in points."
+            f"{bench.first}); gained: over the first row on the same texts, in points."
         )
         note = (
             "Of those with as many texts of tasks as the first row, validation texts choose: "

@@ -23,10 +23,15 @@ MORE_ALL = Recipe(
     fragments=60,
     learning_rate=2e-3,
 )
+BEST = replace(MORE, owned=True, own_weight=4.0, epochs=12, learning_rate=2e-3)
 LONGER = {
+    "usual-free": FREE,
+    "usual-all": ALL,
     "free": replace(FREE, epochs=16, learning_rate=2e-3),
     "all": replace(MORE_ALL, pseudo=30, epochs=12),
     "more-free": MORE,
+    "best-free": replace(BEST, name="the same, own heads 4 times"),
+    "more-1.4": replace(MORE, start="tsv 1.4", name="the same from tsv at 1.4"),
     "more-all": MORE_ALL,
 }
 
@@ -52,18 +57,12 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
     "owned": replace(FREE, owned=True, own_weight=4.0, name="a pseudo-text's own head weighs 4 times"),
     "changes": replace(FREE, match="changes", name="changes of embeddings, no heads"),
     "tsv-1.4": replace(FREE, start="tsv 1.4", name="start: tsv at 1.4"),
+    "pseudo-x3-1.4": replace(MORE, start="tsv 1.4", name="180 pseudo-texts an adapter, start: tsv at 1.4"),
     "regmean++": replace(FREE, start="regmean++", name="start: regmean++ on the pseudo-texts"),
     "whole": replace(FREE, start="whole", name="start: 4 epochs whole, then cut"),
     "faster": replace(FREE, learning_rate=2e-3, name="twice the learning rate"),
     "longer": replace(LONGER["free"], name="twice the rate, twice the epochs"),
-    "best": replace(
-        MORE,
-        owned=True,
-        own_weight=4.0,
-        epochs=12,
-        learning_rate=2e-3,
-        name="180, own heads 4 times, twice the rate, 12 epochs",
-    ),
+    "best": replace(BEST, name="180, own heads 4 times, twice the rate, 12 epochs"),
 }
 WITH = {  # with texts of the tasks: what one change does to ALL
     "all": replace(ALL, name="all three, 50 texts a task"),

@@ -54,7 +54,7 @@ def pseudo_inputs(
     adapters : AdapterSet or list of Adapter
         The adapters.
     n : int, default=180
-        Texts for each adapter.
+        Texts for each adapter. Their number counts for more than the number of epochs.
     tokenizer : transformers tokenizer, default=None
         Turns tokens into texts, and tells words from special tokens. None returns the tokens, with no special tokens
         put around them, and may draw special ones.

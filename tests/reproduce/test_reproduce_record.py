@@ -1,14 +1,22 @@
 """What trained merges get right, kept in the repository: what is read is what was written, and nothing is computed."""
 
+import re
+import shlex
+import sys
 from argparse import Namespace
+from pathlib import Path
 
 import bench
+import distill
 import numpy as np
 import pytest
 from bench import Bench, Judged, averaged, mean_and_error
 from multi_head import Merge
 
+from lorakit.testing import make_adapters
+
 TASKS = ["a", "b"]
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "distill.rst"
 
 
 def options(**changed):
@@ -19,6 +27,7 @@ def options(**changed):
 @pytest.fixture
 def judged(monkeypatch, tmp_path):
     """Answers drawn at random take the place of a model's; they depend on the merge and the split."""
+    made = make_adapters(2, ranks=2, n_modules=1, random_state=0)
     monkeypatch.setattr(bench, "RECORD", tmp_path / "measured" / "distill.json")
 
     def right_of(adapter, tasks, evaluator, first=0):
@@ -29,7 +38,7 @@ def judged(monkeypatch, tmp_path):
     monkeypatch.setattr(
         bench, "right_of_own", lambda adapters, evaluator, first=0: right_of(9, TASKS, evaluator, first)
     )
-    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks: None)
+    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks: made)
     return lambda number: lambda: Merge(number, {"seconds": 12.34})
 
 
@@ -67,6 +76,24 @@ def test_what_was_not_measured_is_refused(judged, changed):
         Bench(options(recorded=True)).judged("y", None)
 
 
+def test_fewer_texts_do_not_replace_more(judged):
+    Bench(options(record=True)).judged("x", judged(3))
+    before = bench.RECORD.read_bytes()
+    Bench(options(record=True, n_validation=5)).judged("x", judged(3))
+    assert bench.RECORD.read_bytes() == before
+    Bench(options(record=True, n_validation=50)).judged("x", judged(3))
+    assert len(Bench(options(recorded=True, n_validation=50)).judged("x", None).validation["a"]) == 50
+
+
+def test_adapters_that_were_trained_elsewhere_are_not_mixed(judged, monkeypatch):
+    Bench(options(record=True)).judged("x", judged(3))
+    others = make_adapters(2, ranks=2, n_modules=1, random_state=1)
+    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks: others)
+    with pytest.raises(SystemExit, match=r"of adapters that were trained elsewhere.*remove it"):
+        Bench(options(record=True)).judged("y", judged(4))
+    Bench(options(record=True), tasks=["a"]).judged("y", judged(4))  # of others there is nothing to mix with
+
+
 def test_nothing_is_recorded_unless_asked_for(judged):
     Bench(options()).judged("x", judged(3))
     assert not bench.RECORD.exists()
@@ -82,3 +109,16 @@ def test_seeds_are_averaged_text_by_text():
     ]
     assert set(mean.validation["a"]) <= {0, 0.5, 1}
     assert mean_and_error([mean.test["a"]])[0] == pytest.approx(np.mean([m.test["a"].mean() for m in made]))
+
+
+@pytest.mark.parametrize("table", ["without", "with", "fresh", "seeds", "some"])
+def test_the_page_has_what_is_recorded(table, monkeypatch, tmp_path):
+    """The command below each table, on the record alone, writes the same table."""
+    text = PAGE.read_text(encoding="utf-8")
+    part = re.search(rf"\.\. begin distill-{table}\n(.*?)\.\. end distill-{table}\n", text, re.S)[1]
+    command = re.search(r"    python examples/reproduce/distill\.py (.*)\n", part)[1]
+    page = tmp_path / "distill.rst"
+    page.write_text(text.replace(part, "\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["distill.py", *shlex.split(command), "--recorded", "--page", str(page)])
+    distill.main()
+    assert page.read_text(encoding="utf-8") == text
