@@ -30,8 +30,8 @@ LONGER = {
     "free": replace(FREE, epochs=16, learning_rate=2e-3),
     "all": replace(MORE_ALL, pseudo=30, epochs=12),
     "more-free": MORE,
-    "best-free": replace(BEST, name="the same, own heads 4 times"),
-    "more-1.4": replace(MORE, start="tsv 1.4", name="the same from tsv at 1.4"),
+    "best-free": replace(BEST, name="multi-head, own heads of pseudo-texts 4 times"),
+    "more-1.4": replace(MORE, start="tsv 1.4", name="multi-head, start: tsv at 1.4"),
     "more-all": MORE_ALL,
 }
 
