@@ -33,6 +33,7 @@ LONGER = {
     "best-free": replace(BEST, name="multi-head, own heads of pseudo-texts 4 times"),
     "more-1.4": replace(MORE, start="tsv 1.4", name="multi-head, start: tsv at 1.4"),
     "more-all": MORE_ALL,
+    "more-all-1.4": replace(MORE_ALL, start="tsv 1.4", name="multi-head, all three and fragments, start: tsv at 1.4"),
 }
 
 LIMITS = {
@@ -70,6 +71,11 @@ WITH = {  # with texts of the tasks: what one change does to ALL
     "fragments": _FRAGMENTS,
     "spliced": replace(ALL, spliced=60, name="all three, and splices of the task texts"),
     "all-x3": replace(MORE_ALL, name="120 pseudo-texts an adapter, 350 generic, fragments, twice the rate"),
+    "all-x3-1.4": replace(
+        MORE_ALL,
+        start="tsv 1.4",
+        name="120 pseudo-texts an adapter, 350 generic, fragments, twice the rate, start: tsv at 1.4",
+    ),
     "all-longer": replace(
         LONGER["all"], name="30 pseudo-texts an adapter, 350 generic, fragments, twice the rate, 12 epochs"
     ),
