@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from functools import lru_cache
 
 import pytest
 import torch
+from recorded import CONFIG, WEIGHTS, record_at, saved, sha256
 from safetensors import safe_open
 from sklearn.pipeline import make_pipeline
 
@@ -23,24 +23,13 @@ from lorakit import (
     save_adapter,
 )
 from lorakit.files import digests
-from lorakit.files.safetensors import read_header
 from lorakit.io.formats.record import KEY, header_metadata, make_record, read_record
 from lorakit.testing import make_adapters
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def record_at(path):
-    return read_record(read_header(path / WEIGHTS if path.is_dir() else path).metadata)
 
 
 @pytest.fixture
 def paths(tmp_path):
-    return [save_adapter(adapter, tmp_path / adapter.name) for adapter in make_adapters(random_state=0)]
+    return saved(tmp_path)
 
 
 def test_a_merge(paths, tmp_path):

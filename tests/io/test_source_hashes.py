@@ -10,6 +10,7 @@ from threading import Event
 import pytest
 import safetensors.torch
 import torch
+from recorded import CONFIG, WEIGHTS, record_at, saved, sha256
 
 from lorakit import (
     SVDMerger,
@@ -24,23 +25,13 @@ from lorakit.files.checks import file_version
 from lorakit.files.safetensors import read_header
 from lorakit.io.formats import codec
 from lorakit.io.formats.peft import reading
-from lorakit.io.formats.record import file_digest, hash_beside, read_record
+from lorakit.io.formats.record import file_digest, hash_beside
 from lorakit.testing import make_adapters
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-
-
-def sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def record_at(path):
-    return read_record(read_header(path / WEIGHTS if path.is_dir() else path).metadata)
 
 
 @pytest.fixture
 def paths(tmp_path):
-    return [save_adapter(adapter, tmp_path / adapter.name) for adapter in make_adapters(random_state=0)]
+    return saved(tmp_path)
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, CONFIG])
