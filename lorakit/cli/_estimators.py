@@ -20,7 +20,7 @@ OWN_OPTIONS = {
     "device": "--device",
     "verbose": "--quiet",
 }
-_NESTED = "merger__"  # before the names of the parameters of the merger that another one takes
+_INNER = ("merger", "start")  # parameters that take another merger
 
 
 def make_estimator(
@@ -43,7 +43,8 @@ def make_estimator(
         Parameters from options of their own; None stands for an option that was not given.
     params : mapping of str to value
         Those from ``--param``. Of a method that changes what another one made, ``merger`` is the name of that one, and
-        ``merger__NAME`` are its parameters, ``merger__k`` and ``merger__scale`` too.
+        ``merger__NAME`` are its parameters, ``merger__k`` and ``merger__scale`` too; ``start`` likewise of a merge that
+        is trained.
     seed : int
         For ``random_state``, where the method has one.
 
@@ -73,26 +74,34 @@ def make_estimator(
     for name, value in params.items():
         _check_name(name, known, f"{kind} {method!r}")
         values[name] = value
-    if "merger" in known and (nested or isinstance(values.get("merger"), str)):
-        values["merger"] = _nested_merger(values.get("merger"), nested, seed)
-    elif nested:
-        _check_name(f"merger__{next(iter(nested))}", known, f"{kind} {method!r}")
+    for inner, its in nested.items():
+        if inner in known and (its or isinstance(values.get(inner), str)):
+            values[inner] = _nested_merger(inner, values.get(inner), its, seed)
+        elif its:
+            _check_name(f"{inner}__{next(iter(its))}", known, f"{kind} {method!r}")
     if "random_state" in known:
         values["random_state"] = seed
     _check_device(values.get("device"))
     return estimator.set_params(**values)
 
 
-def _without_nested(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split off the parameters of another merger, without the ``merger__`` before their names."""
-    own = {name: value for name, value in params.items() if not name.startswith(_NESTED)}
-    return own, {name.removeprefix(_NESTED): value for name, value in params.items() if name not in own}
+def _without_nested(params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Split off the parameters of other mergers, without the ``merger__`` or ``start__`` before their names."""
+    nested: dict[str, dict[str, Any]] = {inner: {} for inner in _INNER}
+    own = {}
+    for name, value in params.items():
+        inner, _, its = name.partition("__")
+        if its and inner in nested:
+            nested[inner][its] = value
+        else:
+            own[name] = value
+    return own, nested
 
 
-def _nested_merger(method: Any, params: Mapping[str, Any], seed: int) -> Any:
+def _nested_merger(inner: str, method: Any, params: Mapping[str, Any], seed: int) -> Any:
     if not isinstance(method, str):
         raise click.UsageError(
-            f"{_NESTED}{next(iter(params), 'NAME')} needs a method to belong to: --param merger=METHOD"
+            f"{inner}__{next(iter(params), 'NAME')} needs a method to belong to: --param {inner}=METHOD"
         )
     # the options of these are of the outer merger alone; those of others are passed on
     given = {name: value for name, value in params.items() if name in ("k", "scale")}

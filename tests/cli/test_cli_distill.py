@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from click import UsageError
 from click.testing import CliRunner
 
 from lorakit import (
@@ -21,6 +22,7 @@ from lorakit import (
 )
 from lorakit.cli import main
 from lorakit.cli._distill import read_heads
+from lorakit.cli._estimators import make_estimator
 from lorakit.distillation.text_heads import PromptHead, label_heads
 from lorakit.metrics import relative_error
 
@@ -256,3 +258,12 @@ def test_the_heads_of_the_examples_are_the_anchors_of_their_tasks():
         task = json.loads((examples / "tasks" / f"{name}.json").read_text(encoding="utf-8"))
         assert head["labels"] == task["anchors"]
     assert len(heads) == 5
+
+
+def test_the_start_is_another_merger():
+    params = {"start": "tsv", "start__scale": "match", "start__scale_target": 1.4, "epochs": 2}
+    made = make_estimator("merger", "distill", given={"k": 4}, params=params, seed=3)
+    assert repr(made.start) == "TSVMerger(scale='match', scale_target=1.4)"
+    assert (made.k, made.epochs, made.random_state) == (4, 2, 3)
+    with pytest.raises(UsageError, match="start__scale needs a method to belong to: --param start=METHOD"):
+        make_estimator("merger", "distill", given={}, params={"start__scale": "match"}, seed=0)
