@@ -6,8 +6,10 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .adapter_set import AdapterSet
+if TYPE_CHECKING:  # a command asks for the cores before torch is imported
+    from .adapter_set import AdapterSet
 
 # Fewer numbers than these in all modules are done before a second worker helps
 _SMALL = 2**23

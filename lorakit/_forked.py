@@ -55,7 +55,7 @@ def forked(call: Callable[[int], Result], n_calls: int, n_workers: int) -> Gener
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", DeprecationWarning)  # of threads, from Python 3.12 on
                     waiting.append(pool.submit(_answer, sent))
-                workers = workers or set(active_children()) - others
+                workers |= set(active_children()) - others
                 sent += 1
             try:
                 answer = waiting.popleft().result()
@@ -98,7 +98,8 @@ def _answer(index: int) -> bytes:
     try:
         return pickle.dumps(_call(index), protocol=5)
     except Exception as error:
-        raise _that_pickles(error)  # noqa: B904 - the pool sends the traceback along
+        told = _that_pickles(error)
+    raise told  # here, with no other error in its context: libraries such as tblib pickle that too
 
 
 def _that_pickles(error: Exception) -> Exception:

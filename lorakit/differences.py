@@ -19,7 +19,6 @@ __all__ = [
     "PartsOfDifferences",
     "added_up",
     "differences_of",
-    "norms_of",
     "refuse_differences",
     "rounded",
 ]
@@ -134,9 +133,9 @@ def _refuse(adapter: Adapter, what: str, remedy: Sequence[str | Setting | Words]
 
 
 def added_up(
-    adapters: Iterable[Adapter], factors: Iterable[float], before: Mapping[str, Tensor] | None = None
-) -> dict[str, Tensor]:
-    """Return the sum of the differences of several adapters, each times a factor, in float64.
+    adapters: Iterable[Adapter], factors: Sequence[float], before: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], dict[str, np.ndarray]]:
+    """Return the sum of the differences of several adapters, each times a factor, in float64; each is read once.
 
     An adapter that lacks a parameter adds nothing to it.
 
@@ -144,10 +143,17 @@ def added_up(
     ----------
     adapters : iterable of Adapter
         The adapters.
-    factors : iterable of float
+    factors : sequence of float
         One for each.
     before : mapping of str to Tensor, optional
         A sum that they are added to. It is not changed.
+
+    Returns
+    -------
+    sums : dict of str to Tensor
+        By parameter.
+    norms : dict of str to ndarray
+        By parameter, of those that these adapters add to: the Euclidean norm of what each adds, without its factor.
 
     Raises
     ------
@@ -155,10 +161,13 @@ def added_up(
         If a parameter has several shapes.
     """
     sums: dict[str, Tensor] = dict(before or {})
-    for adapter, factor in zip(adapters, factors, strict=True):
+    norms: dict[str, np.ndarray] = {}
+    for i, (adapter, factor) in enumerate(zip(adapters, factors, strict=True)):
         for name in adapter.differences.infos if adapter.differences is not None else ():
             assert adapter.differences is not None
-            term = adapter.differences.read(name).double() * factor
+            own = adapter.differences.read(name).double()
+            norms.setdefault(name, np.zeros(len(factors)))[i] = float(own.norm())
+            term = own * factor
             if name in sums and sums[name].shape != term.shape:
                 raise IncompatibleAdaptersError(
                     f"the parameter {name!r} has {tuple(term.shape)} numbers in {adapter.name!r}",
@@ -167,19 +176,7 @@ def added_up(
                     remedy="merge adapters of one base model",
                 )
             sums[name] = sums[name] + term if name in sums else term
-    return sums
-
-
-def norms_of(adapters: Iterable[Adapter], name: str) -> np.ndarray:
-    """Return the Euclidean norm of what each adapter adds to a parameter; 0 of one that adds nothing."""
-    return np.array(
-        [
-            float(adapter.differences.read(name).double().norm())
-            if adapter.differences is not None and name in adapter.differences.infos
-            else 0.0
-            for adapter in adapters
-        ]
-    )
+    return sums, norms
 
 
 def rounded(sums: Mapping[str, Tensor], dtype: torch.dtype) -> MemoryDifferences | None:

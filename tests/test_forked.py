@@ -76,6 +76,10 @@ def test_an_error_that_does_not_pickle_is_told():
 
     with pytest.raises(RuntimeError, match="Own: seven"):
         list(forked(call, 1, 2))
+    pickling = pytest.importorskip("tblib.pickling_support")  # as Dask does: contexts of errors are pickled too
+    pickling.install()
+    with pytest.raises(RuntimeError, match="Own: seven"):
+        list(forked(call, 1, 2))
 
 
 def test_a_process_that_is_killed_is_an_error_and_ends_the_others():

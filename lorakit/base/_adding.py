@@ -9,7 +9,7 @@ import torch
 
 from .._validation import check_strengths
 from ..adapter_set import AdapterSet
-from ..differences import MemoryDifferences, added_up, norms_of, rounded
+from ..differences import MemoryDifferences, added_up, rounded
 
 
 class AddedDifferences:
@@ -34,12 +34,11 @@ class AddedDifferences:
             strengths = check_strengths(merger.strengths, X.names)[positions]
         self.dtype: torch.dtype = counted.dtype
         self.weights = np.abs(weights)
-        self.sums = added_up(counted, (factors * strengths).tolist())
+        self.sums, own = added_up(counted, (factors * strengths).tolist())
         self.norms: dict[str, np.ndarray] = {}  # of the sum, and of what each adapter adds; if they are to be matched
         if merger.scale == "match":
             for name, total in self.sums.items():
-                own = norms_of(counted, name) * np.abs(strengths)
-                self.norms[name] = np.array([float(total.norm()), *own])
+                self.norms[name] = np.array([float(total.norm()), *(own[name] * np.abs(strengths))])
 
     def scaled(self, merger: Any, of_model: float | None) -> MemoryDifferences | None:
         """Return what the merge adds to the parameters.

@@ -114,6 +114,15 @@ class BaseTransformer(AdapterEstimator):
         changed = self._change_module(read_module(X, module, self.device), module, prepared, seed)
         return [to_output(update, adapter.dtype, module) for update, adapter in zip(changed, X, strict=True)]
 
+    def _with_step(self, X: AdapterSet, changed: Iterable[Adapter], **provenance: Any) -> AdapterSet:
+        """Return adapters that were changed lazily, in the order of X, with how they were made."""
+        return AdapterSet(
+            adapter.with_provenance(
+                operations=(*adapter.provenance.operations, made.step.operation), made=made, **provenance
+            )
+            for adapter, made in zip(changed, self._made(X), strict=True)
+        )
+
     def _made(self, X: AdapterSet) -> list[Made]:
         """Return for each adapter what is to be remembered of how it was made."""
         if self._joint:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-_NAMES = ("adapter_model.safetensors", "adapter_config.json")  # of the folders in which adapters usually lie
 _LEAST = 2**24  # bytes; less is hashed in no time
 
 
@@ -16,7 +14,11 @@ def hash_ahead(paths: Sequence[str], *, jobs: int | None) -> None:
     Only what is found at a glance; the rest is hashed later. Nothing is checked here: whoever asks for a hash says of
     which version of the file.
     """
-    if jobs == 1 or _cores() < 2:
+    if jobs == 1:
+        return
+    from .._cores import usable_cores
+
+    if usable_cores() < 2:
         return
     from ..files.checks import file_version
     from ..files.digests import hash_beside
@@ -27,12 +29,8 @@ def hash_ahead(paths: Sequence[str], *, jobs: int | None) -> None:
 
 
 def _files(paths: Sequence[str]) -> Iterator[Path]:
+    from ..io.formats.peft.about import CONFIG, WEIGHTS  # of the folders in which adapters usually lie
+
     for path in map(Path, paths):
-        found = (path / name for name in _NAMES) if path.is_dir() else (path,)
+        found = (path / name for name in (WEIGHTS, CONFIG)) if path.is_dir() else (path,)
         yield from (file for file in found if file.is_file())
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -10,7 +10,7 @@ from .. import Adapter, AdapterSet
 from .._validation import check_adapters, check_equal_ranks
 from ..exceptions import LorakitError
 from ..io.formats.known_kinds import FULL_RANK, known_kind
-from ..io.names.component import split_component
+from ..io.names.component import components_of
 from ..io.origin import family_of, trainer_of
 from ..metrics import cosine_matrix
 from ._errors import message
@@ -46,7 +46,7 @@ def describe(adapter: Adapter, differences: str = "keep") -> dict[str, Any]:
         "trainer": trainer_of(adapter),
         "family": family_of(adapter),
         "read_as": read_as(adapter),
-        "components": components_of(adapter),
+        "components": [name for name in components_of(adapter) if name] if known.format == "diffusers" else [],
         "differences": differences_in(adapter, differences),
         "base_model": known.base_model,
         "task_type": known.task_type,
@@ -57,13 +57,6 @@ def describe(adapter: Adapter, differences: str = "keep") -> dict[str, Any]:
         "parameters": adapter.n_parameters,
         "bytes": source_bytes(adapter),
     }
-
-
-def components_of(adapter: Adapter) -> list[str]:
-    """Return the models of a pipeline that an adapter is for, if its names say so."""
-    if adapter.provenance.format != "diffusers":
-        return []
-    return sorted({component for module in adapter if (component := split_component(module).component)})
 
 
 def differences_in(adapter: Adapter, policy: str) -> dict[str, Any] | None:

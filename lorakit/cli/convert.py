@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..io.names.component import COMPONENTS
 from ._completion import complete_format
 from ._errors import debug_option
 from ._options import (
@@ -53,7 +54,7 @@ Examples:
 )
 @click.option(
     "--component",
-    type=click.Choice(["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"]),
+    type=click.Choice(COMPONENTS),
     help="Model of a diffusion pipeline: the one to take, of several; or the one that the modules belong to, where "
     "their names do not say.  [default: all]",
 )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .._listing import MERGE_SCALE, OWN_SCALE
+from ..io.names.component import COMPONENTS
 from ._ahead import hash_ahead
 from ._completion import methods_of
 from ._distill import completion, distill_options
@@ -71,7 +72,7 @@ Examples:
 )
 @click.option(
     "--component",
-    type=click.Choice(["unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3"]),
+    type=click.Choice(COMPONENTS),
     help="Model of a diffusion pipeline to take of adapters that are for several, such as the two transformers of "
     "Wan 2.2, which other files name alike.  [default: all]",
 )

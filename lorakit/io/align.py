@@ -8,7 +8,7 @@ from ..adapters import Adapter
 from ..exceptions import UnsupportedAdapterError
 from .convert import convert_adapter, refuse_second, what_is_known
 from .expert_layouts import experts_alike
-from .names.component import split_component
+from .names.component import components_of
 from .names.translate import candidates
 
 __all__ = ["named_alike"]
@@ -58,9 +58,7 @@ def named_alike(adapters: Sequence[Adapter], component: str | None = None) -> tu
 
 
 def _is_of_several(adapter: Adapter) -> bool:
-    if adapter.provenance.format != "diffusers":
-        return False
-    return len({split_component(module).component for module in adapter}) > 1
+    return adapter.provenance.format == "diffusers" and len(components_of(adapter)) > 1
 
 
 def _in_one_format(given: list[Adapter], component: str | None) -> tuple[list[Adapter], str | None]:

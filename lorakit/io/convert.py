@@ -10,10 +10,11 @@ from ..adapters import Adapter
 from ..exceptions import Setting, UnsupportedAdapterError
 from ..pieces import Piece, layers_of_differences, put_together
 from .formats.registry import about, codec, codecs
+from .names.component import COMPONENTS
 from .names.families import FAMILIES
 from .names.families.family import Family
 from .names.kohya import ONE_TRAINER, model_of
-from .names.steps import COMPONENTS, Request, Step
+from .names.steps import Request, Step
 from .names.translate import NAMELESS, Known, Plan, candidates, family_plan, in_diffusers, refuse_unknown
 
 __all__ = ["convert_adapter", "refuse_second"]
@@ -100,11 +101,11 @@ def convert_among(
         return adapter
     if component == _SECOND:
         return _second_transformer(adapter, target, family, among)
-    of_second = [m for m in adapter if m.startswith(f"{_SECOND}.")] if source == "diffusers" else []
     if component is None:
         refuse_second(adapter)
+    of_second = set(_of_second(adapter))
     if of_second and component == "transformer":  # a part of another name to all that follows
-        adapter = adapter.select(module for module in adapter if module not in set(of_second))
+        adapter = adapter.select(module for module in adapter if module not in of_second)
     plan: Plan = {}
     others = set(layers_of_differences(adapter))  # they have no factors, and are renamed with the modules
     dropped: set[str] = set()
@@ -168,8 +169,7 @@ def refuse_second(adapter: Adapter) -> None:
     UnsupportedAdapterError
         Naming the component to say.
     """
-    second = (m for m in adapter if adapter.provenance.format == "diffusers" and m.startswith(f"{_SECOND}."))
-    module = next(second, None)
+    module = next(iter(_of_second(adapter)), None)
     if module is None:
         return
     raise UnsupportedAdapterError(
@@ -179,6 +179,11 @@ def refuse_second(adapter: Adapter) -> None:
         expected="those of one of the two",
         remedy=[Setting("component", _SECOND), ", or ", Setting("component", "transformer"), " for the first"],
     )
+
+
+def _of_second(adapter: Adapter) -> list[str]:
+    """Return the modules of a pipeline's second transformer, which diffusers' names alone tell from the first."""
+    return [m for m in adapter if adapter.provenance.format == "diffusers" and m.startswith(f"{_SECOND}.")]
 
 
 def what_is_known(adapter: Adapter) -> Known:

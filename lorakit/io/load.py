@@ -23,7 +23,7 @@ from .beside import base_used, initial_used
 from .formats.codec import ReadOptions
 from .formats.registry import abouts, codecs
 from .hub import fetch, hub_id
-from .names.steps import COMPONENTS
+from .names.component import COMPONENTS
 from .opening import file_reader, open_path
 
 __all__ = ["load_adapter", "load_adapters"]

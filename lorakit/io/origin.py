@@ -7,7 +7,7 @@ the names of the modules are those of one table, or the config names the model's
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,8 @@ def trainer_of(adapter: Adapter) -> str | None:
 
     A file of lorakit keeps the metadata of the files that it was made of; its writer is lorakit.
     """
-    metadata = _header(adapter).metadata
-    found = _by_metadata(metadata)
-    if found is None and adapter.provenance.format in _OF_FORMAT:
-        return _OF_FORMAT[adapter.provenance.format]
-    if found is None and any(module.startswith("lycoris_") for module in adapter):
-        return "LyCORIS"
-    return found or _by_config(_config(adapter))
+    found = _by_metadata(_header(adapter).metadata) or _OF_FORMAT.get(adapter.provenance.format)
+    return found or _by_names(adapter) or _by_config(_config(adapter))
 
 
 def trainer_at(path: Path) -> str | None:
@@ -64,10 +59,7 @@ def trainer_at(path: Path) -> str | None:
         fields = read_json_object(config) if config is not None and config.is_file() else {}
     except (LorakitError, OSError):
         return None
-    found = _by_metadata(header.metadata)
-    if found is None and any(key.startswith("lycoris_") for key in header.tensors):
-        return "LyCORIS"
-    return found or _by_config(fields)
+    return _by_metadata(header.metadata) or _by_names(header.tensors) or _by_config(fields)
 
 
 def family_of(adapter: Adapter) -> str | None:
@@ -106,6 +98,10 @@ def _by_metadata(metadata: Mapping[str, str]) -> str | None:
     if module.startswith("networks."):
         return "sd-scripts or musubi-tuner"
     return "diffusers" if "lora_adapter_metadata" in metadata else None
+
+
+def _by_names(names: Iterable[str]) -> str | None:
+    return "LyCORIS" if any(name.startswith("lycoris_") for name in names) else None
 
 
 def _by_config(config: Mapping[str, Any]) -> str | None:

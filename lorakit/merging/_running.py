@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,7 @@ from .._sklearn import fit_context
 from .._validation import check_adapters, check_weights
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter, ModuleKind
-from ..differences import added_up, norms_of, rounded
+from ..differences import added_up, rounded
 from ..exceptions import IncompatibleAdaptersError
 from ..factors import LoraFactors, promoted_dtype
 from ..linalg import frobenius_norm, split_svd, svd_of_sum
@@ -200,14 +200,14 @@ class RunningSumMixin:
             before = state.modules.get(module)
             return partial(advanced, before=before, weights=values.tolist(), keep=state.keep, device=self.device)
 
-        added = added_up(counted, values.tolist(), state.differences)
-        norms = {name: float(np.abs(values) @ norms_of(counted, name)) for name in added}
+        added, norms = added_up(counted, values.tolist(), state.differences)
         with closing(iter_modules(task_of, counted, n_jobs=self.n_jobs, verbose=self.verbose)) as found:
             new = dict(zip(counted.module_names, found, strict=True))
         # nothing is changed before all of it has worked
         state.modules |= new
         state.differences = added
-        state.difference_norms = {name: state.difference_norms.get(name, 0.0) + norm for name, norm in norms.items()}
+        for name, own in norms.items():
+            state.difference_norms[name] = state.difference_norms.get(name, 0.0) + float(np.abs(values) @ own)
         state.add(X, counted, values)
         self._finish(state, k)
         return self
@@ -225,8 +225,7 @@ class RunningSumMixin:
         for module, own in state.modules.items():
             leading = LoraFactors(own.factors.A[:k].clone(), own.factors.B[:, :k].contiguous())
             leading = leading.scaled(factor)
-            norm = frobenius_norm(leading).item() if self.scale == "match" else 0.0
-            scale = scale_of(self, norm, own.norms / state.weight)
+            scale = scale_of(self, partial(frobenius_norm, leading), own.norms / state.weight)
             results.put(module, to_output(leading.scaled(scale), dtype, module))
             self.singular_values_[module] = abs(factor) * own.singular_values
             self.truncation_error_[module] = float(np.linalg.norm(self.singular_values_[module][k:]))
@@ -234,7 +233,7 @@ class RunningSumMixin:
         added = {name: total * factor for name, total in state.differences.items()}
         for name, total in added.items():
             mean_norm = state.difference_norms[name] / state.weight
-            added[name] = total * scale_of(self, float(total.norm()), mean_norm)
+            added[name] = total * scale_of(self, total.norm, mean_norm)
         self.merged_ = merged_of(self, state, results, rounded(added, dtype))
 
 
@@ -253,10 +252,11 @@ def check_partial(merger: Any) -> int:
     return int(k)
 
 
-def scale_of(merger: Any, norm: float, mean_norm: float) -> float:
-    """Return the factor on a result of this norm; ``mean_norm`` is that of what was merged."""
+def scale_of(merger: Any, norm_of_result: Callable[[], Tensor], mean_norm: float) -> float:
+    """Return the factor on a result whose norm is asked for if it matters; ``mean_norm`` is that of what was merged."""
     if merger.scale != "match":
         return float(merger.scale)
+    norm = float(norm_of_result())
     return merger.scale_target * mean_norm / norm if norm else 1.0
 
 

@@ -94,7 +94,6 @@ class RunningMomentsMixin:
 
     if TYPE_CHECKING:
         k: Any
-        scale: Any
         grams: Any
         offdiagonal: float
         ridge: float
@@ -210,8 +209,7 @@ class RunningMomentsMixin:
         for module, own in modules.items():
             svd = svd_of_sum([own.sums.mean(self.ridge)], [1.0])
             ((factors, found),) = svd_cuts(svd, [min(k, len(svd[1]))])
-            norm = frobenius_norm(factors).item() if self.scale == "match" else 0.0
-            scale = scale_of(self, norm, own.norms / weight)
+            scale = scale_of(self, partial(frobenius_norm, factors), own.norms / weight)
             results.put(module, to_output(factors.scaled(scale), dtype, module))
             values[module], errors[module] = found["singular_values"], found["truncation_error"]
         return results, (values, errors)

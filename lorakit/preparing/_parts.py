@@ -50,12 +50,7 @@ class PartsTransformer(BaseTransformer):
         if not hasattr(self, "module_names_in_"):  # what is left of the adapters in a fold may lack a layer
             self._check(X)
         change = self._function()
-        return AdapterSet(
-            change(adapter, self._layers(adapter)).with_provenance(
-                operations=(*adapter.provenance.operations, made.step.operation), made=made, conversions=()
-            )
-            for adapter, made in zip(X, self._made(X), strict=True)
-        )
+        return self._with_step(X, (change(adapter, self._layers(adapter)) for adapter in X), conversions=())
 
     def _function(self) -> Callable[[Adapter, Parts], Adapter]:
         """Return what is done to one adapter, given the parts of its layers by their whole names."""

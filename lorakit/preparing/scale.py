@@ -116,11 +116,7 @@ class ModuleScaler(BaseTransformer):
         """
         X = check_adapters(X)
         self._validate_params()
-        scaled = [scaled_adapter(adapter, factors) for adapter, factors in self._factors(X, used=None)]
-        return AdapterSet(
-            adapter.with_provenance(operations=(*adapter.provenance.operations, made.step.operation), made=made)
-            for adapter, made in zip(scaled, self._made(X), strict=True)
-        )
+        return self._with_step(X, [scaled_adapter(a, factors) for a, factors in self._factors(X, used=None)])
 
     def _check(self, X: AdapterSet) -> None:
         """Refuse patterns that are not used, which may be mistyped; left-out adapters need not use them all."""

@@ -90,12 +90,7 @@ class ModuleSelector(BaseTransformer):
         X = check_adapters(X, differences=True)
         self._validate_params()
         kept = self._kept(X)
-        return AdapterSet(
-            adapter.select(kept).with_provenance(
-                operations=(*adapter.provenance.operations, made.step.operation), made=made, conversions=()
-            )
-            for adapter, made in zip(X, self._made(X), strict=True)
-        )
+        return self._with_step(X, (adapter.select(kept) for adapter in X), conversions=())
 
     def _check(self, X: AdapterSet) -> None:
         self._kept(X)

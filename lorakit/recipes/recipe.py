@@ -14,8 +14,8 @@ from sklearn.pipeline import Pipeline
 from ..files.safetensors import FLOAT_DTYPES
 from ..io.formats.registry import abouts
 from ..io.hub import hub_id
+from ..io.names.component import COMPONENTS
 from ..io.names.families import FAMILIES
-from ..io.names.steps import COMPONENTS
 from .steps import kinds, make_pipeline
 from .text import Node, read_text
 

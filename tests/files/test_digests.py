@@ -63,7 +63,7 @@ def begun(monkeypatch):
     """Names of the files that are hashed ahead."""
     names = []
     monkeypatch.setattr(digests, "hash_beside", lambda files: names.extend(path.name for path, _ in files))
-    monkeypatch.setattr("lorakit.cli._ahead._cores", lambda: 2)
+    monkeypatch.setattr("lorakit._cores.usable_cores", lambda: 2)
     monkeypatch.setattr("lorakit.cli._ahead._LEAST", 1000)
     return names
 
@@ -80,6 +80,6 @@ def test_folders_and_files_are_hashed_ahead_where_they_are_large(tmp_path, begun
     hash_ahead(paths, jobs=None)
     assert begun == ["adapter_model.safetensors", "one.safetensors"]
     begun.clear()
-    monkeypatch.setattr("lorakit.cli._ahead._cores", lambda: 1)
+    monkeypatch.setattr("lorakit._cores.usable_cores", lambda: 1)
     hash_ahead(paths, jobs=2)
     assert begun == []

@@ -350,52 +350,6 @@ def test_replaced_while_it_is_opened(out, monkeypatch):
     assert (adapter["layer.0"].delta() == OLD["layer.0"].delta()).all()
 
 
-def test_links_of_a_writers_name_lead_nowhere(out, tmp_path):
-    """Planted, they made a read delete and move files elsewhere."""
-    elsewhere = tmp_path / "elsewhere"
-    for name in ("new", "old"):
-        (elsewhere / name).mkdir(parents=True)
-        (elsewhere / name / "precious").touch()
-    (elsewhere / "lock").touch()
-    ghost = tmp_path / "ghost"
-    (tmp_path / ".ghost.deadbeef.lorakit").symlink_to(elsewhere)
-    before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(FileNotFoundError, match="ghost: does not exist"):
-        load_adapter(ghost)
-    assert sorted(tmp_path.rglob("*")) == before
-    save_adapter(OLD, ghost)
-    assert load_adapter(ghost).ranks == (2,)
-    assert (elsewhere / "new" / "precious").exists()
-    assert (elsewhere / "old" / "precious").exists()
-
-
-def test_links_inside_a_writers_folder_lead_nowhere(out, tmp_path):
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "precious").touch()
-    folder = tmp_path / ".ghost.deadbeef.lorakit"
-    folder.mkdir()
-    (folder / "lock").touch()
-    for name in ("new", "old"):
-        (folder / name).symlink_to(elsewhere)
-    with pytest.raises(FileNotFoundError, match="ghost: does not exist"):
-        load_adapter(tmp_path / "ghost")
-    save_adapter(OLD, tmp_path / "ghost")
-    assert load_adapter(tmp_path / "ghost").ranks == (2,)
-    assert (elsewhere / "precious").exists()
-    assert not folder.exists()
-
-
-def test_the_lock_of_a_writer_may_be_no_link(out, tmp_path):
-    folder = tmp_path / ".out.deadbeef.lorakit"
-    (folder / "new").mkdir(parents=True)
-    (tmp_path / "precious").touch()
-    (folder / "lock").symlink_to(tmp_path / "precious")
-    save_adapter(NEW, out, overwrite=True)
-    assert folder.exists()
-    assert (tmp_path / "precious").exists()
-
-
 def test_what_is_protected_is_told_and_tried_again(out, tmp_path, monkeypatch):
     """As a file that is immutable is. Its folder keeps its lock, by which the next writer knows whose it is."""
     monkeypatch.setattr("shutil.rmtree", lambda *args, **kwargs: None)

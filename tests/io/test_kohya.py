@@ -10,28 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kohya_files import CONV, TEXT, UNET, pair
 from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 from torch.nn.functional import conv2d
 
 from lorakit import Adapter, LegoMerger, LoraFactors, convert_adapter, load_adapter, load_adapters, save_adapter
 from lorakit.adapters import ModuleKind, Provenance
-from lorakit.exceptions import CorruptFileError, LorakitError, OutputError, UnsupportedAdapterError
-
-UNET = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_q"
-CONV = "lora_unet_mid_block_resnets_0_conv1"
-TEXT = "lora_te_text_model_encoder_layers_0_mlp_fc1"
-
-
-def pair(module=UNET, r=2, d_in=5, d_out=3, alpha=None, seed=0, **shapes):
-    """The tensors of a module, of any shapes."""
-    rng = torch.Generator().manual_seed(seed)
-    down, up = shapes.get("down", (r, d_in)), shapes.get("up", (d_out, r))
-    tensors = {
-        f"{module}.lora_down.weight": torch.randn(down, generator=rng),
-        f"{module}.lora_up.weight": torch.randn(up, generator=rng),
-    }
-    return tensors if alpha is None else tensors | {f"{module}.alpha": torch.as_tensor(alpha)}
+from lorakit.exceptions import LorakitError, OutputError, UnsupportedAdapterError
 
 
 @pytest.fixture
@@ -336,49 +322,6 @@ def test_what_is_beside(write):
         load_adapter(path)
     with pytest.warns(UserWarning, match=r"left out.*bundle_emb.cat"):
         assert list(load_adapter(path, modules_to_save="drop")) == [UNET]
-
-
-def without(tensors, *parts):
-    return {key: tensor for key, tensor in tensors.items() if not key.endswith(parts)}
-
-
-UNSUPPORTED, CORRUPT = UnsupportedAdapterError, CorruptFileError
-UP, MID = f"{UNET}.lora_up.weight", f"{UNET}.lora_mid.weight"
-POINTWISE = pair(down=(2, 5, 1, 1), up=(3, 2, 1, 1))
-SMALL = {MID: torch.zeros(2, 2, 3, 3)}
-INTS = torch.ones(3, 2, 3, dtype=torch.int8)
-BAD = {
-    "OFT": ({f"{UNET}.oft_blocks": torch.zeros(2, 2)}, UNSUPPORTED, "OFT"),
-    "full": ({f"{UNET}.diff_b": torch.zeros(2)}, UNSUPPORTED, "whole differences"),
-    "norm": (pair() | {"lora_unet_norm.w_norm": torch.zeros(2)}, UNSUPPORTED, "normalisation"),
-    "DoRA": (pair() | {f"{UNET}.dora_scale": torch.zeros(2)}, UNSUPPORTED, "DoRA"),
-    "unknown part": (pair() | {f"{UNET}.lora_down.0.weight": torch.zeros(2)}, UNSUPPORTED, "not known here"),
-    "alpha 0": (pair(alpha=0.0), UNSUPPORTED, "alpha is 0.*set it to what it was trained with"),
-    "alpha NaN": (pair(alpha=torch.nan), CORRUPT, "is nan, expected a finite number"),
-    "alpha a vector": (pair(alpha=[1.0, 2.0]), CORRUPT, "expected one number"),
-    "no up": (without(pair(), "lora_up.weight"), CORRUPT, "lacks its B.*incomplete"),
-    "no down": (without(pair(), "lora_down.weight"), CORRUPT, "lacks its A"),
-    "only alpha": ({f"{UNET}.alpha": torch.tensor(1.0)}, CORRUPT, "lacks its A"),
-    "ranks": (pair(up=(3, 4)), CORRUPT, "inner dimensions, 2 and 4"),
-    "kernel in up": (pair(down=(2, 5, 1, 1), up=(3, 2, 3, 3)), CORRUPT, r"expected \(r, in\)"),
-    "empty": (pair(down=(0, 5), up=(3, 0)), CORRUPT, "is empty"),
-    "int": (pair() | {UP: INTS[..., 0].clone()}, UNSUPPORTED, "stored as I8"),
-    "NaN": (pair(seed=1) | {UP: torch.full((3, 2), torch.nan)}, CORRUPT, "6 NaN or infinite"),
-    "mid alone": (SMALL, CORRUPT, "has lora_mid, but not both"),
-    "mid and a wide down": (pair(down=(2, 5, 3, 3), up=(3, 2, 1, 1)) | SMALL, CORRUPT, r"lora_mid \(2, 2, 3, 3\)"),
-    "mid of other ranks": (pair(down=(4, 5, 1, 1), up=(3, 2, 1, 1)) | SMALL, CORRUPT, r"expected \(q, in"),
-    "mid an int": (pair() | {MID: INTS}, UNSUPPORTED, "stored as I8"),
-    "mid NaN": (POINTWISE | {MID: torch.full((2, 2, 3, 3), torch.inf)}, CORRUPT, "36 NaN or infinite"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", BAD)
-def test_what_is_refused(write, case):
-    tensors, error, message = BAD[case]
-    path = write(tensors)
-    with pytest.raises(error, match=message) as caught:
-        load_adapter(path)[UNET]
-    assert str(path) in str(caught.value)
 
 
 def test_formats_are_told_apart(write, tmp_path):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
+# What a conversion can be asked for
+COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
 # Attributes of pipelines that take LoRA. GPT-2's own "transformer.h" is no part of any diffusers model.
 _COMPONENT = re.compile(
     r"(unet|prior|connectors|text_conditioner|text_encoder(?:_\d+)?|transformer(?:_2|_ref)?(?!\.h\.\d))\.(.+)"
@@ -53,3 +56,14 @@ def split_component(name: str) -> ModuleName:
     if found is not None:
         return ModuleName(found[1], found[2])
     return ModuleName("unet" if _OF_UNET.match(name) else "", name)
+
+
+def components_of(names: Iterable[str]) -> list[str]:
+    """Return the models of a pipeline that modules are of, sorted; '' for those whose names do not say.
+
+    Examples
+    --------
+    >>> components_of(["unet.mid_block.attentions.0.proj_in", "text_encoder.text_model.encoder.layers.0.mlp.fc1"])
+    ['text_encoder', 'unet']
+    """
+    return sorted({split_component(name).component for name in names})

@@ -13,8 +13,6 @@ from .kohya import diffusers_names, flat, kohya_names, model_of
 from .language import MLX_AND_PEFT
 from .table import NameTable
 
-COMPONENTS = ("unet", "transformer", "transformer_2", "text_encoder", "text_encoder_2", "text_encoder_3")
-
 
 class Request(NamedTuple):
     """What the steps of one conversion need to know."""
