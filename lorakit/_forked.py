@@ -60,6 +60,7 @@ def forked(call: Callable[[int], Result], n_calls: int, n_workers: int) -> Gener
             try:
                 answer = waiting.popleft().result()
             except BrokenProcessPool:
+                pool.shutdown()  # its thread waits for the workers, and only one can be told how they ended
                 raise _died(workers) from None
             yield pickle.loads(answer)
     finally:
@@ -70,9 +71,7 @@ def forked(call: Callable[[int], Result], n_calls: int, n_workers: int) -> Gener
 
 def _died(workers: set[Any]) -> OutputError:
     """Return the error that says how a process ended; the pool ends the others by SIGTERM then."""
-    for worker in workers:
-        worker.join()
-    codes = sorted({worker.exitcode for worker in workers} - {0, -signal.SIGTERM})
+    codes = sorted({worker.exitcode for worker in workers} - {0, -signal.SIGTERM, None})
     code = codes[0] if codes else -signal.SIGTERM
     how = f"was ended by the signal {signal.Signals(-code).name}" if code < 0 else f"ended with the code {code}"
     return OutputError(
