@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._few import few
 from .adapters import Adapter
 from .exceptions import IncompatibleAdaptersError, OutputError, Setting, UnsupportedAdapterError, Words
 from .factors import all_finite, dtype_name, promoted_dtype
@@ -123,9 +124,8 @@ def refuse_differences(adapters: Iterable[Adapter], what: str, *, remedy: Sequen
 def _refuse(adapter: Adapter, what: str, remedy: Sequence[str | Setting | Words]) -> NoReturn:
     assert adapter.differences is not None
     names = list(adapter.differences.infos)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     raise UnsupportedAdapterError(
-        f"also adds to {', '.join(map(repr, names[:_SHOWN]))}{more}, parameters without factors, which {what} does not "
+        f"also adds to {few(names, _SHOWN, write=repr)}, parameters without factors, which {what} does not "
         "take into account",
         adapters=[adapter.name],
         remedy=[*remedy, *([", or "] if remedy else []), Setting("differences", "drop"), " when it is read"],

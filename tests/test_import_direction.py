@@ -12,6 +12,7 @@ ORDER = [
     "_version",
     "_environment",
     "_nearest",
+    "_few",
     "_recipes",
     "_listing",
     "exceptions",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import NamedTuple
 
+from .._few import few
 from ..adapters import Adapter, ModuleInfo
 from ..exceptions import IncompatibleAdaptersError, UnsupportedCheckpointError
 from ..files.checkpoint import CONV1D, EMBEDDINGS, HEAD, Checkpoint, unsupported_dtype
@@ -98,9 +99,8 @@ class Fit:
         if self.missing:
             named = [
                 f"{module!r}" + (f" (the base has {', '.join(map(repr, near))})" if near else "")
-                for module, near in list(self.missing.items())[:_NEAR]
+                for module, near in self.missing.items()
             ]
-            more = f" and {len(self.missing) - _NEAR} more" if len(self.missing) > _NEAR else ""
             old_new = next(((m, new) for m, new in self.renaming.items() if m in self.missing), None)
             mend = (
                 _IS_IT_THE_BASE
@@ -109,7 +109,7 @@ class Fit:
                 "Adapter.rename_modules, or `lorakit fit --rename`"
             )
             raise IncompatibleAdaptersError(
-                f"has no tensor for {len(self.missing)} of the modules of {self.adapter!r}: {', '.join(named)}{more}",
+                f"has no tensor for {len(self.missing)} of the modules of {self.adapter!r}: {few(named, _NEAR)}",
                 path=self.base,
                 module=next(iter(self.missing)),
                 adapters=[self.adapter],

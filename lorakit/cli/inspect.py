@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .._few import few
 from ..files.printable import printable
 from ._errors import debug_option, message, say_error
 from ._options import adapters_argument, json_option, reading_options
@@ -172,11 +173,9 @@ def _show_contents(rows: Sequence[Mapping[str, Any]]) -> None:
         whose = "" if len(rows) == 1 else f"{row['name']}: "
         added = row["differences"]
         if added is not None:
-            layers = ", ".join(added["layers"][:3])
-            more = f" and {len(added['layers']) - 3} more" if len(added["layers"]) > 3 else ""
             text = (
                 f"{whose}also adds to {_counted(added['parameters'], 'parameter')} without factors, of "
-                f"{_counted(len(added['layers']), 'layer')} ({layers}{more}); {added['then']}."
+                f"{_counted(len(added['layers']), 'layer')} ({few(added['layers'])}); {added['then']}."
             )
             say(fill(printable(text[0].upper() + text[1:] if not whose else text), 80, break_on_hyphens=False))
         if len(row["components"]) > 1:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from .._few import few
 from ..adapters import Adapter, ModuleKind, Provenance, Source
 from ..differences import MemoryDifferences
 from ..exceptions import IncompatibleAdaptersError, LorakitError, OutputError, Setting, UnsupportedAdapterError
@@ -240,8 +241,9 @@ def _kept(biases: Mapping[str, Tensor], policy: str, where: str) -> MemoryDiffer
         return None
     if policy == "keep":
         return MemoryDifferences(biases)
-    names = ", ".join(map(repr, list(biases)[:3])) + (f" and {len(biases) - 3} more" if len(biases) > 3 else "")
-    warnings.warn(f"{where}: left out, because of differences='drop': {names}", UserWarning, stacklevel=3)
+    warnings.warn(
+        f"{where}: left out, because of differences='drop': {few(biases, write=repr)}", UserWarning, stacklevel=3
+    )
     return None
 
 

@@ -8,6 +8,7 @@ from itertools import chain
 import numpy as np
 
 from .._base_models import differing_bases
+from .._few import few
 from ._measures import best_mean_cosine, energy, norms
 from ._parts import Advice, number, shown
 from ._subject import ROUND_OFF, Subject
@@ -223,15 +224,13 @@ def _licences(subject: Subject) -> Iterator[Advice]:
 
 def _pairs(subject: Subject, pairs: list[tuple[float, int, int]]) -> str:
     found = [
-        f"{shown(subject.names[i], 32)} and {shown(subject.names[j], 32)} (cosine {number(c, 2)})"
-        for c, i, j in pairs[:_MOST]
+        f"{shown(subject.names[i], 32)} and {shown(subject.names[j], 32)} (cosine {number(c, 2)})" for c, i, j in pairs
     ]
-    return "; ".join(found) + (f"; {len(pairs) - _MOST} more" if len(pairs) > _MOST else "")
+    return few(found, _MOST, between="; ")
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST} more" if len(names) > _MOST else ""
-    return ", ".join(shown(name, 32) for name in names[:_MOST]) + more
+    return few(names, _MOST, write=lambda name: shown(name, 32))
 
 
 def _count(n: int, what: str) -> str:

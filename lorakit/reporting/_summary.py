@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .._few import few
 from ..adapters import Adapter
 from ..discovery import all_estimators
 from ._advice import best_at_rank
@@ -28,7 +29,7 @@ def names_text(names: tuple[str, ...], most: int = 3) -> str:
     """
     listed = [shown(name, 24) for name in names]
     if len(listed) > most:
-        return f"{', '.join(listed[:most])} and {len(listed) - most} more"
+        return few(listed, most)
     return f"{', '.join(listed[:-1])} and {listed[-1]}" if len(listed) > 1 else "".join(listed)
 
 

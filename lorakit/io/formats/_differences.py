@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._few import few
 from ...adapters import Adapter
 from ...exceptions import CorruptFileError, OutputError, Setting, UnsupportedAdapterError
 from ...factors import all_finite, dtype_name, promoted_dtype
@@ -134,12 +135,11 @@ def opened_differences(
     """
     if not keys:
         return None, ()
-    shown = [repr(key) for key, _ in list(keys.values())[:3]]
-    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    named = [repr(key) for key, _ in keys.values()]
     if options.differences == "refuse":
         others = f" (so do {len(keys) - 1} more)" if len(keys) > 1 else ""
         raise UnsupportedAdapterError(
-            f"{shown[0]} belongs to whole differences of biases or normalisation weights, without factors{others}",
+            f"{named[0]} belongs to whole differences of biases or normalisation weights, without factors{others}",
             path=path,
             expected="LoRA factors A and B only",
             remedy=[
@@ -150,7 +150,7 @@ def opened_differences(
             ],
         )
     if options.differences == "drop":
-        return None, (f"{path}: left out, because of differences='drop': {', '.join(shown)}{more}",)
+        return None, (f"{path}: left out, because of differences='drop': {few(named)}",)
     for key, _ in keys.values():
         check_factors(str(path), (key,), header)
         if len(header[key].shape) != 1:

@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from ..._few import few
 from ...adapters import Adapter
 
 
@@ -121,7 +122,7 @@ def no_rules(file: WrittenFile, check: ServerCheck) -> None:
 
 
 def some(names: list[str]) -> str:
-    return ", ".join(names[:2]) + (f" and {len(names) - 2} more" if len(names) > 2 else "")
+    return few(names, 2)
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ...._few import few
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from ....files.json_text import MAX_NUMBER, is_number, read_json_object, shown
 from ....files.patterns import Patterns
@@ -113,10 +114,9 @@ class PeftConfig:
         """What to warn of when it is read."""
         if not self.unknown:
             return ()
-        more = f" and {len(self.unknown) - _NAMED} more" if len(self.unknown) > _NAMED else ""
-        names = ", ".join(name[:100] for name in self.unknown[:_NAMED])
+        names = few(self.unknown, _NAMED, write=lambda name: name[:100])
         return (
-            f"{self.path}: sets {names}{more}, which this version of lorakit does not know; if that "
+            f"{self.path}: sets {names}, which this version of lorakit does not know; if that "
             "changes how B @ A acts, what is made of it is wrong",
         )
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ...._few import few
 from ....adapters import ModuleInfo, ModuleKind
 from ....exceptions import CorruptFileError, OutputError, UnsupportedAdapterError
 from .._factors import MOST_MODULES
@@ -99,10 +100,9 @@ def find_stacks(path: Path, config: PeftConfig, modules: Mapping[str, Pair]) -> 
         meant = certain if len(certain) >= len(stacked) else certain | targets.bare
         if len(meant) != len(stacked):
             named = sorted(meant)
-            more = f" and {len(named) - 5} more" if len(named) > 5 else ""
             raise CorruptFileError(
                 f"module {name!r} has factors for {len(stacked)} parameters, {config.path.name} names "
-                f"{', '.join(named[:5])}{more} there (target_parameters)",
+                f"{few(named, 5)} there (target_parameters)",
                 path=path,
                 module=name,
                 remedy="save the adapter again, or copy the matching file",

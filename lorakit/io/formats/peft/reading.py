@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from ...._few import few
 from ....adapters import Differences
 from ....exceptions import CorruptFileError, Setting, UnsupportedAdapterError
 from .._modules import FileModules, Stamps, Stored, plain, stored_dtype
@@ -135,9 +136,8 @@ def _require_magnitudes(weights: Path, stored: Mapping[str, Stored], magnitudes:
 def _extra_weights(path: Path, config: PeftConfig, pairs: Pairs, options: ReadOptions) -> tuple[str, ...]:
     extra_weights = (*config.kept_extra_weights, *pairs.extra_weights)
     if extra_weights and options.modules_to_save == "refuse":
-        more = f" and {len(extra_weights) - 3} more" if len(extra_weights) > 3 else ""
         raise UnsupportedAdapterError(
-            f"was trained with extra weights beside the LoRA factors: {', '.join(extra_weights[:3])}{more}",
+            f"was trained with extra weights beside the LoRA factors: {few(extra_weights)}",
             path=path,
             expected=(
                 "factors only, as whole weights cannot be merged with them (a base layer's own weights "
