@@ -2,22 +2,22 @@
 Trained merges, judged: what each gets right of some texts, and a record of it in the repository
 ================================================================================================
 
-``Bench.judged(what, make)`` makes a merge and asks which texts it classifies right. With ``--record`` the answers go
-into ``measured/distill.json``, one bit a text, so that the tables, with their errors of differences on the same texts,
-can be made again without hours of training: ``--recorded`` computes nothing.
+``Bench.judged(what, make)`` makes a merge and asks which texts it classifies right. With ``--keep`` the answers go
+into ``measured/distill.json``, so that the tables, with their errors of differences on the same texts,
+can be made again without hours of training: ``--measured`` computes nothing.
 """
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from adapters import SCALES, at_norm, best_scale
-from cache import content_key, read_json, write_json
+from cache import content_key
 from evaluation import Evaluator, update_hash
+from measured import FOLDER, Kept, marks, right_in
 from multi_head import Merge, adapters_of
 from report import machine
 from standings import Right, right_of, right_of_own
@@ -25,7 +25,7 @@ from standings import Right, right_of, right_of_own
 from lorakit import Adapter, AdapterSet
 
 VERSION = 1  # of what is recorded: raise it when merges or judging change
-RECORD = Path(__file__).resolve().parent / "measured" / "distill.json"
+RECORD = FOLDER / "distill.json"
 FIRST = 100  # test text that merges are judged from: those before it were looked at when the trainer was mended
 
 
@@ -117,13 +117,13 @@ class Bench:
     def _known(self, what: Any, make: Callable[[], tuple[Adapter | None, float]]) -> Judged:
         about = {"what": what, "tasks": self.tasks, "ranks": self.ranks, "first": self.first}
         key = content_key(VERSION, about)
-        if self.options.recorded:
+        if self.options.measured:
             found = self._read(key, about)
         else:
             adapter, seconds = make()
             judge = self._right_of_own if what == "own" else self._right
             found = Judged(*judge(adapter), seconds, machine())
-        if self.options.record:
+        if self.options.keep:
             self._write(key, about, found)
         self.machines.add(found.machine)
         return found
@@ -136,16 +136,17 @@ class Bench:
         return right_of_own(self.adapters, self.test, self.first), right_of_own(self.adapters, self.validation)
 
     def _read(self, key: str, about: dict[str, Any]) -> Judged:
-        found = (read_json(RECORD) or {}).get(key)
+        found = Kept(RECORD).entries.get(key)
         if found is None:
-            raise SystemExit(f"{RECORD.name} has no {about}; run without --recorded, with --record to add it")
+            raise SystemExit(f"{RECORD.name} has no {about}; run without --measured, with --keep to add it")
         wanted = {"test": self.options.n_test, "validation": self.options.n_validation}
-        right = {split: unpacked(found[split], n) for split, n in wanted.items()}
+        right = {split: _first(right_in(found[split], found[split]), n) for split, n in wanted.items()}
         return Judged(right["test"], right["validation"], found["seconds"], found["machine"])
 
     def _write(self, key: str, about: dict[str, Any], found: Judged) -> None:
         """Add to the record, unless it has the same of more texts."""
-        known = read_json(RECORD) or {}
+        record = Kept(RECORD)
+        known = record.entries
         adapters = content_key([(adapter.name, update_hash(adapter)) for adapter in self.adapters])
         same = [entry for entry in known.values() if (entry["tasks"], entry["ranks"]) == (self.tasks, self.ranks)]
         if any(entry["adapters"] != adapters for entry in same):
@@ -153,11 +154,14 @@ class Bench:
                 f"{RECORD.name} is of adapters that were trained elsewhere, which differences on equal texts would "
                 "mix with these; remove it to record all anew"
             )
-        splits = {"test": packed(found.test), "validation": packed(found.validation)}
-        if key in known and any(known[key][split]["n"] > splits[split]["n"] for split in splits):
+        splits = {"test": marks(found.test), "validation": marks(found.validation)}
+        if key in known and any(
+            len(known[key][split][t]) > len(m) for split in splits for t, m in splits[split].items()
+        ):
             return
         entry = {**about, "adapters": adapters, **splits, "seconds": round(found.seconds, 1), "machine": found.machine}
-        write_json(RECORD, dict(sorted((known | {key: entry}).items())), indent=1)
+        record.entries = dict(sorted((known | {key: entry}).items()))
+        record.write()
 
     @property
     def machine(self) -> str:
@@ -198,15 +202,8 @@ def mean_and_error(by_task: list[np.ndarray]) -> tuple[float, float]:
     return float(np.mean([v.mean() for v in by_task])), float(np.sqrt(np.sum(squares)) / len(by_task))
 
 
-def packed(right: Right) -> dict[str, Any]:
-    """One bit a text, as hexadecimal digits by task."""
-    n = {len(found) for found in right.values()}
-    return {"n": max(n), "right": {task: np.packbits(found).tobytes().hex() for task, found in right.items()}}
-
-
-def unpacked(found: Mapping[str, Any], n: int) -> Right:
-    """What :func:`packed` packed, of the first ``n`` texts."""
-    if found["n"] < n:
-        raise SystemExit(f"{RECORD.name} has {found['n']} texts a task, and {n} are asked for")
-    bits = {task: np.frombuffer(bytes.fromhex(text), dtype=np.uint8) for task, text in found["right"].items()}
-    return {task: np.unpackbits(packed, count=found["n"])[:n].astype(bool) for task, packed in bits.items()}
+def _first(right: Right, n: int) -> Right:
+    """Which of the first ``n`` texts are right."""
+    if (fewest := min(map(len, right.values()))) < n:
+        raise SystemExit(f"{RECORD.name} has {fewest} texts a task, and {n} are asked for")
+    return {task: found[:n] for task, found in right.items()}

@@ -30,7 +30,7 @@ from evaluation import Evaluator
 from multi_head import Recipe, agreement_scorer, merge, once
 from peft_merges import peft_merge
 from recipes import GROUPS, LIMITS, LONGER, N_TEXTS, RECIPES
-from report import Report, Table, mean_spread, parse, parser, progress, seeds
+from report import Report, Table, kept_options, mean_spread, parse, parser, progress, seeds
 from scipy.stats import spearmanr
 from tasks import TRAINED, UNSEEN, USUAL
 
@@ -74,8 +74,7 @@ def main() -> None:
     rows = [name for of_group, _ in GROUPS.values() for name in of_group]
     command.add_argument("--choice", nargs="+", choices=rows, default=rows, help="rows of the part choice")
     command.add_argument("--bfloat16", action="store_true", help="train in bfloat16: for processors that compute in it")
-    command.add_argument("--record", action="store_true", help=f"add what is measured to {RECORD.name} of this folder")
-    command.add_argument("--recorded", action="store_true", help="tables of what is recorded there; compute nothing")
+    kept_options(command, f"measured/{RECORD.name}")
     command.add_argument("--first", type=int, default=FIRST, help="test text to judge from (default: %(default)s)")
     command.add_argument("-k", type=int, default=16, help="rank of the methods (default: %(default)s)")
     options = parse(command)

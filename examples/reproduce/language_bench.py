@@ -18,9 +18,10 @@ from cache import cache_folder, content_key, read_json, write_json
 from entrants import Entrant
 from evaluation import Evaluator, update_hash
 from leaderboard import walk
+from measured import marks
 from report import progress
 from smollm2 import UNSEEN, SmolLM2, training
-from standings import Right, right_of, right_of_own
+from standings import right_of, right_of_own
 from tasks import available, load_task
 
 from lorakit import Adapter, AdapterSet
@@ -157,11 +158,6 @@ def matched(merged: Adapter, adapters: Iterable[Adapter]) -> Adapter:
         theirs = [norm(Adapter({module: a[module]}, name=a.name)) if module in a else 0.0 for a in adapters]
         modules[module] = merged[module].scaled(float(np.mean(theirs)) / one if one else 1.0)
     return Adapter(modules, name=merged.name, provenance=merged.provenance)
-
-
-def marks(right: Right) -> dict[str, str]:
-    """Which texts are right, as JSON can hold it: '0110', by task."""
-    return {task: "".join(str(int(mark)) for mark in found) for task, found in right.items()}
 
 
 def summary(found: Mapping[str, Any]) -> str:

@@ -23,8 +23,9 @@ from typing import Any
 
 from adapters import mean_norm, norm
 from entrants import WHOLE, Entrant, data_free
-from language_bench import FRESH, Bench, K, Units, marks, matched
+from language_bench import FRESH, Bench, K, Units, matched
 from language_runs import options_of, parsed, run
+from measured import marks
 from peft_merges import peft_merge
 from prompts import PromptRecipe, trained_merge
 from report import Report

@@ -22,12 +22,13 @@ from typing import Any
 
 import numpy as np
 from adapters import at_norm, permuted
-from language_bench import Bench, K, Units, marks
+from language_bench import Bench, K, Units
 from language_runs import options_of, parsed, run
 from lego_pruning import METHODS as PRUNERS
 from lego_pruning import prune
 from lego_table3 import merge as merge_of_table3
 from lego_table5 import mergeable
+from measured import marks
 from report import Report
 from standings import right_of
 from svd_figure1 import lines

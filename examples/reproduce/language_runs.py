@@ -14,7 +14,7 @@ from typing import Any
 from evaluation import update_hash
 from language_bench import N_TEST, N_VALIDATION, Bench, Units, bench_of
 from measured import Measured
-from report import machine, parse, parser, progress, seeds
+from report import kept_options, machine, parse, parser, progress, seeds
 from smollm2 import MERGED, SmolLM2, training
 from tasks import load_task
 from training import metrics_of
@@ -61,28 +61,19 @@ def options_of(description: str, methods: Sequence[str] = ()) -> argparse.Argume
     command.set_defaults(seeds=[0, 1], n_test=N_TEST, n_validation=N_VALIDATION)
     if methods:
         command.add_argument("--methods", nargs="+", choices=methods, default=list(methods), metavar="METHOD")
-    command.add_argument(
-        "--measured",
-        dest="recorded",
-        action="store_true",
-        help="measure nothing; report what measured/ has beside the scripts",
-    )
-    command.add_argument("--keep", action="store_true", help="write what is measured into measured/, as it is measured")
+    kept_options(command, "measured/")
     return command
 
 
 def parsed(command: argparse.ArgumentParser) -> argparse.Namespace:
     """Read the command line."""
-    options = parse(command, MERGED, quick=MERGED[1:4])
-    if options.recorded and options.keep:
-        command.error("--keep is for what is measured, and --measured measures nothing; take one of them")
-    return options
+    return parse(command, MERGED, quick=MERGED[1:4])
 
 
 def run(name: str, options: argparse.Namespace, units: Callable[[Bench], Units]) -> Run:
     """Measure what is wanted and not measured yet, or read what was measured."""
     files = {seed: Measured(name, seed) for seed in options.seeds}
-    if options.recorded:
+    if options.measured:
         return reported(files, options)
     benches = {seed: bench_of(options.tasks, seed, options.n_test, options.n_validation) for seed in options.seeds}
     abouts = {seed: about(bench) for seed, bench in benches.items()}

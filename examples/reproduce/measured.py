@@ -2,25 +2,58 @@
 Measurements that are kept with the scripts
 ===========================================
 
-Two hours of a processor are in the tables of the language model. ``measured/NAME-seed0.json`` beside the scripts has
-what is in them, a line a measurement: which texts are right, for the adapters and texts that the file names. From it a
-page can be made again, more can be measured where the adapters are the same, and differences between any two methods
-can be computed. Adapters that are trained anew, on another machine, differ in the last digits, and measurements of the
-two are not mixed: those of others are left out, and replaced if new ones are to be kept.
+Hours of a processor are in the tables of merges that are trained, and of the language model. The files of ``measured/``
+beside the scripts have what is in these tables, a line a measurement: which texts are right, as '0110' by task, for the
+adapters and texts that the file names. From them a page can be made again (``--measured``), more can be measured where
+the adapters are the same (``--keep``), and differences between any two methods can be computed. Adapters that are
+trained anew, on another machine, differ in the last digits, and measurements of the two are not mixed.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from cache import read_json, written
+from standings import Right
 
 FOLDER = Path(__file__).resolve().parent / "measured"
 
 
-class Measured:
-    """The file of an experiment and a seed.
+class Kept:
+    """A file of measurements.
+
+    Parameters
+    ----------
+    path : Path
+        The file; it may not be there yet.
+
+    Attributes
+    ----------
+    about : dict
+        What all of them are of.
+    entries : dict of str to dict
+        By name a measurement.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        there = read_json(path) or {"about": {}, "entries": {}}
+        self.about: dict[str, Any] = there["about"]
+        self.entries: dict[str, dict[str, Any]] = there["entries"]
+
+    def write(self) -> None:
+        """Write the file, a line a measurement, so that a change of one is a change of its line."""
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in self.entries.items())
+        with written(self.path) as beside:
+            beside.write_text(
+                f'{{"about": {json.dumps(self.about, indent=1)},\n"entries": {{\n{lines}\n}}}}\n', encoding="utf-8"
+            )
+
+
+class Measured(Kept):
+    """The file of an experiment and a seed: all of one set of adapters.
 
     Parameters
     ----------
@@ -40,10 +73,7 @@ class Measured:
     """
 
     def __init__(self, name: str, seed: int, folder: Path | None = None) -> None:
-        self.path = (folder or FOLDER) / f"{name}-seed{seed}.json"
-        there = read_json(self.path) or {"about": {}, "entries": {}}
-        self.about: dict[str, Any] = there["about"]
-        self.entries: dict[str, dict[str, Any]] = there["entries"]
+        super().__init__((folder or FOLDER) / f"{name}-seed{seed}.json")
 
     def found(self) -> dict[str, Any]:
         """What was found, by name."""
@@ -66,13 +96,15 @@ class Measured:
         self.entries[name] = {"key": key, "found": dict(found)}
         self.write()
 
-    def write(self) -> None:
-        """Write the file, a line a measurement, so that a change of one is a change of its line."""
-        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(entry)}" for name, entry in self.entries.items())
-        with written(self.path) as beside:
-            beside.write_text(
-                f'{{"about": {json.dumps(self.about, indent=1)},\n"entries": {{\n{lines}\n}}}}\n', encoding="utf-8"
-            )
+
+def marks(right: Right) -> dict[str, str]:
+    """Which texts are right, as JSON can hold it: '0110', by task."""
+    return {task: "".join(str(int(mark)) for mark in found) for task, found in right.items()}
+
+
+def right_in(marks: Mapping[str, str], tasks: Iterable[str]) -> Right:
+    """Which texts of some tasks are right, as :func:`marks` wrote it."""
+    return {task: np.array([mark == "1" for mark in marks[task]]) for task in tasks}
 
 
 def _identity(about: Mapping[str, Any]) -> Any:

@@ -178,6 +178,13 @@ def parser(description: str, tasks: Sequence[str] = TRAINED) -> argparse.Argumen
     return found
 
 
+def kept_options(command: argparse.ArgumentParser, where: str) -> None:
+    """Add the options of experiments whose measurements are kept beside the scripts."""
+    kept = command.add_mutually_exclusive_group()
+    kept.add_argument("--keep", action="store_true", help=f"add what is measured to {where} of this folder")
+    kept.add_argument("--measured", action="store_true", help="measure nothing; report what is kept there")
+
+
 def parse(
     options: argparse.ArgumentParser, tasks: Sequence[str] = USUAL, quick: Sequence[str] = QUICK_TASKS
 ) -> argparse.Namespace:
@@ -191,7 +198,7 @@ def parse(
         found.seeds, found.n_test, found.n_validation = [0], 40, 40
         found.tasks = found.tasks or list(quick)
     wanted = found.tasks or list(tasks)
-    found.tasks = wanted if getattr(found, "recorded", False) else available(wanted)
+    found.tasks = wanted if getattr(found, "measured", False) else available(wanted)
     return found
 
 
@@ -204,7 +211,7 @@ def command() -> str:
     """The command line, without the options that say where results go or come from."""
     words, skip = [], False
     for word in sys.argv[1:]:
-        if not skip and not word.startswith(("--page", "--figures", "--record")):
+        if not skip and not word.startswith(("--page", "--figures", "--keep", "--measured")):
             words.append(word)
         skip = word in ("--page", "--figures")
     return shlex.join(["python", f"examples/reproduce/{Path(sys.argv[0]).name}", *words])

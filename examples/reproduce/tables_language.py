@@ -6,13 +6,14 @@ Each takes the measurements of every seed. A row is of the seeds that have been 
 compared on the seeds that both have.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from entrants import WHOLE
 from language_runs import Found, Run
+from measured import right_in
 from report import Table, mean_spread
 from report import seeds as over
 from standings import Right, accuracies, difference, normalised
@@ -39,11 +40,6 @@ def joined(found: Found) -> dict[str, Any]:
         else:
             together[name] = of
     return together
-
-
-def right_in(marks: Mapping[str, str], tasks: Iterable[str]) -> Right:
-    """Which texts of some tasks are right, from what JSON holds."""
-    return {task: np.array([mark == "1" for mark in marks[task]]) for task in tasks}
 
 
 def having(found: Sequence[Found], *names: str) -> list[Found]:

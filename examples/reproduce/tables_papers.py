@@ -10,11 +10,12 @@ from language_runs import Found, Run
 from lego_pruning import METHODS as PRUNERS
 from lego_table3 import LEGO
 from lego_table5 import METHODS as OF_TABLE5
+from measured import right_in
 from report import Table, mean_spread
 from standings import Right, accuracies, normalised
 from svd_figure1 import SPACES, Curves
 from svd_figure1 import verdict as verdict_of_lines
-from tables_language import having, mean, own_of, points, right_in
+from tables_language import having, mean, own_of, points
 
 from lorakit.metrics import ModeConnectivity
 

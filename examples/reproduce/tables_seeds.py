@@ -12,9 +12,10 @@ from typing import Any
 import measured
 from cache import read_json
 from language_runs import Run
+from measured import right_in
 from report import Table, mean_spread
 from standings import accuracies
-from tables_language import FIRST, compared, having, joined, points, right_in
+from tables_language import FIRST, compared, having, joined, points
 
 EARLIER = 0  # the seed of that run
 

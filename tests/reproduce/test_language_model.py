@@ -11,7 +11,7 @@ import pytest
 import torch
 from adapters import mean_norm, norm
 from entrants import WHOLE, Entrant, data_free
-from language_bench import SCALES, Bench, marks, matched
+from language_bench import SCALES, Bench, matched
 from language_model import units
 from language_runs import Run
 from prompts import PromptRecipe, own_targets
@@ -167,7 +167,6 @@ def test_tables_of_a_partial_run(bench):
     assert ranks[1].endswith(f"({found['svd, 8, chosen']['scale']:g})")
     assert len(ranks) == 4  # the method, two ranks, and nothing that is whole
     assert ranks[3] == ""
-    assert marks({"a": np.array([True, False])}) == {"a": "10"}
 
 
 def about(bench):

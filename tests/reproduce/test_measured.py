@@ -5,9 +5,10 @@ import sys
 
 import language_runs
 import measured
+import numpy as np
 import pytest
 from language_runs import options_of, parsed, run
-from measured import Measured
+from measured import Measured, marks, right_in
 from report import machine
 from tiny_bench import adapter, tiny_bench
 
@@ -47,6 +48,13 @@ def test_a_file_is_read_as_it_was_written(tmp_path):
     assert again.get("lego, 16", "key") is None
     lines = (tmp_path / "x-seed0.json").read_text(encoding="utf-8").splitlines()
     assert sum(line.startswith(('"tsv', '"svd')) for line in lines) == 2
+
+
+def test_marks_are_read_as_they_were_written():
+    right = {"a": np.array([True, False]), "b": np.array([False])}
+    assert marks(right) == {"a": "10", "b": "0"}
+    again = right_in(marks(right), ["a", "b"])
+    assert {task: found.tolist() for task, found in again.items()} == {"a": [True, False], "b": [False]}
 
 
 def test_measurements_of_other_adapters_are_replaced(tmp_path):

@@ -20,7 +20,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "results" / "distill.rst"
 
 
 def options(**changed):
-    usual = {"tasks": TASKS, "n_test": 37, "n_validation": 11, "record": False, "recorded": False}
+    usual = {"tasks": TASKS, "n_test": 37, "n_validation": 11, "keep": False, "measured": False}
     return Namespace(**usual | changed)
 
 
@@ -43,9 +43,9 @@ def judged(monkeypatch, tmp_path):
 
 
 def test_the_record_gives_the_same_answers(judged):
-    measured = Bench(options(record=True))
+    measured = Bench(options(keep=True))
     first, second = (measured.judged({"k": i}, judged(i)) for i in range(2))
-    read = Bench(options(recorded=True))
+    read = Bench(options(measured=True))
     again = [read.judged({"k": i}, None) for i in range(2)]
     for one, other in zip((first, second, measured.own), (*again, read.own), strict=True):
         for split, n in (("test", 37), ("validation", 11)):
@@ -60,38 +60,38 @@ def test_the_record_gives_the_same_answers(judged):
 
 
 def test_fewer_texts_are_the_first_and_more_are_refused(judged):
-    found = Bench(options(record=True)).judged("x", judged(3))
-    fewer = Bench(options(recorded=True, n_test=20)).judged("x", None)
+    found = Bench(options(keep=True)).judged("x", judged(3))
+    fewer = Bench(options(measured=True, n_test=20)).judged("x", None)
     assert np.array_equal(fewer.test["b"], found.test["b"][:20])
     with pytest.raises(SystemExit, match="has 37 texts a task, and 38 are asked for"):
-        Bench(options(recorded=True, n_test=38)).judged("x", None)
+        Bench(options(measured=True, n_test=38)).judged("x", None)
 
 
 @pytest.mark.parametrize("changed", [{"tasks": ["a"]}, {"ranks": {"a": 4}}, {"first": 0}])
 def test_what_was_not_measured_is_refused(judged, changed):
-    Bench(options(record=True)).judged("x", judged(3))
-    with pytest.raises(SystemExit, match="run without --recorded, with --record to add it"):
-        Bench(options(recorded=True), **changed).judged("x", None)
+    Bench(options(keep=True)).judged("x", judged(3))
+    with pytest.raises(SystemExit, match="run without --measured, with --keep to add it"):
+        Bench(options(measured=True), **changed).judged("x", None)
     with pytest.raises(SystemExit, match="'what': 'y'"):
-        Bench(options(recorded=True)).judged("y", None)
+        Bench(options(measured=True)).judged("y", None)
 
 
 def test_fewer_texts_do_not_replace_more(judged):
-    Bench(options(record=True)).judged("x", judged(3))
+    Bench(options(keep=True)).judged("x", judged(3))
     before = bench.RECORD.read_bytes()
-    Bench(options(record=True, n_validation=5)).judged("x", judged(3))
+    Bench(options(keep=True, n_validation=5)).judged("x", judged(3))
     assert bench.RECORD.read_bytes() == before
-    Bench(options(record=True, n_validation=50)).judged("x", judged(3))
-    assert len(Bench(options(recorded=True, n_validation=50)).judged("x", None).validation["a"]) == 50
+    Bench(options(keep=True, n_validation=50)).judged("x", judged(3))
+    assert len(Bench(options(measured=True, n_validation=50)).judged("x", None).validation["a"]) == 50
 
 
 def test_adapters_that_were_trained_elsewhere_are_not_mixed(judged, monkeypatch):
-    Bench(options(record=True)).judged("x", judged(3))
+    Bench(options(keep=True)).judged("x", judged(3))
     others = make_adapters(2, ranks=2, n_modules=1, random_state=1)
     monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks: others)
     with pytest.raises(SystemExit, match=r"of adapters that were trained elsewhere.*remove it"):
-        Bench(options(record=True)).judged("y", judged(4))
-    Bench(options(record=True), tasks=["a"]).judged("y", judged(4))  # of others there is nothing to mix with
+        Bench(options(keep=True)).judged("y", judged(4))
+    Bench(options(keep=True), tasks=["a"]).judged("y", judged(4))  # of others there is nothing to mix with
 
 
 def test_nothing_is_recorded_unless_asked_for(judged):
@@ -119,6 +119,6 @@ def test_the_page_has_what_is_recorded(table, monkeypatch, tmp_path):
     command = re.search(r"    python examples/reproduce/distill\.py (.*)\n", part)[1]
     page = tmp_path / "distill.rst"
     page.write_text(text.replace(part, "\n"), encoding="utf-8")
-    monkeypatch.setattr(sys, "argv", ["distill.py", *shlex.split(command), "--recorded", "--page", str(page)])
+    monkeypatch.setattr(sys, "argv", ["distill.py", *shlex.split(command), "--measured", "--page", str(page)])
     distill.main()
     assert page.read_text(encoding="utf-8") == text

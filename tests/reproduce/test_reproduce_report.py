@@ -85,7 +85,7 @@ def test_a_note_and_a_picture_come_below_the_table(tmp_path):
 
 
 def test_a_table_that_was_measured_elsewhere_says_where(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["distill.py", "--parts", "longer", "--recorded", "--record"])
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--parts", "longer", "--measured", "--keep"])
     put(replace(TABLE, machine="One thread of another."), tmp_path / "page.rst")
     text = (tmp_path / "page.rst").read_text()
     assert "python examples/reproduce/distill.py --parts longer\n\nOne thread of another.\n" in text
@@ -94,9 +94,9 @@ def test_a_table_that_was_measured_elsewhere_says_where(tmp_path, monkeypatch):
 
 def test_what_is_recorded_needs_no_tasks(monkeypatch):
     monkeypatch.setattr(report, "available", None)
-    monkeypatch.setattr(sys, "argv", ["distill.py", "--recorded", "--tasks", "movie", "spam"])
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--measured", "--tasks", "movie", "spam"])
     options = report.parser("What is measured.")
-    options.add_argument("--recorded", action="store_true")
+    report.kept_options(options, "measured/x.json")
     assert report.parse(options).tasks == ["movie", "spam"]
 
 
