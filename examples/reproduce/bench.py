@@ -62,6 +62,8 @@ class Bench:
         The adapters' tasks. None: those of the options.
     ranks : mapping of str to int, default=None
         Of the tasks' adapters, where they are not 8.
+    alike : bool, default=False
+        Whether the adapters began with the same values; otherwise each began with its own.
     """
 
     def __init__(
@@ -70,17 +72,20 @@ class Bench:
         first: int = FIRST,
         tasks: Sequence[str] | None = None,
         ranks: Mapping[str, int] | None = None,
+        *,
+        alike: bool = False,
     ) -> None:
         self.options = options
         self.tasks = list(tasks or options.tasks)
         self.ranks = dict(ranks or {})
+        self.alike = alike
         self.first = first
         self.machines: set[str] = set()  # of what was judged
 
     @cached_property
     def adapters(self) -> AdapterSet:
         """The adapters, trained where they are missing."""
-        return adapters_of(self.tasks, self.ranks)
+        return adapters_of(self.tasks, self.ranks, alike=self.alike)
 
     @cached_property
     def test(self) -> Evaluator:
@@ -115,7 +120,7 @@ class Bench:
         return self._known(what, made)
 
     def _known(self, what: Any, make: Callable[[], tuple[Adapter | None, float]]) -> Judged:
-        about = {"what": what, "tasks": self.tasks, "ranks": self.ranks, "first": self.first}
+        about = {"what": what, **self._pool, "first": self.first}
         key = content_key(VERSION, about)
         if self.options.measured:
             found = self._read(key, about)
@@ -148,7 +153,7 @@ class Bench:
         record = Kept(RECORD)
         known = record.entries
         adapters = content_key([(adapter.name, update_hash(adapter)) for adapter in self.adapters])
-        same = [entry for entry in known.values() if (entry["tasks"], entry["ranks"]) == (self.tasks, self.ranks)]
+        same = [entry for entry in known.values() if _pool_of(entry) == self._pool]
         if any(entry["adapters"] != adapters for entry in same):
             raise SystemExit(
                 f"{RECORD.name} is of adapters that were trained elsewhere, which differences on equal texts would "
@@ -162,6 +167,11 @@ class Bench:
         entry = {**about, "adapters": adapters, **splits, "seconds": round(found.seconds, 1), "machine": found.machine}
         record.entries = dict(sorted((known | {key: entry}).items()))
         record.write()
+
+    @property
+    def _pool(self) -> dict[str, Any]:
+        """Which adapters these are; most began apart, which goes without saying."""
+        return {"tasks": self.tasks, "ranks": self.ranks} | ({"alike": True} if self.alike else {})
 
     @property
     def machine(self) -> str:
@@ -185,6 +195,10 @@ class Bench:
     def chosen(self, merged: Adapter) -> Adapter:
         """The merge at the norm that is best on validation texts."""
         return at_norm(merged, self.adapters, best_scale(merged, self.adapters, self.validation, self.tasks, SCALES))
+
+
+def _pool_of(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {what: entry[what] for what in ("tasks", "ranks", "alike") if what in entry}
 
 
 def averaged(found: Sequence[Judged]) -> Judged:

@@ -29,7 +29,7 @@ from entrants import batches_of, grams_of
 from evaluation import Evaluator
 from multi_head import Recipe, agreement_scorer, merge, once
 from peft_merges import peft_merge
-from recipes import GROUPS, LIMITS, LONGER, N_TEXTS, RECIPES
+from recipes import GROUPS, LIMITS, LONGER, MORE, N_TEXTS, RECIPES
 from report import Report, Table, kept_options, mean_spread, parse, parser, progress, seeds
 from scipy.stats import spearmanr
 from tasks import TRAINED, UNSEEN, USUAL
@@ -38,9 +38,10 @@ from lorakit import Adapter, IsoMerger, LegoMerger, RegMeanMerger, RegMeanPlusMe
 from lorakit.base import BaseMerger
 
 START = "tsv, match"
-POOLS = {"two": USUAL[:2], "four": USUAL[:4], "sixteen": (*TRAINED, *UNSEEN)}  # tasks; all that are asked for otherwise
+# Tasks of which adapters are taken: all that are asked for otherwise
+POOLS = {"two": USUAL[:2], "four": USUAL[:4], "alike": USUAL[:4], "sixteen": (*TRAINED, *UNSEEN)}
 RANKS = {"mixed": dict.fromkeys(USUAL[0::3], 4) | dict.fromkeys(USUAL[1::3], 16)}  # of the adapters; 8 otherwise
-HARDER = ("sixteen", "mixed")  # in a table of their own
+ABOUT = {"alike": "began alike", "mixed": "ranks 4, 8 and 16"}  # of pools: what is unlike the others
 CHOSEN_BY = Recipe("", generic=150, pseudo=15)  # texts of the score without labels
 LABELLED = 20  # texts to choose by instead
 METHODS: dict[str, BaseMerger] = {
@@ -158,19 +159,31 @@ def longer(bench: Bench, report: Report) -> None:
 
 
 def limits(bench: Bench, report: Report) -> None:
-    """Ranks and numbers of adapters."""
-    rows = {}
-    for name in report.options.limits:
-        few = Bench(report.options, bench.first, tasks=POOLS.get(name), ranks=RANKS.get(name))
-        rows[name] = _compared(few, LIMITS[name])
+    """Ranks and numbers of adapters, from both starts."""
+    rows = []
+    for name in dict.fromkeys(name.removesuffix("-1.4") for name in report.options.limits):
+        few = Bench(report.options, bench.first, POOLS.get(name), RANKS.get(name), alike=name == "alike")
+        usual, longer = (
+            _trained(few, LIMITS[name + start]) if name + start in report.options.limits else None
+            for start in ("", "-1.4")
+        )
+        start = _start(few, LIMITS[name].k)
+        cells = [ABOUT.get(name, ""), str(len(few.tasks)), str(LIMITS[name].k), _shown(few.kept(start))]
+        for found, against in ((usual, start), (longer, usual)):
+            cells += [_shown(few.kept(found)) if found else ""]
+            cells += [_signed(few.difference(found, against)) if found and against else ""]
+        rows.append([*cells, f"{(usual or longer or start).seconds:.0f}"])
+        report.numbers[f"limits, {name}"] = cells
         bench.machines |= few.machines
-    caption = "As above, of other ranks and numbers of adapters, each beside tsv with scale='match' at its rank."
-    titles = ["texts", "adapters", "k", "number of texts", "tsv, match", "kept", "gained", "seconds"]
-    if usual := [row for name, row in rows.items() if name not in HARDER]:
-        report.tables.append(Table("distill-limits", titles, usual, caption, machine=bench.machine))
-    if harder := [row for name, row in rows.items() if name in HARDER]:
-        caption = "The same of sixteen adapters, and of twelve of which four each have the ranks 4, 8 and 16."
-        report.tables.append(Table("distill-harder", titles, harder, caption, machine=bench.machine))
+    n = report.options.n_test
+    caption = (
+        "Other ranks, numbers and kinds of adapters: what is kept by tsv with scale='match', by a merge that was "
+        f"trained from it on generic texts and {MORE.pseudo} pseudo-texts an adapter, and by one that was trained from "
+        f"tsv at 1.4 times the adapters' norm; {n} test texts a task (after the first {bench.first}). Gained: over "
+        "tsv, and over the usual start, in points with the standard error over texts."
+    )
+    titles = ["", "adapters", "k", "tsv, match", "trained", "gained", "start: tsv at 1.4", "gained", "seconds"]
+    report.tables.append(Table("distill-limits", titles, rows, caption, machine=bench.machine))
 
 
 def choice(bench: Bench, report: Report) -> None:
@@ -261,13 +274,6 @@ def _trained(bench: Bench, recipe: Recipe) -> Judged:
 
 def _of_seeds(bench: Bench, recipe: Recipe) -> list[Judged]:
     return [_trained(bench, replace(recipe, seed=seed)) for seed in bench.options.seeds]
-
-
-def _compared(bench: Bench, recipe: Recipe) -> list[str]:
-    start, found = _start(bench, recipe.k), _trained(bench, recipe)
-    about = [recipe.name, str(len(bench.tasks)), str(recipe.k), str(recipe.n_texts(len(bench.tasks)))]
-    gained = _signed(bench.difference(found, start))
-    return [*about, _shown(bench.kept(start)), _shown(bench.kept(found)), gained, f"{found.seconds:.0f}"]
 
 
 def _label(recipe: Recipe) -> str:

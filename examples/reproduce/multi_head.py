@@ -120,20 +120,20 @@ class Merge:
     about: dict[str, Any]
 
 
-def adapters_of(tasks: Iterable[str], ranks: Mapping[str, int] | None = None) -> AdapterSet:
+def adapters_of(tasks: Iterable[str], ranks: Mapping[str, int] | None = None, *, alike: bool = False) -> AdapterSet:
     """One adapter a task, each begun with values of its own: the tests' where they have it, or trained.
 
-    ``ranks`` are those that are not 8.
+    ``ranks`` are those that are not 8. Those that are ``alike`` began with the same values.
     """
     found = []
     for task in tasks:
         rank = (ranks or {}).get(task, 8)
-        if rank == 8 and (SHIPPED / task).exists():
+        if rank == 8 and not alike and (SHIPPED / task).exists():
             adapter = load_adapter(SHIPPED / task)
             modules = {module: factors.to(torch.float32) for module, factors in adapter.items()}
             found.append(Adapter(modules, name=task, provenance=adapter.provenance))
         else:
-            found.append(load(Training(task, rank=rank)))
+            found.append(load(Training(task, rank=rank, shared_start=alike)))
     return AdapterSet(found)
 
 

@@ -36,15 +36,19 @@ LONGER = {
     "more-all-1.4": replace(MORE_ALL, start="tsv 1.4", name="multi-head, all three and fragments, start: tsv at 1.4"),
 }
 
-LIMITS = {
-    "free-8": replace(FREE, k=8),
-    "free-32": replace(FREE, k=32),
-    "all-8": replace(ALL, k=8),
-    "all-32": replace(ALL, k=32),
-    "two": FREE,
-    "four": FREE,
-    "sixteen": FREE,
-    "mixed": FREE,
+_LIMITED = {  # ranks, and pools of adapters
+    "k-8": replace(MORE, k=8),
+    "k-32": replace(MORE, k=32),
+    "two": MORE,
+    "four": MORE,
+    "alike": MORE,
+    "sixteen": MORE,
+    "mixed": MORE,
+}
+LIMITS = {  # each from both starts
+    name + start: recipe if not start else replace(recipe, start="tsv 1.4", name=LONGER["more-1.4"].name)
+    for name, recipe in _LIMITED.items()
+    for start in ("", "-1.4")
 }
 
 _FRAGMENTS = replace(ALL, fragments=60, name="all three, and fragments of the task texts")
@@ -67,7 +71,7 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
 }
 WITH = {  # with texts of the tasks: what one change does to ALL
     "all": replace(ALL, name="all three, 50 texts a task"),
-    **{f"own-{n}": replace(ALL, own=n, name=f"all three, {n} texts a task") for n in (8, 25, 100)},
+    **{f"own-{n}": replace(ALL, own=n, name=f"all three, {n} texts a task") for n in (8, 16, 25, 100)},
     "fragments": _FRAGMENTS,
     "spliced": replace(ALL, spliced=60, name="all three, and splices of the task texts"),
     "all-x3": replace(MORE_ALL, name="120 pseudo-texts an adapter, 350 generic, fragments, twice the rate"),

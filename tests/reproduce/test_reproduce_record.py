@@ -38,7 +38,7 @@ def judged(monkeypatch, tmp_path):
     monkeypatch.setattr(
         bench, "right_of_own", lambda adapters, evaluator, first=0: right_of(9, TASKS, evaluator, first)
     )
-    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks: made)
+    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks, *, alike: made)
     return lambda number: lambda: Merge(number, {"seconds": 12.34})
 
 
@@ -67,7 +67,7 @@ def test_fewer_texts_are_the_first_and_more_are_refused(judged):
         Bench(options(measured=True, n_test=38)).judged("x", None)
 
 
-@pytest.mark.parametrize("changed", [{"tasks": ["a"]}, {"ranks": {"a": 4}}, {"first": 0}])
+@pytest.mark.parametrize("changed", [{"tasks": ["a"]}, {"ranks": {"a": 4}}, {"first": 0}, {"alike": True}])
 def test_what_was_not_measured_is_refused(judged, changed):
     Bench(options(keep=True)).judged("x", judged(3))
     with pytest.raises(SystemExit, match="run without --measured, with --keep to add it"):
@@ -88,7 +88,7 @@ def test_fewer_texts_do_not_replace_more(judged):
 def test_adapters_that_were_trained_elsewhere_are_not_mixed(judged, monkeypatch):
     Bench(options(keep=True)).judged("x", judged(3))
     others = make_adapters(2, ranks=2, n_modules=1, random_state=1)
-    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks: others)
+    monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks, *, alike: others)
     with pytest.raises(SystemExit, match=r"of adapters that were trained elsewhere.*remove it"):
         Bench(options(keep=True)).judged("y", judged(4))
     Bench(options(keep=True), tasks=["a"]).judged("y", judged(4))  # of others there is nothing to mix with
