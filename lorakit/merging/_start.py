@@ -1,15 +1,36 @@
-"""A merge that there is, as the start of a training."""
+"""What a training starts from: the usual merge, or one that there is."""
 
 from __future__ import annotations
 
 from numbers import Integral
 from typing import Any
 
+import numpy as np
+
 from ..adapter_set import AdapterSet
 from ..adapters import Adapter
 from ..exceptions import IncompatibleAdaptersError, ParameterError
 from ..factors import LoraFactors
 from ..linalg import truncate
+from .tsv import TSVMerger
+
+LONGEST = 1.4  # norm of a start, in mean norms of the adapters
+
+
+class LongTSV(TSVMerger):
+    """TSV at the norm that it comes at, in each module at most LONGEST times the mean norm of the adapters.
+
+    Several adapters that differ add up to more than one of them, and a training keeps more if it begins there. Of one
+    adapter, or of copies, the merge is as long as each, and stays so.
+    """
+
+    def _matching_scale(self, norms: np.ndarray, weights: np.ndarray) -> float:
+        return min(1.0, super()._matching_scale(norms, weights))
+
+
+def usual_start() -> LongTSV:
+    """Return the merger that a training starts from where none is given."""
+    return LongTSV(scale="match", scale_target=LONGEST)
 
 
 def cut_start(start: Adapter, X: AdapterSet, k: Any) -> Adapter:

@@ -34,8 +34,7 @@ from ..distillation.targets import Targets, collect_targets, distinctly_named, u
 from ..exceptions import ParameterError
 from ..factors import LoraFactors, promoted_dtype
 from ._common import like_outer
-from ._start import cut_start
-from .tsv import TSVMerger
+from ._start import cut_start, usual_start
 
 _SHARED = ("model", "inputs", "forwards", "targets", "owners")  # by all clones: they can take gigabytes
 
@@ -61,8 +60,9 @@ class DistillMerger(BaseMerger):
         Rank of the result, as ``start`` takes it. None is the rank of ``start``, by default the sum of the ranks.
     start : merger or Adapter, default=None
         Makes the factors that training starts from. It is cloned, and takes ``k``, ``weights``, ``n_jobs`` and
-        ``device`` from here. None: ``TSVMerger(scale="match")``. An Adapter, such as a merge that was trained at a
-        higher rank, is cut to ``k``, an int or None, and trained on.
+        ``device`` from here. None: :class:`TSVMerger`, at 1.4 times the adapters' mean norm in each module where it
+        comes out longer than that. An Adapter, such as a merge that was trained at a higher rank, is cut to ``k``, an
+        int or None, and trained on.
     model : torch.nn.Module or callable
         The base model, or a function of no arguments that loads it, as for :class:`~lorakit.MultiTaskScorer`. It is
         not changed. Clones share it.
@@ -267,7 +267,7 @@ class DistillMerger(BaseMerger):
         return False
 
     def _start(self) -> BaseMerger | Adapter:
-        return TSVMerger(scale="match") if self.start is None else self.start
+        return usual_start() if self.start is None else self.start
 
     def _fit_ranks(self, X: Any, mergers: Sequence[Self]) -> None:
         """Train at each rank by itself; then the modules are scaled and stored as those of any merger."""
