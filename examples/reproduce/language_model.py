@@ -27,7 +27,7 @@ from language_bench import FRESH, Bench, K, Units, matched
 from language_runs import options_of, parsed, run
 from measured import marks
 from peft_merges import peft_merge
-from prompts import PromptRecipe, trained_merge
+from prompts import TRAINED, PromptRecipe, trained_merge
 from report import Report
 from standings import right_of, right_of_own
 from tables_language import tables
@@ -39,6 +39,7 @@ CHOSEN = "chosen"
 PLAN: tuple[tuple[str, int, str], ...] = (  # methods, ranks and what is measured, in the order of measuring
     *((name, K, "untuned") for name in ("tsv", "svd", "lego", "iso", "ctm", "PEFT ties_svd", "distilled")),
     *((name, K, CHOSEN) for name in ("tsv", "svd", "lego", "iso", "ctm", "PEFT ties_svd")),
+    ("distilled from 1", K, "untuned"),
     (FINAL := "final", K, ""),
     *((name, k, CHOSEN) for k in (8, WHOLE) for name in ("tsv", "svd")),
     *((name, K, "untuned") for name in ("ties core", "lego svd", "ctm iso", "PEFT dare_linear_svd")),
@@ -51,7 +52,6 @@ PLAN: tuple[tuple[str, int, str], ...] = (  # methods, ranks and what is measure
 METHODS = tuple(dict.fromkeys(name for name, _, _ in PLAN if name != FINAL))
 UNEQUAL = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")  # PEFT's that work on A and B
 FINALISTS = ("tsv", "svd", "distilled", "lego", "iso", "PEFT ties_svd")
-DISTILLED = PromptRecipe(n=25, epochs=6)
 
 
 def main() -> None:
@@ -76,8 +76,8 @@ def units(bench: Bench, methods: Iterable[str]) -> Units:
             yield "PEFT alike", partial(peft_alike, bench), ()
         elif name not in methods or k > largest:
             continue
-        elif name == "distilled":
-            yield name, partial(distilled, bench, DISTILLED), (repr(DISTILLED),)
+        elif name in TRAINED:
+            yield name, partial(distilled, bench, TRAINED[name]), (repr(TRAINED[name]),)
         else:
             entrant = entrants[name]
             settings = (repr(entrant.merger), entrant.peft)
@@ -90,8 +90,8 @@ def finals(bench: Bench, entrants: Mapping[str, Entrant], methods: Iterable[str]
     yield "final, own adapters", partial(own_final, bench), (FRESH,)
     for name in (name for name in FINALISTS if name in methods):
         entrant = entrants.get(name)
-        settings = (FRESH, repr(entrant.merger), entrant.peft) if entrant else (FRESH, repr(DISTILLED))
-        yield f"final, {name}", partial(final, bench, entrant, DISTILLED), settings
+        settings = (FRESH, repr(entrant.merger), entrant.peft) if entrant else (FRESH, repr(TRAINED["distilled"]))
+        yield f"final, {name}", partial(final, bench, entrant, TRAINED["distilled"]), settings
 
 
 def distilled(bench: Bench, recipe: PromptRecipe) -> dict[str, Any]:

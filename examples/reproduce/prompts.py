@@ -23,9 +23,10 @@ from smollm2 import NEW_TOKENS, Answers, SmolLM2
 from tasks import Task, load_task
 from torch import Tensor, nn
 
-from lorakit import Adapter, AdapterSet, DistillMerger
+from lorakit import Adapter, AdapterSet, DistillMerger, TSVMerger
 from lorakit.distillation.heads import SharedHeads
 from lorakit.distillation.targets import Targets
+from lorakit.merging._start import LONGEST
 
 OWN_ONLY = 1e9  # as own_weight: the other heads count for nothing
 
@@ -42,6 +43,8 @@ class PromptRecipe:
         Rank.
     epochs, batch_size, learning_rate, seed : int, int, float, int
         As in DistillMerger.
+    from_norm : float, default=1.4
+        Of what training starts from, in mean norms of the adapters: 1.4, as in DistillMerger, or tsv at another.
     """
 
     n: int
@@ -50,6 +53,13 @@ class PromptRecipe:
     batch_size: int = 16
     learning_rate: float = 1e-3
     seed: int = 0
+    from_norm: float = 1.4
+
+
+TRAINED = {  # merges that are compared, by name
+    "distilled": PromptRecipe(n=25, epochs=6),
+    "distilled from 1": PromptRecipe(n=25, epochs=6, from_norm=1.0),
+}
 
 
 def trained_merge(recipe: PromptRecipe, adapters: AdapterSet, backbone: SmolLM2) -> tuple[Adapter, dict[str, Any]]:
@@ -73,6 +83,7 @@ def trained_merge(recipe: PromptRecipe, adapters: AdapterSet, backbone: SmolLM2)
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
         random_state=recipe.seed,
+        start=None if recipe.from_norm == LONGEST else TSVMerger(scale="match", scale_target=recipe.from_norm),
         checkpoint=cache_folder("distilled") / f"{key}.checkpoint",
     ).fit(adapters)
     about = {

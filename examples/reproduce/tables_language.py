@@ -14,6 +14,7 @@ import numpy as np
 from entrants import WHOLE
 from language_runs import Found, Run
 from measured import right_in
+from prompts import TRAINED
 from report import Table, mean_spread
 from report import seeds as over
 from standings import Right, accuracies, difference, normalised
@@ -83,7 +84,7 @@ def methods_table(run: Run) -> Table:
     tasks = list(found[0]["references"]["own"])
     unseen = [task for task in found[0]["references"]["base"] if task not in tasks]
     names = {name.removesuffix(", 16"): name for of in found for name in of if name.endswith(", 16")}
-    names |= {"distilled": "distilled"} if having(found, "distilled") else {}
+    names |= {name: name for name in TRAINED if having(found, name)}
     first = f"{FIRST}, 16"
     rows: list[tuple[float, list[str]]] = []
     for shown, name in names.items():

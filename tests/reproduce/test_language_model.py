@@ -14,7 +14,7 @@ from entrants import WHOLE, Entrant, data_free
 from language_bench import SCALES, Bench, matched
 from language_model import units
 from language_runs import Run
-from prompts import PromptRecipe, own_targets
+from prompts import TRAINED, PromptRecipe, own_targets
 from tables_language import final_table, joined, tables
 from tables_seeds import seeds_table
 from tiny_bench import adapter, tiny_bench
@@ -96,9 +96,9 @@ def test_the_methods_are_entrants_and_each_is_measured_at_its_ranks(bench):
     names = [name for name, _, _ in units(bench, language_model.METHODS)]
     assert len(set(names)) == len(names)
     assert names[:2] == ["references", "tsv, 16, untuned"]
-    assert {f"{name}, 16, untuned" for name in language_model.METHODS if name != "distilled"} < set(names)
+    assert {f"{name}, 16, untuned" for name in language_model.METHODS if name not in TRAINED} < set(names)
     assert {f"svd, {k}, chosen" for k in (8, 16, 32, WHOLE)} < set(names)
-    assert set(language_model.METHODS) <= {entrant.name for entrant in data_free()} | {"distilled"}
+    assert set(language_model.METHODS) <= {entrant.name for entrant in data_free()} | set(TRAINED)
 
 
 def test_the_final_is_on_texts_that_come_after_the_others(bench, monkeypatch):
