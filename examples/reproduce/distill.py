@@ -41,7 +41,7 @@ START = "tsv, match"
 # Tasks of which adapters are taken: all that are asked for otherwise
 POOLS = {"two": USUAL[:2], "four": USUAL[:4], "alike": USUAL[:4], "sixteen": (*TRAINED, *UNSEEN)}
 RANKS = {"mixed": dict.fromkeys(USUAL[0::3], 4) | dict.fromkeys(USUAL[1::3], 16)}  # of the adapters; 8 otherwise
-ABOUT = {"alike": "began alike", "mixed": "ranks 4, 8 and 16"}  # of pools: what is unlike the others
+ABOUT = {"alike": "began alike", "mixed": "of ranks 4, 8, 16"}  # of pools: what is unlike the others
 CHOSEN_BY = Recipe("", generic=150, pseudo=15)  # texts of the score without labels
 LABELLED = 20  # texts to choose by instead
 METHODS: dict[str, BaseMerger] = {
@@ -168,7 +168,7 @@ def limits(bench: Bench, report: Report) -> None:
             for start in ("", "-1.4")
         )
         start = _start(few, LIMITS[name].k)
-        cells = [ABOUT.get(name, ""), str(len(few.tasks)), str(LIMITS[name].k), _shown(few.kept(start))]
+        cells = [str(len(few.tasks)), ABOUT.get(name, "began apart"), str(LIMITS[name].k), _shown(few.kept(start))]
         for found, against in ((usual, start), (longer, usual)):
             cells += [_shown(few.kept(found)) if found else ""]
             cells += [_signed(few.difference(found, against)) if found and against else ""]
@@ -182,7 +182,7 @@ def limits(bench: Bench, report: Report) -> None:
         f"tsv at 1.4 times the adapters' norm; {n} test texts a task (after the first {bench.first}). Gained: over "
         "tsv, and over the usual start, in points with the standard error over texts."
     )
-    titles = ["", "adapters", "k", "tsv, match", "trained", "gained", "start: tsv at 1.4", "gained", "seconds"]
+    titles = ["adapters", "kind", "k", "tsv, match", "trained", "gained", "start: tsv at 1.4", "gained", "seconds"]
     report.tables.append(Table("distill-limits", titles, rows, caption, machine=bench.machine))
 
 
