@@ -34,6 +34,18 @@ LONGER = {
     "more-1.4": replace(MORE, start="tsv 1.4", name="multi-head, start: tsv at 1.4"),
     "more-all": MORE_ALL,
     "more-all-1.4": replace(MORE_ALL, start="tsv 1.4", name="multi-head, all three and fragments, start: tsv at 1.4"),
+    # what five minutes of two cores allow
+    "most-free": replace(
+        MORE,
+        pseudo=360,
+        epochs=12,
+        learning_rate=2e-3,
+        start="tsv 1.4",
+        name="multi-head, 360 pseudo-texts, tsv at 1.4",
+    ),
+    "most-all": replace(
+        MORE_ALL, pseudo=240, fragments=120, epochs=10, start="tsv 1.4", name="multi-head, twice as many, tsv at 1.4"
+    ),
 }
 
 _LIMITED = {  # ranks, and pools of adapters
