@@ -41,10 +41,15 @@ LONGER = {
         epochs=12,
         learning_rate=2e-3,
         start="tsv 1.4",
-        name="multi-head, 360 pseudo-texts, tsv at 1.4",
+        name="multi-head, twice as many, tsv at 1.4",
     ),
     "most-all": replace(
-        MORE_ALL, pseudo=240, fragments=120, epochs=10, start="tsv 1.4", name="multi-head, twice as many, tsv at 1.4"
+        MORE_ALL,
+        pseudo=240,
+        fragments=120,
+        epochs=10,
+        start="tsv 1.4",
+        name="multi-head, all three and fragments, twice as many, tsv at 1.4",
     ),
 }
 
