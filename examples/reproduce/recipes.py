@@ -12,7 +12,6 @@ FREE = Recipe("multi-head, generic and pseudo-texts", generic=700, pseudo=60)
 OWN = Recipe("own head only, task texts", own=N_TEXTS, own_weight=OWN_ONLY)
 TASKS = Recipe("multi-head, task texts", own=N_TEXTS, own_weight=4.0)
 ALL = Recipe("multi-head, all three", generic=700, pseudo=60, own=N_TEXTS)
-RECIPES = {"free": FREE, "all": ALL, "own": OWN, "tasks": TASKS}
 
 MORE = replace(FREE, pseudo=180)  # as many as pseudo_inputs makes by default
 MORE_ALL = Recipe(
@@ -31,9 +30,9 @@ LONGER = {
     "all": replace(MORE_ALL, pseudo=30, epochs=12),
     "more-free": MORE,
     "best-free": replace(BEST, name="multi-head, own heads of pseudo-texts 4 times"),
-    "more-1.4": replace(MORE, start="tsv 1.4", name="multi-head, start: tsv at 1.4"),
+    "more-1.4": replace(MORE, start="tsv 1.4", name="multi-head, generic and pseudo-texts, tsv at 1.4"),
     "more-all": MORE_ALL,
-    "more-all-1.4": replace(MORE_ALL, start="tsv 1.4", name="multi-head, all three and fragments, start: tsv at 1.4"),
+    "more-all-1.4": replace(MORE_ALL, start="tsv 1.4", name="multi-head, all three and fragments, tsv at 1.4"),
     # what five minutes of two cores allow
     "most-free": replace(
         MORE,
@@ -51,6 +50,13 @@ LONGER = {
         start="tsv 1.4",
         name="multi-head, all three and fragments, twice as many, tsv at 1.4",
     ),
+}
+
+RECIPES = {  # beside the methods of weights alone
+    "free": LONGER["more-1.4"],
+    "all": LONGER["more-all-1.4"],
+    "own": replace(OWN, start="tsv 1.4"),
+    "tasks": replace(TASKS, start="tsv 1.4"),
 }
 
 _LIMITED = {  # ranks, and pools of adapters
