@@ -31,7 +31,6 @@ from prompts import TRAINED, PromptRecipe, trained_merge
 from report import Report
 from standings import right_of, right_of_own
 from tables_language import tables
-from tables_seeds import seeds_table
 
 from lorakit.metrics import cosine_similarity
 
@@ -60,8 +59,7 @@ def main() -> None:
     found = run("language_model", options, partial(units, methods=options.methods))
     numbers = {str(seed): of for seed, of in found.by_seed.items()}
     report = Report("language_model", options, numbers=numbers)
-    made = [*tables(found), *(table for table in [seeds_table(found)] if table.rows)]
-    report.tables += [replace(table, machine=found.machine) for table in made]
+    report.tables += [replace(table, machine=found.machine) for table in tables(found)]
     report.publish()
 
 

@@ -16,7 +16,6 @@ from language_model import units
 from language_runs import Run
 from prompts import TRAINED, PromptRecipe, own_targets
 from tables_language import final_table, joined, tables
-from tables_seeds import seeds_table
 from tiny_bench import adapter, tiny_bench
 from tiny_language import TinyLanguage, language_tasks, model
 
@@ -195,30 +194,3 @@ def test_seeds_are_averaged_and_compared_on_those_that_both_have(bench):
     assert rows["svd"]["points"] == f"+12.5 ± {100 * np.sqrt(3 * 0.75**2 + 9 * 0.25**2) / np.sqrt(11 * 12) / 2:.1f}"
     norms = {row[0]: row for row in made["language-model-norms"].rows}
     assert norms["svd"][3] == "1, 1.4"
-
-
-def test_means_of_a_seed_without_marks_stand_beside_the_others(bench, tmp_path):
-    own = {"colour": "1" * 12, "opposite": "1" * 12}
-    right = {"colour": "1" * 9 + "0" * 3, "opposite": "1" * 6 + "0" * 6}
-    tsv = {"published": own, "matched": right, "norm": 1.0, "seconds": 1.0, "rank": 16}
-    found = {"references": {"own": own, "base": right}, "tsv, 16, untuned": tsv, "svd, 16, untuned": tsv}
-    means = {
-        "about": {"texts": {"test": 12}},
-        "methods": {
-            "tsv": {"published": 0.5, "matched": 0.75},
-            "svd": {"published": 0.25, "matched": 0.5, "points": "-25.0 ± 3.0"},
-            "lego": {"matched": 0.5},
-            "own adapters": {"matched": 0.9},
-        },
-    }
-    (tmp_path / "language_model-means-seed0.json").write_text(json.dumps(means))
-    table = seeds_table(Run({1: found}, {}, 12, 8), tmp_path)
-    rows = {row[0]: dict(zip(table.titles, row, strict=True)) for row in table.rows}
-    assert list(rows) == ["tsv", "svd", "own adapters"]  # lego was not measured with seed 1
-    assert rows["svd"]["match, both"] == "0.562 ± 0.088"
-    assert (rows["svd"]["published, seed 0"], rows["svd"]["published, seed 1"]) == ("0.250", "1.000")
-    assert (rows["svd"]["points, seed 0"], rows["svd"]["points, seed 1"]) == ("-25.0 ± 3.0", "+0.0 ± 0.0")
-    assert rows["tsv"]["points, seed 1"] == ""
-    assert rows["own adapters"]["match, seed 1"] == "1.000"
-    assert not seeds_table(Run({0: found, 1: found}, {}, 12, 8), tmp_path).rows  # it has marks now
-    assert not seeds_table(Run({1: found}, {}, 12, 8), tmp_path / "nothing").rows
