@@ -103,7 +103,7 @@ class Bench:
         return self._known("own", lambda: (None, 0.0))
 
     def judged(self, what: Any, make: Callable[[], Merge]) -> Judged:
-        """What a merge gets right, made if that is neither in the cache nor to be read from the record.
+        """What a merge gets right, made if that is neither in the cache nor in the record.
 
         Parameters
         ----------
@@ -124,12 +124,14 @@ class Bench:
         key = content_key(VERSION, about)
         if self.options.measured:
             found = self._read(key, about)
+        elif (kept := self._kept(key)) is not None:
+            found = kept
         else:
             adapter, seconds = make()
             judge = self._right_of_own if what == "own" else self._right
             found = Judged(*judge(adapter), seconds, machine())
-        if self.options.keep:
-            self._write(key, about, found)
+            if self.options.keep:
+                self._write(key, about, found)
         self.machines.add(found.machine)
         return found
 
@@ -140,19 +142,38 @@ class Bench:
     def _right_of_own(self, _: Adapter | None) -> tuple[Right, Right]:
         return right_of_own(self.adapters, self.test, self.first), right_of_own(self.adapters, self.validation)
 
+    @property
+    def _wanted(self) -> dict[str, int]:
+        """How many texts of each split."""
+        return {"test": self.options.n_test, "validation": self.options.n_validation}
+
     def _read(self, key: str, about: dict[str, Any]) -> Judged:
         found = Kept(RECORD).entries.get(key)
         if found is None:
             raise SystemExit(f"{RECORD.name} has no {about}; run without --measured, with --keep to add it")
-        wanted = {"test": self.options.n_test, "validation": self.options.n_validation}
-        right = {split: _first(right_in(found[split], found[split]), n) for split, n in wanted.items()}
+        return self._judged_in(found)
+
+    def _kept(self, key: str) -> Judged | None:
+        """What the record has of these adapters and of as many texts; None if it has not."""
+        found = Kept(RECORD).entries.get(key)
+        if found is None or found["adapters"] != self._update_hash:
+            return None
+        enough = all(len(found[split][task]) >= n for split, n in self._wanted.items() for task in self.tasks)
+        return self._judged_in(found) if enough else None
+
+    def _judged_in(self, found: Mapping[str, Any]) -> Judged:
+        right = {split: _first(right_in(found[split], found[split]), n) for split, n in self._wanted.items()}
         return Judged(right["test"], right["validation"], found["seconds"], found["machine"])
+
+    @cached_property
+    def _update_hash(self) -> str:
+        return content_key([(adapter.name, update_hash(adapter)) for adapter in self.adapters])
 
     def _write(self, key: str, about: dict[str, Any], found: Judged) -> None:
         """Add to the record, unless it has the same of more texts."""
         record = Kept(RECORD)
         known = record.entries
-        adapters = content_key([(adapter.name, update_hash(adapter)) for adapter in self.adapters])
+        adapters = self._update_hash
         same = [entry for entry in known.values() if _pool_of(entry) == self._pool]
         if any(entry["adapters"] != adapters for entry in same):
             raise SystemExit(

@@ -84,6 +84,14 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
     "pseudo-x6": replace(FREE, pseudo=360, epochs=4, name="360 pseudo-texts an adapter, 4 epochs"),
     "owned": replace(FREE, owned=True, own_weight=4.0, name="a pseudo-text's own head weighs 4 times"),
     "changes": replace(FREE, match="changes", name="changes of embeddings, no heads"),
+    "changes-owned": replace(
+        FREE,
+        generic=0,
+        owned=True,
+        own_weight=OWN_ONLY,
+        match="changes",
+        name="changes of embeddings, each pseudo-text for its own adapter alone",
+    ),
     "tsv-1.4": replace(FREE, start="tsv 1.4", name="start: tsv at 1.4"),
     "pseudo-x3-1.4": replace(MORE, start="tsv 1.4", name="180 pseudo-texts an adapter, start: tsv at 1.4"),
     "regmean++": replace(FREE, start="regmean++", name="start: regmean++ on the pseudo-texts"),
@@ -95,6 +103,12 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
 WITH = {  # with texts of the tasks: what one change does to ALL
     "all": replace(ALL, name="all three, 50 texts a task"),
     **{f"own-{n}": replace(ALL, own=n, name=f"all three, {n} texts a task") for n in (8, 16, 25, 100)},
+    "changes-own": Recipe(
+        "changes of embeddings, each of 50 texts a task for its own adapter alone",
+        own=N_TEXTS,
+        own_weight=OWN_ONLY,
+        match="changes",
+    ),
     "fragments": _FRAGMENTS,
     "spliced": replace(ALL, spliced=60, name="all three, and splices of the task texts"),
     "all-x3": replace(MORE_ALL, name="120 pseudo-texts an adapter, 350 generic, fragments, twice the rate"),

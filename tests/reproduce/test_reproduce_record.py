@@ -85,10 +85,21 @@ def test_fewer_texts_do_not_replace_more(judged):
     assert len(Bench(options(measured=True, n_validation=50)).judged("x", None).validation["a"]) == 50
 
 
+def test_what_is_kept_is_not_made_again(judged):
+    first = Bench(options(keep=True)).judged("x", judged(3))
+    again = Bench(options(n_test=30)).judged("x", None)
+    assert all(np.array_equal(again.test[task], first.test[task][:30]) for task in TASKS)
+    with pytest.raises(TypeError):  # more texts are judged anew
+        Bench(options(n_test=50)).judged("x", None)
+
+
 def test_adapters_that_were_trained_elsewhere_are_not_mixed(judged, monkeypatch):
     Bench(options(keep=True)).judged("x", judged(3))
     others = make_adapters(2, ranks=2, n_modules=1, random_state=1)
     monkeypatch.setattr(bench, "adapters_of", lambda tasks, ranks, *, alike: others)
+    assert not np.array_equal(
+        Bench(options()).judged("x", judged(5)).test["a"], Bench(options(measured=True)).judged("x", None).test["a"]
+    )
     with pytest.raises(SystemExit, match=r"of adapters that were trained elsewhere.*remove it"):
         Bench(options(keep=True)).judged("y", judged(4))
     Bench(options(keep=True), tasks=["a"]).judged("y", judged(4))  # of others there is nothing to mix with
