@@ -44,9 +44,9 @@ PLAN: tuple[tuple[str, int, str], ...] = (  # methods, ranks and what is measure
     *((name, K, "untuned") for name in ("ties core", "lego svd", "ctm iso", "PEFT dare_linear_svd")),
     *((name, K, "untuned") for name in ("sce core", "breadcrumbs core", "magnitude core", "svc", "wudi", "iso cts")),
     *((name, K, "untuned") for name in ("dare core", "della core", "PEFT magnitude_prune_svd", "PEFT dare_ties_svd")),
-    *((name, K, CHOSEN) for name in ("ties core", "lego svd", "ctm iso", "PEFT dare_linear_svd")),
     *((name, k, CHOSEN) for k in (32, 8) for name in ("tsv", "svd", "lego")),
     *(("iso", k, CHOSEN) for k in (WHOLE, 8, 32)),
+    *((name, K, CHOSEN) for name in ("ties core", "lego svd", "ctm iso", "PEFT dare_linear_svd")),
 )
 METHODS = tuple(dict.fromkeys(name for name, _, _ in PLAN if name != FINAL))
 UNEQUAL = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")  # PEFT's that work on A and B
