@@ -189,7 +189,7 @@ def norm_of_merged(merged: LoraFactors, products: Products, weights: np.ndarray,
 def largest_k(merger: Any) -> Words:
     """Return what a message says of the largest k of a merger."""
     text = f"the largest k of {{}} for these adapters: {merger._rank_rule}"
-    return Words(text.format(type(merger).__name__), text.format(f"--method {merger.method}"))
+    return Words(text.format(type(merger).__name__), text.format(f"the method {merger.method}"))
 
 
 def warn_of_zeros(merger: Any, merge: Merge) -> None:
