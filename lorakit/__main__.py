@@ -1,6 +1,6 @@
-"""``python -m lorakit``: the command line where the ``lorakit`` script is not on the path."""
+"""``lorakit``, and ``python -m lorakit`` where that script is not on the path: the command line as a process."""
 
-from .cli import main
+from .cli._process import run
 
 if __name__ == "__main__":
-    main(prog_name="lorakit")
+    run()

@@ -72,7 +72,12 @@ def map_modules(task: Task[Result], X: AdapterSet, *, n_jobs: int | None, verbos
 
 
 def iter_modules(
-    task_of: Callable[[str], Task[Result]], X: AdapterSet, *, n_jobs: int | None, verbose: int
+    task_of: Callable[[str], Task[Result]],
+    X: AdapterSet,
+    *,
+    n_jobs: int | None,
+    verbose: int,
+    leave: Callable[[str, Result], Result] | None = None,
 ) -> Generator[Result, None, None]:
     """Call ``task_of(module)(X, module)`` for every module, on the engine that joblib is configured with.
 
@@ -88,6 +93,9 @@ def iter_modules(
     verbose : int
         From 1, a progress bar is drawn, unless :func:`report_progress` has somebody watch already; above 1, joblib
         writes its messages too.
+    leave : callable, optional
+        Called with a module's name and its result in a forked process that made it. It returns what travels instead,
+        such as the place in a file to which it wrote what is large.
 
     Yields
     ------
@@ -101,9 +109,10 @@ def iter_modules(
     def call_of(module: str) -> tuple[Any, ...]:
         return task_of(module), X.only(module), module, config, caller
 
+    _keep_freed_memory()  # of this process, which reads the results
     with one_thread(), _drawn(verbose) as tell:
         if (forks := _forks(n_jobs, len(modules))) > 1:
-            found = _by_forks(call_of, modules, forks)
+            found = _by_forks(call_of, modules, forks, leave)
         else:
             found = _by_joblib(call_of, modules, n_jobs, verbose if verbose > 1 else 0)
         with closing(found):
@@ -114,14 +123,18 @@ def iter_modules(
 
 
 def _by_forks(
-    call_of: Callable[[str], tuple[Any, ...]], modules: Sequence[str], workers: int
+    call_of: Callable[[str], tuple[Any, ...]],
+    modules: Sequence[str],
+    workers: int,
+    leave: Callable[[str, Any], Any] | None,
 ) -> Generator[tuple[Any, list[UserWarning]], None, None]:
     from ._forked import forked
 
     def call(i: int) -> tuple[Any, list[UserWarning]]:
         _may_fork.set(False)
         torch.set_num_threads(1)  # of MKL too, to which one_thread says nothing once this has been called for more
-        return _run(*call_of(modules[i]))
+        result, warned = _run(*call_of(modules[i]))
+        return (result if leave is None else leave(modules[i], result)), warned
 
     return forked(call, len(modules), workers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import tempfile
 import weakref
@@ -18,7 +19,13 @@ import torch
 from .adapters import Adapter, ModuleInfo, ModuleKind, Provenance
 from .exceptions import OutputError
 from .factors import LoraFactors, promoted_dtype
+from .files.safetensors import bytes_of
 from .readers import MemoryReader
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Results", "results_on_disk"]
 
@@ -77,9 +84,16 @@ class Results:
         folder = _folder.get()
         self._kept: _InMemory | _OnDisk = _InMemory() if folder is None else _OnDisk(folder)
 
-    def put(self, module: str, factors: LoraFactors) -> None:
-        """Keep one module's result."""
+    def put(self, module: str, factors: LoraFactors | Place) -> None:
+        """Keep one module's result; what :meth:`leave` has written is there already."""
         self._kept.put(module, factors)
+
+    def leave(self, factors: LoraFactors) -> LoraFactors | Place:
+        """In a process that was forked since: write a result to the file, and return what is to travel for it.
+
+        Without a file, or without locks on it, that is the result itself.
+        """
+        return self._kept.leave(factors)
 
     def pop(self, module: str) -> LoraFactors:
         """Return what was put, and forget it."""
@@ -99,18 +113,7 @@ class Results:
         return Adapter.from_reader(_DiskReader(self._kept, infos, dtype), name=name, provenance=provenance)
 
 
-class _InMemory:
-    def __init__(self) -> None:
-        self.modules: dict[str, LoraFactors] = {}
-
-    def put(self, module: str, factors: LoraFactors) -> None:
-        self.modules[module] = factors
-
-    def pop(self, module: str) -> LoraFactors:
-        return self.modules.pop(module)
-
-
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """Where a module lies in the file: A, then B."""
 
     start: int
@@ -118,23 +121,68 @@ class _Place(NamedTuple):
     shapes: tuple[torch.Size, torch.Size]
 
 
+class _InMemory:
+    def __init__(self) -> None:
+        self.modules: dict[str, LoraFactors] = {}
+
+    def put(self, module: str, factors: LoraFactors | Place) -> None:
+        assert isinstance(factors, LoraFactors)
+        self.modules[module] = factors
+
+    def leave(self, factors: LoraFactors) -> LoraFactors:
+        return factors
+
+    def pop(self, module: str) -> LoraFactors:
+        return self.modules.pop(module)
+
+
 class _OnDisk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.places: dict[str, _Place] = {}
-        self._lock = Lock()  # of the file's position: modules are read from several threads
+        self.places: dict[str, Place] = {}
+        self._lock = Lock()  # of the end of the file, and of its position: modules are read from several threads
+        self._end = memoryview(mmap.mmap(-1, 8)).cast("Q")  # memory that forked processes share, as they do the file
         with self._named_errors():
             self._file: IO[bytes] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (it lives as long as this does)
+        self._shared = _has_locks(self._file)
         weakref.finalize(self, _close, self._file)
 
-    def put(self, module: str, factors: LoraFactors) -> None:
-        with self._lock, self._named_errors():
-            start = self._file.seek(0, os.SEEK_END)
-            for factor in factors:
-                if factor.numel():
-                    self._file.write(factor.contiguous().view(torch.uint8).numpy().data)
-            self._file.flush()  # so that a full disk is noticed here
-        self.places[module] = _Place(start, factors.dtype, (factors.A.shape, factors.B.shape))
+    def put(self, module: str, factors: LoraFactors | Place) -> None:
+        self.places[module] = factors if isinstance(factors, Place) else self._written(factors)
+
+    def leave(self, factors: LoraFactors) -> LoraFactors | Place:
+        return self._written(factors) if self._shared else factors
+
+    def _written(self, factors: LoraFactors) -> Place:
+        parts = [bytes_of(factor) for factor in factors]
+        with self._named_errors():
+            start = at = self._reserved(sum(part.nbytes for part in parts))
+            for part in parts:
+                self._write_all(part, at)  # so that a full disk is noticed here
+                at += part.nbytes
+        return Place(start, factors.dtype, (factors.A.shape, factors.B.shape))
+
+    def _reserved(self, size: int) -> int:
+        """Return where to write so many bytes, which nobody else will write to."""
+        with self._lock:
+            if self._shared:  # the system takes the lock from a process that is killed
+                fcntl.lockf(self._file, fcntl.LOCK_EX)
+            start = self._end[0]
+            self._end[0] += size
+            if self._shared:
+                fcntl.lockf(self._file, fcntl.LOCK_UN)
+        return start
+
+    def _write_all(self, part: memoryview, start: int) -> None:
+        if not hasattr(os, "pwrite"):
+            with self._lock:
+                self._file.seek(start)
+                self._file.write(part)
+                self._file.flush()
+            return
+        while part.nbytes:  # at a place of its own: forked processes share the position of the file
+            done = os.pwrite(self._file.fileno(), part, start)
+            part, start = part[done:], start + done
 
     def pop(self, module: str) -> LoraFactors:
         factors = self.get(module)
@@ -158,7 +206,7 @@ class _OnDisk:
                 self._file.readinto(raw)  # type: ignore[attr-defined]
             return
         view, got = memoryview(raw), 0
-        while got < len(raw):  # at a place of its own: forked processes share the position of the file
+        while got < len(raw):  # at a place of its own, as it is written
             read = os.preadv(self._file.fileno(), [view[got:]], start + got)
             if not read:
                 raise OSError(errno.EIO, "the file is shorter than what was written to it")
@@ -174,6 +222,18 @@ class _OnDisk:
                 path=self.folder,
                 remedy="free some space, or pass another folder to results_on_disk",
             ) from error
+
+
+def _has_locks(file: IO[bytes]) -> bool:
+    """Whether processes can lock a file against one another: not on every system and file system."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        fcntl.lockf(file, fcntl.LOCK_UN)
+    except OSError:
+        return False
+    return True
 
 
 def _close(file: IO[bytes]) -> None:

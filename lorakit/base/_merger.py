@@ -189,9 +189,9 @@ class BaseMerger(Comparing, AdapterEstimator):
         def task_of(module: str) -> Any:
             return partial(worker._for_module(module)._fit_module, ks=ranks[module], **options)
 
-        merges = [Merge() for _ in mergers]
-        added = self._added_differences(X)
-        with closing(iter_modules(task_of, counted, n_jobs=self.n_jobs, verbose=self.verbose)) as merged:
+        merges, added = [Merge() for _ in mergers], self._added_differences(X)
+        how: dict[str, Any] = {"n_jobs": self.n_jobs, "verbose": self.verbose, "leave": partial(Merge.leave, merges)}
+        with closing(iter_modules(task_of, counted, **how)) as merged:
             for module, outcomes in zip(counted.module_names, merged, strict=True):
                 for merge, outcome in zip(merges, outcomes, strict=True):
                     merge.add(module, outcome)

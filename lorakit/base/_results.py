@@ -20,7 +20,7 @@ from ..exceptions import Words, ZeroMergeWarning
 from ..factors import LoraFactors
 from ..linalg import Overlap, frobenius_norm, overlap_of, residual_norm, singular_values_of_sum
 from ..provenance import Differences
-from ..results import Results
+from ..results import Place, Results
 
 Learned = dict[str, Any]
 OVERLAP = "overlap"  # entry of what a method learned at one module: a function that gives the products, no attribute
@@ -30,7 +30,7 @@ _MANY, _STRETCH, _EVERY = 1024, 64, 16  # of a factor this wide, one stretch of 
 class Outcome(NamedTuple):
     """One module merged at one rank."""
 
-    factors: LoraFactors
+    factors: LoraFactors | Place  # the latter from a process that has written them to where results are kept
     learned: Learned
     norms: np.ndarray  # (1 + n_adapters,): of the merged update, then of each adapter's; empty unless scale='match'
     zero: bool  # whether the merged update is zero
@@ -76,6 +76,12 @@ class Merge:
             # What was made among a module's matrices would lie between them when they are freed, and keep the space
             # from being used for larger ones, more of it with every module.
             self.learned.setdefault(key, {})[module] = value.copy() if isinstance(value, np.ndarray) else value
+
+    @staticmethod
+    def leave(merges: Sequence[Merge], _: str, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Write the factors of one module to where the results of merges are kept, in a process forked since."""
+        pairs = zip(merges, outcomes, strict=True)
+        return [made._replace(factors=merge.results.leave(made.factors)) for merge, made in pairs]  # type: ignore[arg-type]
 
     def factor(self) -> dict[str, float]:
         """Return the smallest, the median and the largest factor that ``scale`` came to, to six digits."""
@@ -189,7 +195,7 @@ def norm_of_merged(merged: LoraFactors, products: Products, weights: np.ndarray,
 def largest_k(merger: Any) -> Words:
     """Return what a message says of the largest k of a merger."""
     text = f"the largest k of {{}} for these adapters: {merger._rank_rule}"
-    return Words(text.format(type(merger).__name__), text.format(f"--method {merger.method}"))
+    return Words(text.format(type(merger).__name__), text.format(f"the method {merger.method}"))
 
 
 def warn_of_zeros(merger: Any, merge: Merge) -> None:

@@ -95,7 +95,13 @@ class BaseTransformer(AdapterEstimator):
         self._validate_params()
         task = partial(self._transform_module, prepared=self._prepare(X), seed=self._seed())
         made = [Results() for _ in X]
-        with closing(iter_modules(lambda module: task, X, n_jobs=self.n_jobs, verbose=self.verbose)) as changed:
+
+        def leave(module: str, updates: list[Any]) -> list[Any]:
+            given = zip(X, made, updates, strict=True)
+            return [kept.leave(update) if module in adapter else update for adapter, kept, update in given]
+
+        how: dict[str, Any] = {"n_jobs": self.n_jobs, "verbose": self.verbose, "leave": leave}
+        with closing(iter_modules(lambda module: task, X, **how)) as changed:
             for module, updates in zip(X.module_names, changed, strict=True):
                 for adapter, results, update in zip(X, made, updates, strict=True):
                     if module in adapter:

@@ -3,6 +3,7 @@
 
     python tests/benchmarks/job.py FOLDER --page docs/results/performance.rst
     python tests/benchmarks/job.py FOLDER --layers 1 --runs 2      # a minute
+    python tests/benchmarks/job.py FOLDER --only ceiling           # one of: start, job, ceiling, parts
 
 FOLDER takes the adapters, as in ``speed.py``. Every command is a fresh process; runs are interleaved and their medians
 count, because ratios of one run are what carries over. The floor reads, casts and writes the same files with
@@ -38,6 +39,7 @@ from lorakit.files import digests
 from lorakit.io.formats import record
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "adapters"
+SMALL = [EXAMPLES / name for name in ("langid", "icd10")]
 METHODS: dict[str, dict[str, Any]] = {  # options of the command line beyond the default; the first is the default
     "tsv": {},
     "svd": {"k": 32},
@@ -75,14 +77,23 @@ class Process(NamedTuple):
 
 def run(command: Sequence[str], threads: int) -> Process:
     """Run a command to its end."""
+    return run_together([command], threads)
+
+
+def run_together(commands: Sequence[Sequence[str]], threads: int) -> Process:
+    """Run commands at the same time, until the last one ends."""
     env = os.environ | dict.fromkeys(THREADS, str(threads))
-    began = time.perf_counter()
-    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) as process:
+    began, cpu = time.perf_counter(), 0.0
+    started = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for command in commands]
+    for process in started:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed")
-    return Process(time.perf_counter() - began, used.ru_utime + used.ru_stime)
+        cpu += used.ru_utime + used.ru_stime
+    wall = time.perf_counter() - began
+    for process, command in zip(started, commands, strict=True):
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed")
+    return Process(wall, cpu)
 
 
 def medians(jobs: Mapping[str, Callable[[], Process]], runs: int) -> dict[str, Process]:
@@ -98,14 +109,14 @@ def medians(jobs: Mapping[str, Callable[[], Process]], runs: int) -> dict[str, P
 def start_up(out: Path, runs: int) -> Table:
     """What commands take on next to nothing, against importing torch."""
     python = [sys.executable]
-    two = [str(EXAMPLES / name) for name in ("langid", "icd10")]
+    two = list(map(str, SMALL))
     commands = {
         'python -c "import torch"': [*python, "-c", "import torch"],
         "lorakit methods": [*python, "-m", "lorakit", "methods"],
         "lorakit inspect A": [*python, "-m", "lorakit", "inspect", two[0]],
         "lorakit inspect A B": [*python, "-m", "lorakit", "inspect", *two],
         "lorakit diff A A": [*python, "-m", "lorakit", "diff", two[0], two[0]],
-        "lorakit merge A B": [*python, "-m", "lorakit", "merge", *two, "-o", str(out), "--overwrite"],
+        "lorakit merge A B": small_merge(out),
     }
     found = medians({name: lambda c=c: run(c, 1) for name, c in commands.items()}, runs)
     base = next(iter(found.values()))
@@ -125,6 +136,11 @@ def merge_command(method: str, paths: Sequence[Path], out: Path, jobs: int | Non
     for name, value in options.items():
         command += ["-p", f"{name}={value}"]
     return command + ([] if jobs is None else ["-j", str(jobs)])
+
+
+def small_merge(out: Path) -> list[str]:
+    """The command line of a merge of next to nothing."""
+    return [sys.executable, "-m", "lorakit", "merge", *map(str, SMALL), "-o", str(out), "--overwrite"]
 
 
 def floor(paths: Sequence[Path], ranks: Sequence[int], out: Path) -> dict[int, Process]:
@@ -147,7 +163,7 @@ def floor(paths: Sequence[Path], ranks: Sequence[int], out: Path) -> dict[int, P
     return found
 
 
-def whole_jobs(paths: Sequence[Path], out: Path, runs: int, empty: Process) -> Table:
+def whole_jobs(paths: Sequence[Path], out: Path, runs: int) -> Table:
     """Every method on the command line, on one core and on all, above what a small merge takes."""
     ranks = {m: METHODS[m].get("k") or sum(max(a.ranks) for a in load_adapters(paths)) for m in METHODS}
     least = floor(paths, sorted(set(ranks.values())), out.parent / "floor.safetensors")
@@ -156,7 +172,8 @@ def whole_jobs(paths: Sequence[Path], out: Path, runs: int, empty: Process) -> T
         for m in METHODS
         for j in (1, None)
     }
-    found = medians(jobs, runs)
+    found = medians({"small": lambda: run(small_merge(out), 1)} | jobs, runs)
+    empty = found["small"]
     rows = []
     for m in METHODS:
         base = least[ranks[m]]
@@ -169,6 +186,37 @@ def whole_jobs(paths: Sequence[Path], out: Path, runs: int, empty: Process) -> T
     titles = ("method", "rank", "floor, s", "-j 1: wall", "CPU", f"{usable_cores()} cores: wall", "CPU")
     ratios = ("x floor, -j 1, CPU", "x floor, all, wall", "speed-up", "above start-up")
     return Table("job", titles + ratios, rows)
+
+
+def ceiling(paths: Sequence[Path], out: Path, runs: int) -> Table:
+    """What the machine has to give: the default method in two processes that know nothing of one another."""
+    first, second = out.with_name("first"), out.with_name("second")
+    outs, method = (first, second), next(iter(METHODS))
+    jobs = {
+        "small": lambda: run(small_merge(first), 1),
+        "two small": lambda: run_together([small_merge(own) for own in outs], 1),
+        "-j 1": lambda: run(merge_command(method, paths, first, 1), 1),
+        "-j 2": lambda: run(merge_command(method, paths, first, 2), 1),
+        "two with -j 1": lambda: run_together([merge_command(method, paths, own, 1) for own in outs], 1),
+    }
+    found = medians(jobs, runs)
+    one, start = found["-j 1"].wall, found["small"].wall
+    rows = [
+        ["-j 1", f"{one:.2f}", f"{found['-j 1'].cpu:.2f}", "", ""],
+        *(
+            [name, f"{took.wall:.2f}", f"{took.cpu:.2f}", f"{n * one / took.wall:.2f}", f"{above:.2f}"]
+            for name, took, n, above in (
+                ("-j 2", found["-j 2"], 1, (one - start) / (found["-j 2"].wall - start)),
+                (
+                    "two with -j 1 at a time",
+                    found["two with -j 1"],
+                    2,
+                    2 * (one - start) / (found["two with -j 1"].wall - found["two small"].wall),
+                ),
+            )
+        ),
+    ]
+    return Table("ceiling", ("jobs of the default method", "wall s", "CPU s", "speed-up", "above start-up"), rows)
 
 
 class Clock:
@@ -261,6 +309,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--part-layers", type=int, default=4, help="layers on which the parts are timed")
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", choices=["start", "job", "ceiling", "parts"], help="measure this alone")
     parser.add_argument("--page", type=Path)
     options = parser.parse_args()
     before = os.getloadavg()[0]
@@ -268,13 +317,16 @@ def main() -> None:
     few = make(options.folder, adapters=8, layers=min(options.part_layers, options.layers))
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         out = Path(scratch, "merged")
-        start = start_up(out, 2 * options.runs)
-        empty = Process(float(start.rows[-1][1]), float(start.rows[-1][2]))
-        tables = [start, whole_jobs(paths, out, options.runs, empty), *parts(few, out, options.runs)]
-    load = Table(
-        "load", ("", "processes that ran"), [["before", f"{before:.1f}"], ["after", f"{os.getloadavg()[0]:.1f}"]]
-    )
-    publish([*tables, load], options.page)
+        measured: dict[str, Callable[[], list[Table]]] = {
+            "start": lambda: [start_up(out, 2 * options.runs)],
+            "job": lambda: [whole_jobs(paths, out, options.runs)],
+            "ceiling": lambda: [ceiling(paths, out, options.runs)],
+            "parts": lambda: parts(few, out, options.runs),
+        }
+        chosen = measured if options.only is None else [options.only]
+        tables = list(chain.from_iterable(measured[name]() for name in chosen))
+    rows = [["before", f"{before:.1f}"], ["after", f"{os.getloadavg()[0]:.1f}"]]
+    publish([*tables, Table("load", ("", "processes that ran"), rows)], options.page)
     print(machine())
 
 

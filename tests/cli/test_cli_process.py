@@ -36,6 +36,16 @@ def interrupt(file):
     for _ in range(1000): pass
 lorakit.files.atomic._settle = interrupt
 {START}"""
+KILLED_WRITING = f"""
+import os, signal, sys
+parent, true = os.getpid(), os.pwrite
+def killed(file, part, start):
+    if os.getpid() != parent:
+        true(file, part[: part.nbytes // 2], start)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return true(file, part, start)
+os.pwrite = killed
+{START}"""
 
 
 def heed_sigint():
@@ -94,6 +104,17 @@ def test_interrupted_while_writing(process, contents, tasks, tmp_path):
     done = process(*args, code=130, script=INTERRUPT_WRITING, preexec_fn=heed_sigint)
     assert done.stderr.strip() == "lorakit: interrupted"
     assert contents(tmp_path) == before  # no temporary is left
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="nothing is forked elsewhere")
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_worker_killed_while_it_writes_leaves_nothing(process, contents, tasks, tmp_path, replaced):
+    before = contents(tmp_path)
+    args = ("-o", tasks[0], "--overwrite") if replaced else ("-o", tmp_path / "out")
+    done = process("merge", *tasks, *args, "--jobs", 2, code=2, script=KILLED_WRITING)
+    assert "a process that worked on some of the modules was ended by the signal SIGKILL" in done.stderr
+    assert "pass --jobs 1" in done.stderr
+    assert contents(tmp_path) == before
 
 
 def test_reader_that_goes_away(process):

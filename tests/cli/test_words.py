@@ -140,7 +140,7 @@ def test_warnings_and_errors_of_runs(lorakit_, tasks, equal_tasks, tmp_path):
     ]
     for args, code, words in (
         (("merge", *tasks, "-m", "average"), 2, "--method lego, svd and concat"),
-        (("merge", *tasks, "-m", "svd", "-k", 900), 2, "-k 900 is above 20, the largest k of --method svd"),
+        (("merge", *tasks, "-m", "svd", "-k", 900), 2, "-k 900 is above 20, the largest k of the method svd"),
         (("merge", tasks[0], tmp_path / "renamed"), 2, "lorakit fit BASE ADAPTER --rename OUT"),
         (("merge", *tasks, "-w", "1,-1,1", "-m", "ties"), 2, "law/:0.7 medicine/:-0.3"),
         (("merge", *equal_tasks, "-m", "fisher"), 2, "--method average"),
