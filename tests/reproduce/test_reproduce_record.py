@@ -122,7 +122,7 @@ def test_seeds_are_averaged_text_by_text():
     assert mean_and_error([mean.test["a"]])[0] == pytest.approx(np.mean([m.test["a"].mean() for m in made]))
 
 
-@pytest.mark.parametrize("table", ["without", "with", "fresh", "seeds", "some"])
+@pytest.mark.parametrize("table", ["methods", "without", "with", "fresh", "seeds", "limits"])
 def test_the_page_has_what_is_recorded(table, monkeypatch, tmp_path):
     """The command below each table, on the record alone, writes the same table."""
     text = PAGE.read_text(encoding="utf-8")
