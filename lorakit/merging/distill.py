@@ -77,7 +77,9 @@ class DistillMerger(BaseMerger):
         counts in the directions in which that adapter changes them, by the metric
         :math:`C_i / \mathrm{mean}\, d^T C_i d`, with :math:`C_i` the second moments of its changes d, so that the
         base model has a loss of 1. There is no temperature. The merge agrees where it is nearer to the adapter than
-        half of the change.
+        half of the change. Give each input an owner and a high ``own_weight``, such as 1e9: what adapters change in
+        an input of no task, or of another's, contradicts itself, and a merge that was trained on it was worse than its
+        start.
     targets : Targets, default=None
         What :func:`lorakit.collect_targets` returned for these inputs. It may have more adapters than are merged. None
         collects them in ``fit``; a search over parameters does that once for each candidate.

@@ -1,8 +1,12 @@
 """Measurements kept with the scripts: what is used again, what is not mixed, what is reported without a model."""
 
 import json
+import re
 import sys
+from pathlib import Path
 
+import language_model
+import language_papers
 import language_runs
 import measured
 import numpy as np
@@ -108,3 +112,15 @@ def test_reporting_needs_a_file_of_the_texts_that_are_asked_for(tiny, monkeypatc
         run("x", options(monkeypatch, "--measured", "--n-test", "13"), lambda bench: iter(()))
     with pytest.raises(SystemExit):
         options(monkeypatch, "--measured", "--keep")
+
+
+@pytest.mark.parametrize("experiment", [language_model, language_papers], ids=lambda module: module.__name__)
+def test_the_pages_have_what_is_kept(experiment, monkeypatch, tmp_path):
+    """The command below the tables, on what is kept alone, writes the same tables."""
+    name = experiment.__name__
+    text = (Path(__file__).resolve().parents[2] / "docs" / "results" / f"{name}.rst").read_text(encoding="utf-8")
+    page = tmp_path / f"{name}.rst"
+    page.write_text(re.sub(r"(\.\. begin (\S+)\n).*?(\.\. end \2\n)", r"\1\n\3", text, flags=re.S), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--measured", "--page", str(page)])
+    experiment.main()
+    assert page.read_text(encoding="utf-8") == text
