@@ -180,7 +180,7 @@ def limits(bench: Bench, report: Report) -> None:
         "Other ranks, numbers and kinds of adapters: what is kept by tsv with scale='match', by a merge that was "
         f"trained from it on generic texts and {MORE.pseudo} pseudo-texts an adapter, and by one that was trained from "
         f"tsv at 1.4 times the adapters' norm; {n} test texts a task (after the first {bench.first}). Gained: over "
-        "tsv, and over the usual start, in points with the standard error over texts."
+        "tsv, and over the start at 1, in points with the standard error over texts."
     )
     titles = ["adapters", "kind", "k", "tsv, match", "trained", "gained", "start: tsv at 1.4", "gained", "seconds"]
     report.tables.append(Table("distill-limits", titles, rows, caption, machine=bench.machine))
