@@ -60,9 +60,8 @@ class DistillMerger(BaseMerger):
         Rank of the result, as ``start`` takes it. None is the rank of ``start``, by default the sum of the ranks.
     start : merger or Adapter, default=None
         Makes the factors that training starts from. It is cloned, and takes ``k``, ``weights``, ``n_jobs`` and
-        ``device`` from here. None: :class:`TSVMerger`, at 1.4 times the adapters' mean norm in each module where it
-        comes out longer than that. An Adapter, such as a merge that was trained at a higher rank, is cut to ``k``, an
-        int or None, and trained on.
+        ``device`` from here. None: :class:`TSVMerger`, in no module longer than 1.4 mean norms of the adapters. An
+        Adapter, such as a merge that was trained at a higher rank, is cut to ``k``, an int or None, and trained on.
     model : torch.nn.Module or callable
         The base model, or a function of no arguments that loads it, as for :class:`~lorakit.MultiTaskScorer`. It is
         not changed. Clones share it.
@@ -77,9 +76,8 @@ class DistillMerger(BaseMerger):
         counts in the directions in which that adapter changes them, by the metric
         :math:`C_i / \mathrm{mean}\, d^T C_i d`, with :math:`C_i` the second moments of its changes d, so that the
         base model has a loss of 1. There is no temperature. The merge agrees where it is nearer to the adapter than
-        half of the change. Give each input an owner and a high ``own_weight``, such as 1e9: what adapters change in
-        an input of no task, or of another's, contradicts itself, and a merge that was trained on it was worse than its
-        start.
+        half of the change. Give each input an owner and a high ``own_weight``, such as 1e9: what several adapters
+        change in one input contradicts itself.
     targets : Targets, default=None
         What :func:`lorakit.collect_targets` returned for these inputs. It may have more adapters than are merged. None
         collects them in ``fit``; a search over parameters does that once for each candidate.
