@@ -100,8 +100,8 @@ class BaseTransformer(AdapterEstimator):
             given = zip(X, made, updates, strict=True)
             return [kept.leave(update) if module in adapter else update for adapter, kept, update in given]
 
-        how: dict[str, Any] = {"n_jobs": self.n_jobs, "verbose": self.verbose, "leave": leave}
-        with closing(iter_modules(lambda module: task, X, **how)) as changed:
+        loop = iter_modules(lambda module: task, X, n_jobs=self.n_jobs, verbose=self.verbose, leave=leave)
+        with closing(loop) as changed:
             for module, updates in zip(X.module_names, changed, strict=True):
                 for adapter, results, update in zip(X, made, updates, strict=True):
                     if module in adapter:

@@ -200,21 +200,17 @@ def ceiling(paths: Sequence[Path], out: Path, runs: int) -> Table:
         "two with -j 1": lambda: run_together([merge_command(method, paths, own, 1) for own in outs], 1),
     }
     found = medians(jobs, runs)
-    one, start = found["-j 1"].wall, found["small"].wall
+    one, start = found["-j 1"], found["small"].wall
+
+    def row(name: str, of: str, n: int, empty: float) -> list[str]:
+        took = found[of]
+        ratios = n * one.wall / took.wall, n * (one.wall - start) / (took.wall - empty)
+        return [name, f"{took.wall:.2f}", f"{took.cpu:.2f}", *(f"{ratio:.2f}" for ratio in ratios)]
+
     rows = [
-        ["-j 1", f"{one:.2f}", f"{found['-j 1'].cpu:.2f}", "", ""],
-        *(
-            [name, f"{took.wall:.2f}", f"{took.cpu:.2f}", f"{n * one / took.wall:.2f}", f"{above:.2f}"]
-            for name, took, n, above in (
-                ("-j 2", found["-j 2"], 1, (one - start) / (found["-j 2"].wall - start)),
-                (
-                    "two with -j 1 at a time",
-                    found["two with -j 1"],
-                    2,
-                    2 * (one - start) / (found["two with -j 1"].wall - found["two small"].wall),
-                ),
-            )
-        ),
+        ["-j 1", f"{one.wall:.2f}", f"{one.cpu:.2f}", "", ""],
+        row("-j 2", "-j 2", 1, start),
+        row("two with -j 1 at a time", "two with -j 1", 2, found["two small"].wall),
     ]
     return Table("ceiling", ("jobs of the default method", "wall s", "CPU s", "speed-up", "above start-up"), rows)
 

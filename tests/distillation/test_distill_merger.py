@@ -94,7 +94,9 @@ def test_one_adapter_is_kept(X):
 
 def test_reordered_adapters_give_the_same_result(X):
     straight, turned = merger().fit(X), merger().fit(X[[2, 0, 1]])
-    assert relative_error(turned.merged_, straight.merged_) < 1e-7  # AdamW magnifies round-off of small gradients
+    for module, factors in straight.merged_.items():  # densely: relative_error sees half of the digits
+        expected = factors.delta()
+        assert torch.linalg.norm(turned.merged_[module].delta() - expected) < 1e-9 * torch.linalg.norm(expected)
     np.testing.assert_allclose(turned.loss_curve_, straight.loss_curve_, rtol=1e-9)
 
 

@@ -6,12 +6,18 @@ import torch
 
 from lorakit import Adapter, AdapterSet, TSVMerger
 from lorakit.merging._start import LONGEST, usual_start
-from lorakit.metrics import relative_error
 from lorakit.testing import make_adapters
 
 
 def norms(adapter):
     return np.array([float(torch.linalg.norm(adapter[module].delta())) for module in sorted(adapter)])
+
+
+def error(adapter, expected):
+    """The relative error of a module, the largest, computed densely: thin factors see half of the digits."""
+    deltas = {module: factors.delta() for module, factors in expected.items()}
+    off = [torch.linalg.norm(adapter[m].delta() - delta) / torch.linalg.norm(delta) for m, delta in deltas.items()]
+    return float(max(off))
 
 
 @pytest.fixture(scope="module")
@@ -23,18 +29,18 @@ def test_several_adapters_that_differ_start_at_the_longest(X):
     start = usual_start().fit(X).merged_
     np.testing.assert_allclose(norms(start), LONGEST * np.mean([norms(adapter) for adapter in X], axis=0))
     direction = TSVMerger(scale="match", scale_target=LONGEST).fit(X).merged_
-    assert relative_error(start, direction) < 1e-12
+    assert error(start, direction) < 1e-12
 
 
 def test_one_adapter_starts_as_it_is(X):
-    assert relative_error(usual_start().fit(X[:1]).merged_, X[0]) < 1e-12
+    assert error(usual_start().fit(X[:1]).merged_, X[0]) < 1e-12
 
 
 def test_copies_start_as_long_as_each(X):
     copies = AdapterSet(Adapter(dict(X[0].items()), name=name) for name in "abc")
     start = usual_start().fit(copies).merged_
     np.testing.assert_allclose(norms(start), norms(X[0]))
-    assert relative_error(start, X[0]) < 1e-9
+    assert error(start, X[0]) < 1e-9
 
 
 def test_a_merge_that_comes_out_shorter_is_not_made_longer():
@@ -47,4 +53,4 @@ def test_a_merge_that_comes_out_shorter_is_not_made_longer():
     X = AdapterSet([first, second])
     own = TSVMerger().fit(X).merged_
     assert norms(own)[0] < LONGEST * np.mean([norms(adapter)[0] for adapter in X])
-    assert relative_error(usual_start().fit(X).merged_, own) < 1e-12
+    assert error(usual_start().fit(X).merged_, own) < 1e-12

@@ -9,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
-from ..._few import few
 from ...adapters import Adapter
 
 
@@ -119,10 +118,6 @@ class Server(NamedTuple):
 
 def no_rules(file: WrittenFile, check: ServerCheck) -> None:
     """Say nothing: the program loads every file of the format as it is meant."""
-
-
-def some(names: list[str]) -> str:
-    return few(names, 2)
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:

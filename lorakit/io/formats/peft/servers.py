@@ -22,8 +22,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ...._few import few
 from .._padding import SERVER_RANKS
-from .._servers import Server, ServerCheck, WrittenFile, no_rules, some
+from .._servers import Server, ServerCheck, WrittenFile, no_rules
 
 _LAYER = re.compile(r"layers\.(\d+)\.")
 _ATTENTION, _MLP = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
@@ -40,14 +41,14 @@ def _vllm(file: WrittenFile, check: ServerCheck) -> None:
         check.setting = f"--max-lora-rank {room}"
     other = sorted(set(file.extra_weights) - {"classifier", "score"})
     if other:
-        check.refuse(f"takes no modules_to_save but classifier and score: {some(other)}")
+        check.refuse(f"takes no modules_to_save but classifier and score: {few(other, 2)}")
     if file.biases:  # parse_fine_tuned_lora_name
-        check.refuse(f"takes no biases beside B (lora_bias): {some(file.biases)}")
+        check.refuse(f"takes no biases beside B (lora_bias): {few(file.biases, 2)}")
     if file.kinds("conv"):
-        check.refuse(f"has LoRA for linear layers and embeddings, not for convolutions: {some(file.kinds('conv'))}")
+        check.refuse(f"has LoRA for linear layers and embeddings, not for convolutions: {few(file.kinds('conv'), 2)}")
     for kind in ("embedding", "expert"):
         if file.kinds(kind):
-            check.notes.append(f"only for models whose {kind}s take LoRA: {some(file.kinds(kind))}")
+            check.notes.append(f"only for models whose {kind}s take LoRA: {few(file.kinds(kind), 2)}")
     if file.config.get("rank_pattern") or file.config.get("alpha_pattern"):
         check.notes.append("older versions ignore rank_pattern and alpha_pattern: for these use --layout portable")
 
@@ -59,17 +60,17 @@ def _sglang(file: WrittenFile, check: ServerCheck) -> None:
         check.refuse("takes no regular expression as target_modules: expects full paths, which a list has")
     uneven = [module for module, rank in file.ranks.items() if rank != file.r]
     if uneven:
-        check.refuse(f"takes one rank for all modules, r={file.r:g}: {some(uneven)}; write it with --layout portable")
+        check.refuse(f"takes one rank for all modules, r={file.r:g}: {few(uneven, 2)}; write it with --layout portable")
     _one_scale(file, check, lambda _: file.alpha / file.r, "computes every scale as lora_alpha / r")
     if file.kinds("conv"):
-        check.refuse(f"has no LoRA for convolutions: {some(file.kinds('conv'))}")
+        check.refuse(f"has no LoRA for convolutions: {few(file.kinds('conv'), 2)}")
     outside = [
         module
         for module in file.kinds("linear")
         if not _LAYER.search(module + ".") and not {"embed_tokens", "lm_head"} & set(module.split("."))
     ]
     if outside:
-        check.mistake(f"leaves out modules that are not named like layers.0.x: {some(outside)}")
+        check.mistake(f"leaves out modules that are not named like layers.0.x: {few(outside, 2)}")
     for stem, leaves in _by_stem(file.ranks).items():
         if "q_proj" in leaves and "v_proj" not in leaves:
             check.refuse(f"needs v_proj where q_proj is: {stem}.q_proj")
@@ -81,13 +82,13 @@ def _sglang(file: WrittenFile, check: ServerCheck) -> None:
         if leaf in leaves and needed not in leaves
     ]
     if alone:
-        check.mistake(f"leaves out k_proj and v_proj without q_proj, and up_proj without gate_proj: {some(alone)}")
+        check.mistake(f"leaves out k_proj and v_proj without q_proj, and up_proj without gate_proj: {few(alone, 2)}")
     if file.extra_weights:
-        check.mistake(f"leaves out modules_to_save: {some(file.extra_weights)}")
+        check.mistake(f"leaves out modules_to_save: {few(file.extra_weights, 2)}")
     if file.biases:
-        check.mistake(f"has no place for biases beside B (lora_bias): {some(file.biases)}")
+        check.mistake(f"has no place for biases beside B (lora_bias): {few(file.biases, 2)}")
     if file.kinds("expert"):
-        check.notes.append(f"only for models whose experts take LoRA: {some(file.kinds('expert'))}")
+        check.notes.append(f"only for models whose experts take LoRA: {few(file.kinds('expert'), 2)}")
     check.setting = f"--max-lora-rank {file.rank}, or this adapter among its --lora-paths"
 
 
@@ -99,7 +100,7 @@ def _tgi(file: WrittenFile, check: ServerCheck) -> None:
     if outside:
         check.mistake(
             "leaves out modules that are not named like model.layers.0.self_attn.q_proj or model.layers.0.mlp.up_proj: "
-            f"{some(outside)}"
+            f"{few(outside, 2)}"
         )
 
 
@@ -108,7 +109,7 @@ def _lorax(file: WrittenFile, check: ServerCheck) -> None:
     _stacked(file, check)
     for kind in ("conv", "embedding", "expert"):
         if file.kinds(kind):
-            check.mistake(f"leaves out everything but linear layers: {some(file.kinds(kind))}")
+            check.mistake(f"leaves out everything but linear layers: {few(file.kinds(kind), 2)}")
 
 
 def _stacked(file: WrittenFile, check: ServerCheck) -> None:
@@ -121,7 +122,7 @@ def _stacked(file: WrittenFile, check: ServerCheck) -> None:
         layers[kind] |= {int(number) for number in _LAYER.findall(module + ".")}
     uneven = sorted(kind for kind, found in ranks.items() if len(found) > 1)
     if uneven:
-        check.refuse(f"takes one rank for all layers of a kind: {some(uneven)}; write it with --layout portable")
+        check.refuse(f"takes one rank for all layers of a kind: {few(uneven, 2)}; write it with --layout portable")
 
     def scale(r: float) -> float:
         return file.alpha / (math.sqrt(r) if file.rslora else r)
@@ -130,7 +131,7 @@ def _stacked(file: WrittenFile, check: ServerCheck) -> None:
     n_layers = 1 + max((number for found in layers.values() for number in found), default=-1)
     gaps = sorted(kind for kind, found in layers.items() if len(found) < n_layers)
     if n_layers and gaps:
-        check.mistake(f"leaves out a kind of layer that is not in all {n_layers} layers: {some(gaps)}")
+        check.mistake(f"leaves out a kind of layer that is not in all {n_layers} layers: {few(gaps, 2)}")
     elif n_layers:
         check.notes.append("leaves out a kind of layer that is not in every layer of the model")
     if check.loads == "yes":
@@ -143,12 +144,12 @@ def _stacked(file: WrittenFile, check: ServerCheck) -> None:
         if wrong:
             check.mistake(
                 "pads ranks to 8 or a multiple of 16, and takes a padded rank for the scale of the kinds of layer "
-                f"after it: {some(wrong)}; write it with --pad-to {_padded(file.rank)}"
+                f"after it: {few(wrong, 2)}; write it with --pad-to {_padded(file.rank)}"
             )
     if file.extra_weights:
-        check.mistake(f"leaves out modules_to_save: {some(file.extra_weights)}")
+        check.mistake(f"leaves out modules_to_save: {few(file.extra_weights, 2)}")
     if file.biases:  # map_weights_for_model takes A and B
-        check.mistake(f"leaves out biases beside B (lora_bias): {some(file.biases)}")
+        check.mistake(f"leaves out biases beside B (lora_bias): {few(file.biases, 2)}")
 
 
 def _padded(rank: int) -> int:
@@ -161,11 +162,11 @@ def _llama_cpp(file: WrittenFile, check: ServerCheck) -> None:
     _one_scale(file, check, lambda module: file.alpha / file.ranks[module], "computes every scale as lora_alpha / rank")
     for kind in ("conv", "expert"):
         if file.kinds(kind):
-            check.refuse(f"has no LoRA for layers of the kind {kind!r}: {some(file.kinds(kind))}")
+            check.refuse(f"has no LoRA for layers of the kind {kind!r}: {few(file.kinds(kind), 2)}")
     if file.extra_weights:
-        check.refuse(f"stops at modules_to_save: {some(file.extra_weights)}")
+        check.refuse(f"stops at modules_to_save: {few(file.extra_weights, 2)}")
     if file.biases:
-        check.refuse(f"stops at biases beside B (lora_bias): {some(file.biases)}")
+        check.refuse(f"stops at biases beside B (lora_bias): {few(file.biases, 2)}")
     if not file.config.get("base_model_name_or_path"):
         check.setting = "--base FOLDER"
         check.notes.append("needs the config of the base model, whose name the adapter lacks")
@@ -174,7 +175,7 @@ def _llama_cpp(file: WrittenFile, check: ServerCheck) -> None:
 def _one_scale(file: WrittenFile, check: ServerCheck, rule: Callable[[str], float], what: str) -> None:
     wrong = file.of_scale(rule)
     if wrong:
-        check.mistake(f"{what}, which is wrong for {some(wrong)}; write it again with lorakit convert")
+        check.mistake(f"{what}, which is wrong for {few(wrong, 2)}; write it again with lorakit convert")
 
 
 def _ranks_of(config: Mapping[str, Any]) -> list[float]:
