@@ -33,7 +33,7 @@ LONGER = {
     "more-1.4": replace(MORE, start="tsv 1.4", name="multi-head, generic and pseudo-texts, tsv at 1.4"),
     "more-all": MORE_ALL,
     "more-all-1.4": replace(MORE_ALL, start="tsv 1.4", name="multi-head, all three and fragments, tsv at 1.4"),
-    # what five minutes of two cores allow
+    # what ten minutes of one core allow
     "most-free": replace(
         MORE,
         pseudo=360,
