@@ -8,6 +8,8 @@ How much of twelve adapters that began apart is kept by a merge whose factors we
     python examples/reproduce/distill.py                     # the methods at rank 16
     python examples/reproduce/distill.py --parts longer      # longer trainings
     python examples/reproduce/distill.py --parts limits      # ranks, numbers of adapters, mixed ranks
+    python examples/reproduce/distill.py --parts starts      # few adapters, from two starts
+    python examples/reproduce/distill.py --parts tasks       # what is kept of each task
     python examples/reproduce/distill.py --parts choice      # kinds and numbers of texts, starts: validation and test
     python examples/reproduce/distill.py --parts agreement   # how well the score without labels chooses
 
@@ -20,39 +22,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-from adapters import at_norm
 from backbones import MINILM
 from bench import FIRST, RECORD, Bench, Judged, averaged
+from distill_agreement import agreement
 from drawing import panels, save, tidy
 from entrants import batches_of, grams_of
-from evaluation import Evaluator
-from multi_head import Recipe, agreement_scorer, merge, once
+from multi_head import Recipe, merge, once
 from peft_merges import peft_merge
-from recipes import GROUPS, LIMITS, LONGER, MORE, N_TEXTS, RECIPES
+from recipes import GROUPS, LIMITS, LONGER, MORE, N_TEXTS, RECIPES, STARTS
 from report import Report, Table, kept_options, mean_spread, parse, parser, progress, seeds
-from scipy.stats import spearmanr
 from tasks import TRAINED, UNSEEN, USUAL
 
-from lorakit import Adapter, IsoMerger, LegoMerger, RegMeanMerger, RegMeanPlusMerger, SVDMerger, TiesMerger, TSVMerger
-from lorakit.base import BaseMerger
+from lorakit import Adapter, RegMeanMerger, RegMeanPlusMerger, SVDMerger, TSVMerger
 
 START = "tsv, match"
+BY_TASK = ("more-1.4", "default", "default-best")
 # Tasks of which adapters are taken: all that are asked for otherwise
 POOLS = {"two": USUAL[:2], "four": USUAL[:4], "alike": USUAL[:4], "sixteen": (*TRAINED, *UNSEEN)}
 RANKS = {"mixed": dict.fromkeys(USUAL[0::3], 4) | dict.fromkeys(USUAL[1::3], 16)}  # of the adapters; 8 otherwise
 ABOUT = {"alike": "began alike", "mixed": "of ranks 4, 8, 16"}  # of pools: what is unlike the others
-CHOSEN_BY = Recipe("", generic=150, pseudo=15)  # texts of the score without labels
-LABELLED = 20  # texts to choose by instead
-METHODS: dict[str, BaseMerger] = {
-    "svd": SVDMerger(),
-    "tsv": TSVMerger(),
-    "iso": IsoMerger(),
-    "ties core": TiesMerger(space="core"),
-    "lego": LegoMerger(random_state=0),
-}
-NORMS = (0.7, 1.0, 1.4, 1.8)
-CHOSEN_RANKS = (8, 16)
 
 
 def main() -> None:
@@ -63,6 +51,8 @@ def main() -> None:
         "methods": methods,
         "longer": longer,
         "limits": limits,
+        "starts": starts,
+        "tasks": tasks,
         "choice": choice,
         "agreement": agreement,
     }
@@ -159,31 +149,64 @@ def longer(bench: Bench, report: Report) -> None:
 
 
 def limits(bench: Bench, report: Report) -> None:
-    """Ranks and numbers of adapters, from both starts."""
+    """Ranks, numbers and kinds of adapters."""
     rows = []
-    for name in dict.fromkeys(name.removesuffix("-1.4") for name in report.options.limits):
-        few = Bench(report.options, bench.first, POOLS.get(name), RANKS.get(name), alike=name == "alike")
-        usual, longer = (
-            _trained(few, LIMITS[name + start]) if name + start in report.options.limits else None
-            for start in ("", "-1.4")
-        )
-        start = _start(few, LIMITS[name].k)
-        cells = [str(len(few.tasks)), ABOUT.get(name, "began apart"), str(LIMITS[name].k), _shown(few.kept(start))]
-        for found, against in ((usual, start), (longer, usual)):
-            cells += [_shown(few.kept(found)) if found else ""]
-            cells += [_signed(few.difference(found, against)) if found and against else ""]
-        rows.append([*cells, f"{(usual or longer or start).seconds:.0f}"])
-        report.numbers[f"limits, {name}"] = cells
+    for name in report.options.limits:
+        few, about = _pool(bench, name)
+        start, found = _start(few, LIMITS[name].k), _trained(few, LIMITS[name])
+        kept = [_shown(few.kept(start)), _shown(few.kept(found)), _signed(few.difference(found, start))]
+        rows.append([*about, str(LIMITS[name].k), *kept, f"{found.seconds:.0f}"])
+        report.numbers[f"limits, {name}"] = rows[-1]
         bench.machines |= few.machines
     n = report.options.n_test
     caption = (
-        "Other ranks, numbers and kinds of adapters: what is kept by tsv with scale='match', by a merge that was "
-        f"trained from it on generic texts and {MORE.pseudo} pseudo-texts an adapter, and by one that was trained from "
-        f"tsv at 1.4 times the adapters' norm; {n} test texts a task (after the first {bench.first}). Gained: over "
-        "tsv, and over the start at 1, in points with the standard error over texts."
+        "Other ranks, numbers and kinds of adapters: what is kept by tsv with scale='match', and by a merge that was "
+        f"trained with the defaults; {n} test texts a task (after the first {bench.first}). Gained: in points with the "
+        "standard error over texts."
     )
-    titles = ["adapters", "kind", "k", "tsv, match", "trained", "gained", "start: tsv at 1.4", "gained", "seconds"]
+    titles = ["adapters", "kind", "k", "tsv, match", "trained", "gained", "seconds"]
     report.tables.append(Table("distill-limits", titles, rows, caption, machine=bench.machine))
+
+
+def starts(bench: Bench, report: Report) -> None:
+    """Few adapters, from both starts."""
+    rows = []
+    for name, recipes in STARTS.items():
+        few, about = _pool(bench, name)
+        usual, longer = (_trained(few, recipe) for recipe in recipes)
+        kept = [_shown(few.kept(found)) for found in (usual, longer)]
+        rows.append([*about, str(MORE.k), *kept, _signed(few.difference(longer, usual))])
+        bench.machines |= few.machines
+    caption = (
+        f"Few adapters: what is kept by merges that were trained on {MORE.generic} generic texts, English sentences "
+        f"all, and {MORE.pseudo} pseudo-texts an adapter, from tsv at the adapters' norm and at 1.4 times that; "
+        f"{report.options.n_test} test texts a task (after the first {bench.first}). Gained: in points with the "
+        "standard error over texts."
+    )
+    titles = ["adapters", "kind", "k", "start: tsv at 1", "start: tsv at 1.4", "gained"]
+    report.tables.append(Table("distill-starts", titles, rows, caption, machine=bench.machine))
+
+
+def tasks(bench: Bench, report: Report) -> None:
+    """What is kept of each task."""
+    merges = {START: _start(bench, report.options.k)}
+    for name in BY_TASK:
+        recipe = replace(LONGER[name], k=report.options.k)
+        merges[_label(recipe)] = averaged(_of_seeds(bench, recipe))
+    own = bench.own.test
+    rows = [
+        [
+            task,
+            f"{own[task].mean():.3f}",
+            *(f"{found.test[task].mean() / own[task].mean():.2f}" for found in merges.values()),
+        ]
+        for task in bench.tasks
+    ]
+    caption = (
+        f"Of {report.options.n_test} test texts a task (after the first {bench.first}): accuracy of the task's own "
+        f"adapter, and what is kept of it, {seeds(report.options.seeds)}."
+    )
+    report.tables.append(Table("distill-tasks", ["task", "own", *merges], rows, caption, machine=bench.machine))
 
 
 def choice(bench: Bench, report: Report) -> None:
@@ -220,39 +243,10 @@ def choice(bench: Bench, report: Report) -> None:
         report.tables.append(Table(name, titles, rows, caption, note, machine=bench.machine))
 
 
-def agreement(bench: Bench, report: Report) -> None:
-    """How well agreement orders merges, and what is lost by choosing with it."""
-    scorer = agreement_scorer(CHOSEN_BY, bench.adapters)
-    few = Evaluator("validation", LABELLED)
-    scores: dict[str, tuple[float, float, float]] = {}  # agreement, accuracy on few labelled texts, kept of test texts
-    norms = []
-    for name, merger in METHODS.items():
-        for k in CHOSEN_RANKS:
-            merged = merger.set_params(k=k).fit(bench.adapters).merged_
-            found = []
-            for target in NORMS:
-                at = at_norm(merged, bench.adapters, target)
-                kept = bench.kept(Judged(bench.right(at), {}, 0.0, ""))[0]
-                found.append((scorer.evaluate(at), few.mean(at, bench.tasks), kept))
-                scores[f"{name}, k = {k}, norm {target}"] = found[-1]
-            progress(f"{name}, k = {k}: {found}")
-            norms.append([name, str(k), *(f"{agreed:.3f} / {kept:.3f}" for agreed, _, kept in found)])
-    agreed, labelled, kept = np.array(list(scores.values())).T
-    report.numbers["agreement"] = scores
-    titles = ["method", "k", *(f"norm {target:g}" for target in NORMS)]
-    caption = "Agreement without labels / what is kept on test texts; norms are in mean norms of the adapters."
-    report.tables.append(Table("distill-norms", titles, norms, caption))
-    rows = []
-    for what, score in (("agreement, no labels", agreed), (f"accuracy on {LABELLED} labelled texts a task", labelled)):
-        regret = 100 * (kept.max() - kept[score.argmax()])
-        rows.append([what, f"{spearmanr(score, kept)[0]:.2f}", list(scores)[score.argmax()], f"{regret:.1f}"])
-    n = CHOSEN_BY.generic + CHOSEN_BY.pseudo * len(bench.adapters)
-    caption = (
-        f"{len(scores)} merges, ordered by a score and by what they keep on test texts: rank correlation, the merge "
-        "that the score chooses, and how many points the best merge keeps more. Agreement is on "
-        f"{n} generic and pseudo-texts."
-    )
-    report.tables.append(Table("distill-agreement", ["chosen by", "Spearman", "choice", "regret"], rows, caption))
+def _pool(bench: Bench, name: str) -> tuple[Bench, list[str]]:
+    """Other adapters, and what the tables say of them."""
+    few = Bench(bench.options, bench.first, POOLS.get(name), RANKS.get(name), alike=name == "alike")
+    return few, [str(len(few.tasks)), ABOUT.get(name, "began apart")]
 
 
 def _once(bench: Bench, name: str, k: int, make: Callable[[], Adapter]) -> Judged:

@@ -64,6 +64,8 @@ class Recipe:
         Weight of an input's own head, in those of the others. It has no meaning for generic texts.
     owned : bool, default=False
         Whether texts that are made from an adapter belong to it.
+    kinds : str, default='sentences'
+        Kind of lorakit's generic texts; 'all' draws from all.
     epochs, learning_rate, seed : int, float, int
         As in DistillMerger.
     start : {'tsv', 'tsv 1.4', 'regmean++', 'whole'}, default='tsv'
@@ -91,6 +93,7 @@ class Recipe:
     start: str = "tsv"
     owned: bool = False
     match: str = "classes"
+    kinds: str = "sentences"
     bfloat16: bool = False
 
     @property
@@ -156,7 +159,8 @@ def heads_of(base: nn.Module, tasks: Iterable[str], *, bfloat16: bool = False) -
 
 def inputs_of(recipe: Recipe, base: nn.Module, adapters: AdapterSet) -> tuple[Tokens, list[str | None]]:
     """Tokens of a recipe's texts, and for each text the task that it belongs to."""
-    texts = generic_inputs(n=recipe.generic, random_state=recipe.seed) if recipe.generic else []
+    kinds = None if recipe.kinds == "all" else [recipe.kinds]
+    texts = generic_inputs(n=recipe.generic, kinds=kinds, random_state=recipe.seed) if recipe.generic else []
     owners: list[str | None] = [None] * len(texts)
     task = load_task(adapters.names[0])  # all have one tokenizer
     options: dict[str, Any] = {"tokenizer": minilm_tokenizer(), "random_state": recipe.seed}

@@ -22,6 +22,10 @@ MORE_ALL = Recipe(
     fragments=60,
     learning_rate=2e-3,
 )
+DEFAULT = replace(  # the texts that lorakit makes by default, since record 43, and its start
+    MORE, generic=1400, kinds="all", start="tsv 1.4", name="multi-head, five kinds of generic texts and pseudo-texts"
+)
+DEFAULT_OWN = replace(DEFAULT, own=N_TEXTS, name="multi-head, five kinds and texts of tasks")
 BEST = replace(MORE, owned=True, own_weight=4.0, epochs=12, learning_rate=2e-3)
 LONGER = {
     "usual-free": FREE,
@@ -33,6 +37,16 @@ LONGER = {
     "more-1.4": replace(MORE, start="tsv 1.4", name="multi-head, generic and pseudo-texts, tsv at 1.4"),
     "more-all": MORE_ALL,
     "more-all-1.4": replace(MORE_ALL, start="tsv 1.4", name="multi-head, all three and fragments, tsv at 1.4"),
+    "default": DEFAULT,
+    "default-x2": replace(DEFAULT, generic=2800, name="multi-head, twice as many of five kinds, and pseudo-texts"),
+    "default-own": DEFAULT_OWN,
+    "default-best": replace(
+        DEFAULT_OWN,
+        pseudo=120,
+        fragments=60,
+        learning_rate=2e-3,
+        name="multi-head, five kinds, texts of tasks and fragments",
+    ),
     # what ten minutes of one core allow
     "most-free": replace(
         MORE,
@@ -53,26 +67,22 @@ LONGER = {
 }
 
 RECIPES = {  # beside the methods of weights alone
-    "free": LONGER["more-1.4"],
-    "all": LONGER["more-all-1.4"],
+    "free": DEFAULT,
+    "all": LONGER["default-best"],
     "own": replace(OWN, start="tsv 1.4"),
     "tasks": replace(TASKS, start="tsv 1.4"),
 }
 
-_LIMITED = {  # ranks, and pools of adapters
-    "k-8": replace(MORE, k=8),
-    "k-32": replace(MORE, k=32),
-    "two": MORE,
-    "four": MORE,
-    "alike": MORE,
-    "sixteen": MORE,
-    "mixed": MORE,
+LIMITS = {  # ranks, and pools of adapters
+    "k-8": replace(DEFAULT, k=8),
+    "k-32": replace(DEFAULT, k=32),
+    "two": DEFAULT,
+    "four": DEFAULT,
+    "alike": DEFAULT,
+    "sixteen": DEFAULT,
+    "mixed": DEFAULT,
 }
-LIMITS = {  # each from both starts
-    name + start: recipe if not start else replace(recipe, start="tsv 1.4", name=LONGER["more-1.4"].name)
-    for name, recipe in _LIMITED.items()
-    for start in ("", "-1.4")
-}
+STARTS = dict.fromkeys(("two", "four", "alike"), (MORE, LONGER["more-1.4"]))
 
 _FRAGMENTS = replace(ALL, fragments=60, name="all three, and fragments of the task texts")
 
@@ -93,7 +103,13 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
         name="changes of embeddings, each pseudo-text for its own adapter alone",
     ),
     "tsv-1.4": replace(FREE, start="tsv 1.4", name="start: tsv at 1.4"),
-    "pseudo-x3-1.4": replace(MORE, start="tsv 1.4", name="180 pseudo-texts an adapter, start: tsv at 1.4: the default"),
+    "pseudo-x3-1.4": replace(MORE, start="tsv 1.4", name="180 pseudo-texts an adapter, start: tsv at 1.4"),
+    "sentences-x2-1.4": replace(
+        MORE, generic=1400, start="tsv 1.4", name="1400 generic texts, 180 pseudo-texts, start: tsv at 1.4"
+    ),
+    "kinds-1.4": replace(DEFAULT, generic=700, name="five kinds of generic texts, 180 pseudo-texts, start: tsv at 1.4"),
+    "default": replace(DEFAULT, name="1400 of five kinds, 180 pseudo-texts, start: tsv at 1.4: the default"),
+    "default-x2": replace(DEFAULT, generic=2800, name="2800 of five kinds, 180 pseudo-texts, start: tsv at 1.4"),
     "regmean++": replace(FREE, start="regmean++", name="start: regmean++ on the pseudo-texts"),
     "whole": replace(FREE, start="whole", name="start: 4 epochs whole, then cut"),
     "faster": replace(FREE, learning_rate=2e-3, name="twice the learning rate"),

@@ -147,7 +147,7 @@ def test_without_prompts_texts_are_made_from_the_adapters(world):
     _, folder, _ = world
     given = ("--model", folder / "base", "--heads", folder / "heads.json", "-p", "epochs=1", "-p", "batch_size=200")
     report = json.loads(run(folder, *given, "--json").stdout)
-    assert report["parameters"]["inputs"] == "<list of 1060>"
+    assert report["parameters"]["inputs"] == "<list of 1760>"
     assert "start" in report["parameters"]
     report = json.loads(run(folder, *given, "--json", "--dry-run", "--overwrite").stdout)
     assert report["parameters"]["inputs"] == "<list of 20>"

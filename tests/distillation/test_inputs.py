@@ -6,7 +6,7 @@ import torch
 
 from lorakit import Adapter, LoraFactors, generic_inputs, pseudo_inputs
 from lorakit.distillation._inputs import in_order, key_of, lengths_of, shuffled, take
-from lorakit.distillation.generic import corpus
+from lorakit.distillation.generic import KINDS, corpus
 from lorakit.exceptions import UnsupportedAdapterError
 
 transformers = pytest.importorskip("transformers")
@@ -134,11 +134,38 @@ def test_fragments_are_of_the_texts():
             generic_inputs(**bad)
 
 
-def test_the_sentences_that_come_with_the_package():
-    sentences = corpus()
-    assert len(sentences) == len(set(sentences)) == 172
-    assert all(s == s.strip() and s.isascii() and 4 <= len(s.split()) <= 20 for s in sentences)
-    assert len(set(generic_inputs())) > 690
+def test_the_texts_that_come_with_the_package():
+    texts = {kind: corpus(kind) for kind in KINDS}
+    assert {kind: len(found) for kind, found in texts.items()} == {
+        "sentences": 172,
+        "code": 62,
+        "words": 69,
+        "languages": 62,
+        "notes": 29,
+    }
+    every = [text for found in texts.values() for text in found]
+    assert len(every) == len(set(every))
+    assert all(text == text.strip() and text.isprintable() and text.split() for text in every)
+    assert all(text.isascii() for kind, found in texts.items() for text in found if kind != "languages")
+    assert all(4 <= len(text.split()) <= 20 for text in texts["sentences"])
+    assert len(set(generic_inputs())) > 680
+
+
+def test_a_fragment_is_of_one_kind():
+    words = {kind: {word for text in corpus(kind) for word in text.split()} for kind in KINDS}
+    for fragment in generic_inputs(random_state=1):
+        assert any(set(fragment.split()) <= known for known in words.values())
+    for kind in KINDS:
+        made = generic_inputs(n=100, kinds=[kind])
+        assert {word for text in made for word in text.split()} <= words[kind]
+    both = generic_inputs(n=300, kinds=["code", "words"])
+    assert {word for text in both for word in text.split()} <= words["code"] | words["words"]
+
+
+@pytest.mark.parametrize("bad", [{"kinds": ["prose"]}, {"kinds": []}, {"kinds": ["code"], "texts": ["one text"]}])
+def test_kinds_that_there_are_not_are_refused(bad):
+    with pytest.raises(ValueError, match="expected kinds of sentences, code, words, languages, notes"):
+        generic_inputs(**bad)
 
 
 def test_batches_are_of_about_one_length():
