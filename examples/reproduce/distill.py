@@ -10,6 +10,7 @@ How much of twelve adapters that began apart is kept by a merge whose factors we
     python examples/reproduce/distill.py --parts limits      # ranks, numbers of adapters, mixed ranks
     python examples/reproduce/distill.py --parts starts      # few adapters, from two starts
     python examples/reproduce/distill.py --parts tasks       # what is kept of each task
+    python examples/reproduce/distill.py --parts clock       # seconds by the clock on all cores, each row anew
     python examples/reproduce/distill.py --parts choice      # kinds and numbers of texts, starts: validation and test
     python examples/reproduce/distill.py --parts agreement   # how well the score without labels chooses
 
@@ -18,16 +19,18 @@ tests, the others are trained. Norms are chosen on validation texts; every table
 chosen by. The texts of tasks that merges are trained on come from the tasks' training texts, without labels.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from backbones import MINILM
 from bench import FIRST, RECORD, Bench, Judged, averaged
 from distill_agreement import agreement
 from drawing import panels, save, tidy
 from entrants import batches_of, grams_of
-from multi_head import Recipe, merge, once
+from multi_head import Recipe, anew, merge, once
 from peft_merges import peft_merge
 from recipes import GROUPS, LIMITS, LONGER, MORE, N_TEXTS, RECIPES, STARTS
 from report import Report, Table, kept_options, mean_spread, parse, parser, progress, seeds
@@ -53,6 +56,7 @@ def main() -> None:
         "limits": limits,
         "starts": starts,
         "tasks": tasks,
+        "clock": clock,
         "choice": choice,
         "agreement": agreement,
     }
@@ -207,6 +211,27 @@ def tasks(bench: Bench, report: Report) -> None:
         f"adapter, and what is kept of it, {seeds(report.options.seeds)}."
     )
     report.tables.append(Table("distill-tasks", ["task", "own", *merges], rows, caption, machine=bench.machine))
+
+
+def clock(bench: Bench, report: Report) -> None:
+    """Seconds by the clock from the adapters to the merge, on all cores; nothing is taken from the cache."""
+    cores = os.cpu_count() or 1
+    torch.set_num_threads(cores)
+    rows = []
+    for name in report.options.longer:
+        recipe = replace(LONGER[name], k=report.options.k, bfloat16=report.options.bfloat16)
+        merged, seconds = anew(recipe, bench.adapters)
+        kept = bench.kept(Judged(bench.right(merged), {}, seconds, ""))
+        rows.append([_label(recipe), str(recipe.n_texts(len(bench.tasks))), _shown(kept), f"{seconds:.0f}"])
+        report.numbers[f"clock, {name}"] = seconds
+    numbers = "bfloat16" if report.options.bfloat16 else "float32"
+    caption = (
+        f"Seconds by the clock on {cores} cores, computed in {numbers}: the model is loaded, texts are made, "
+        f"teachers asked and the merge trained. Kept, of {report.options.n_test} test texts a task after the "
+        f"first {bench.first}."
+    )
+    titles = ["merge", "number of texts", "kept", "seconds"]
+    report.tables.append(Table(f"distill-clock-{numbers}", titles, rows, caption))
 
 
 def choice(bench: Bench, report: Report) -> None:

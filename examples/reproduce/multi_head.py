@@ -217,6 +217,16 @@ def _read(folder: Path, name: str) -> Merge:
     return Merge(Adapter(dict(found), name=name, provenance=found.provenance), read_json(folder / "about.json"))
 
 
+def anew(recipe: Recipe, adapters: AdapterSet) -> tuple[Adapter, float]:
+    """Make a recipe's merge from nothing but the adapters, on as many threads as torch has; the clock's seconds."""
+    start = time.perf_counter()
+    base = MINILM.load()
+    heads = heads_of(base, adapters.names, bfloat16=recipe.bfloat16)
+    inputs, owners = inputs_of(recipe, base, adapters)
+    merged = _merger(recipe, adapters, base, heads, inputs, owners).fit(adapters).merged_
+    return merged, time.perf_counter() - start
+
+
 def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path) -> None:
     base = MINILM.load()
     start = time.process_time()
@@ -226,20 +236,8 @@ def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path)
     made = time.process_time() - start
     targets, asked = _asked(recipe, base, adapters, inputs, forwards)
     prepared = time.process_time()
-    merger = DistillMerger(
-        recipe.k,
-        model=base,
-        inputs=inputs,
-        forwards=forwards,
-        match=recipe.match,
-        targets=targets,
-        owners=owners,
-        own_weight=recipe.own_weight,
-        epochs=recipe.epochs,
-        learning_rate=recipe.learning_rate,
-        random_state=recipe.seed,
-    )
-    merger.set_params(start=_start(recipe, merger, adapters), checkpoint=checkpoint).fit(adapters)
+    merger = _merger(recipe, adapters, base, forwards, inputs, owners)
+    merger.set_params(targets=targets, checkpoint=checkpoint).fit(adapters)
     trained = time.process_time()
     save_adapter(merger.merged_, folder)
     about = {
@@ -254,6 +252,29 @@ def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path)
     }
     write_json(folder / "about.json", about, indent=1)
     checkpoint.unlink()
+
+
+def _merger(
+    recipe: Recipe,
+    adapters: AdapterSet,
+    base: nn.Module,
+    forwards: Forwards,
+    inputs: Tokens,
+    owners: list[str | None],
+) -> DistillMerger:
+    merger = DistillMerger(
+        recipe.k,
+        model=base,
+        inputs=inputs,
+        forwards=forwards,
+        match=recipe.match,
+        owners=owners,
+        own_weight=recipe.own_weight,
+        epochs=recipe.epochs,
+        learning_rate=recipe.learning_rate,
+        random_state=recipe.seed,
+    )
+    return merger.set_params(start=_start(recipe, merger, adapters))
 
 
 def _asked(

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from cache import cache_folder, write_json
 from tasks import TRAINED, USUAL, available
 
@@ -220,8 +221,9 @@ def command() -> str:
 def machine() -> str:
     """What it ran on, in general terms."""
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    cores = f"One thread of {os.cpu_count()} cores ({platform.machine()})"
-    return f"{cores}, Python {platform.python_version()}, {versions}."
+    threads = torch.get_num_threads()
+    of = "One thread" if threads == 1 else f"{threads} threads"
+    return f"{of} of {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}."
 
 
 def seeds(values: Sequence[object]) -> str:
