@@ -39,7 +39,7 @@ from tasks import TRAINED, UNSEEN, USUAL
 from lorakit import Adapter, RegMeanMerger, RegMeanPlusMerger, SVDMerger, TSVMerger
 
 START = "tsv, match"
-BY_TASK = ("more-1.4", "default", "default-best")
+BY_TASK = ("more-1.4", "default", "default-x2", "most-all")
 # Tasks of which adapters are taken: all that are asked for otherwise
 POOLS = {"two": USUAL[:2], "four": USUAL[:4], "alike": USUAL[:4], "sixteen": (*TRAINED, *UNSEEN)}
 RANKS = {"mixed": dict.fromkeys(USUAL[0::3], 4) | dict.fromkeys(USUAL[1::3], 16)}  # of the adapters; 8 otherwise

@@ -40,13 +40,6 @@ LONGER = {
     "default": DEFAULT,
     "default-x2": replace(DEFAULT, generic=2800, name="multi-head, twice as many of five kinds, and pseudo-texts"),
     "default-own": DEFAULT_OWN,
-    "default-best": replace(
-        DEFAULT_OWN,
-        pseudo=120,
-        fragments=60,
-        learning_rate=2e-3,
-        name="multi-head, five kinds, texts of tasks and fragments",
-    ),
     # what ten minutes of one core allow
     "most-free": replace(
         MORE,
@@ -68,7 +61,8 @@ LONGER = {
 
 RECIPES = {  # beside the methods of weights alone
     "free": DEFAULT,
-    "all": LONGER["default-best"],
+    "free-x2": LONGER["default-x2"],
+    "all": LONGER["most-all"],
     "own": replace(OWN, start="tsv 1.4"),
     "tasks": replace(TASKS, start="tsv 1.4"),
 }
@@ -133,6 +127,7 @@ WITH = {  # with texts of the tasks: what one change does to ALL
         start="tsv 1.4",
         name="120 pseudo-texts an adapter, 350 generic, fragments, twice the rate, start: tsv at 1.4",
     ),
+    "default-own": replace(DEFAULT_OWN, name="1400 of five kinds, 180 pseudo-texts, start: tsv at 1.4"),
     "all-longer": replace(
         LONGER["all"], name="30 pseudo-texts an adapter, 350 generic, fragments, twice the rate, 12 epochs"
     ),

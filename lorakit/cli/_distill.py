@@ -36,7 +36,7 @@ distill_options = together(
                  help="For distill: what the adapters' heads are, as JSON or YAML; see the user guide."),
     click.option("--prompts", multiple=True, metavar="[ADAPTER=]FILE",
                  help="For distill: texts to train on, one a line; repeat it. Those of an adapter's task are added to "
-                      "lorakit's sentences and to texts made from the adapters; others take the place of these."),
+                      "lorakit's generic texts and to texts made from the adapters; others take the place of these."),
 )  # fmt: skip
 
 Complete = Callable[[Any, "AdapterSet"], Any]

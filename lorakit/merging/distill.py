@@ -66,7 +66,7 @@ class DistillMerger(BaseMerger):
         The base model, or a function of no arguments that loads it, as for :class:`~lorakit.MultiTaskScorer`. It is
         not changed. Clones share it.
     inputs : list, array, tensor or mapping of arrays, default=None
-        What ``forwards`` takes, such as a list of texts. None: :func:`generic_inputs`, some English texts.
+        What ``forwards`` takes, such as a list of texts. None: :func:`generic_inputs`, texts of no task.
     forwards : callable, or mapping of str to callable
         The heads, as in :func:`lorakit.collect_targets`: ``forward(model, inputs)`` gives class scores of shape
         (n, n_classes) through which gradients flow, or a mapping of adapter names to these.
