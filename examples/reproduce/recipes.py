@@ -41,7 +41,10 @@ LONGER = {
     "default-x2": replace(DEFAULT, generic=2800, name="multi-head, twice as many of five kinds, and pseudo-texts"),
     "default-own": DEFAULT_OWN,
     "own-x2": replace(
-        DEFAULT_OWN, generic=2800, fragments=60, name="multi-head, twice as many of five kinds, texts of tasks, fragments"
+        DEFAULT_OWN,
+        generic=2800,
+        fragments=60,
+        name="multi-head, twice as many of five kinds, texts of tasks, fragments",
     ),
     # what ten minutes of one core allow
     "most-free": replace(
