@@ -40,11 +40,11 @@ LONGER = {
     "default": DEFAULT,
     "default-x2": replace(DEFAULT, generic=2800, name="multi-head, twice as many of five kinds, and pseudo-texts"),
     "default-own": DEFAULT_OWN,
-    "own-x2": replace(
-        DEFAULT_OWN,
-        generic=2800,
-        fragments=60,
-        name="multi-head, twice as many of five kinds, texts of tasks, fragments",
+    "sentences-x2": replace(
+        MORE, generic=1400, start="tsv 1.4", name="multi-head, 1400 generic texts, pseudo-texts, tsv at 1.4"
+    ),
+    "sentences-x4": replace(
+        MORE, generic=2800, start="tsv 1.4", name="multi-head, 2800 generic texts, pseudo-texts, tsv at 1.4"
     ),
     # what ten minutes of one core allow
     "most-free": replace(
