@@ -34,7 +34,7 @@ def kept():
     rank, plain, trained = head.index("k"), head.index("tsv, match"), head.index("trained")
     twelve = [row for row in limits if (row[head.index("adapters")], row[head.index("kind")]) == ("12", "began apart")]
     free = "multi-head, five kinds of generic texts and pseudo-texts"
-    own = "multi-head, all three and fragments, twice as many, tsv at 1.4, 50 a task"
+    own = "multi-head, five kinds and texts of tasks, 50 a task"
     points = {
         "trained, 50 texts a task": [(16, by_name[own])],
         "trained, no task text": [(16, by_name[free]), *((int(row[rank]), share(row[trained])) for row in twelve)],

@@ -39,7 +39,7 @@ from tasks import TRAINED, UNSEEN, USUAL
 from lorakit import Adapter, RegMeanMerger, RegMeanPlusMerger, SVDMerger, TSVMerger
 
 START = "tsv, match"
-BY_TASK = ("more-1.4", "default", "default-x2", "most-all")
+BY_TASK = ("more-1.4", "default", "default-x2", "default-own")
 # Tasks of which adapters are taken: all that are asked for otherwise
 POOLS = {"two": USUAL[:2], "four": USUAL[:4], "alike": USUAL[:4], "sixteen": (*TRAINED, *UNSEEN)}
 RANKS = {"mixed": dict.fromkeys(USUAL[0::3], 4) | dict.fromkeys(USUAL[1::3], 16)}  # of the adapters; 8 otherwise
@@ -310,9 +310,10 @@ def _signed(found: tuple[float, float]) -> str:
 def _picture(found: Mapping[str, Judged], bench: Bench, report: Report) -> Any:
     """Draw what is kept against seconds."""
     figure, (ax,) = panels(1, size=(6.4, 4.0))
-    for name, judged in found.items():
+    for i, (name, judged) in enumerate(found.items()):
         kept, error = bench.kept(judged)
-        ax.errorbar([max(judged.seconds, 0.1)], [kept], [error], fmt="o", label=name)
+        fmt = "o" if i < 10 else "s"  # colours come again after ten
+        ax.errorbar([max(judged.seconds, 0.1)], [kept], [error], fmt=fmt, label=name)
     ax.set_xscale("log")
     ax.set_xlabel("seconds of one thread")
     ax.set_ylabel("accuracy kept")

@@ -68,7 +68,7 @@ LONGER = {
 RECIPES = {  # beside the methods of weights alone
     "free": DEFAULT,
     "free-x2": LONGER["default-x2"],
-    "all": LONGER["most-all"],
+    "all": DEFAULT_OWN,
     "own": replace(OWN, start="tsv 1.4"),
     "tasks": replace(TASKS, start="tsv 1.4"),
 }
