@@ -133,7 +133,7 @@ WITH = {  # with texts of the tasks: what one change does to ALL
         start="tsv 1.4",
         name="120 pseudo-texts an adapter, 350 generic, fragments, twice the rate, start: tsv at 1.4",
     ),
-    "default-own": replace(DEFAULT_OWN, name="1400 of five kinds, 180 pseudo-texts, start: tsv at 1.4"),
+    "default-own": replace(DEFAULT_OWN, name="the defaults: 1400 of five kinds, 180 pseudo-texts, start: tsv at 1.4"),
     "all-longer": replace(
         LONGER["all"], name="30 pseudo-texts an adapter, 350 generic, fragments, twice the rate, 12 epochs"
     ),
