@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from lorakit import IsoMerger, LegoMerger, SVDMerger, TiesMerger, TSVMerger
 from lorakit.base import BaseMerger
 
-CHOSEN_BY = Recipe("", generic=150, pseudo=15, kinds="all")  # texts of the score without labels
+CHOSEN_BY = Recipe("", generic=150, pseudo=15)  # texts of the score without labels
 LABELLED = 20  # texts to choose by instead
 METHODS: dict[str, BaseMerger] = {
     "svd": SVDMerger(),
