@@ -1,19 +1,25 @@
 """The experiment on trained merges: what is kept in the cache, how differences are judged, and one small training."""
 
+import inspect
+import re
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import distill
+import distill_agreement
 import multi_head
 import numpy as np
 import pytest
 import torch
 from bench import Bench, Judged
 from multi_head import Recipe, inputs_of, merge, once, splices
-from recipes import ALL, FREE, GROUPS, LIMITS, OWN, WITH, WITHOUT
+from recipes import ALL, DEFAULT, FREE, GROUPS, LIMITS, OWN, WITH, WITHOUT
 from shipped import shipped
 
-from lorakit import AdapterSet, SVDMerger
+from lorakit import AdapterSet, DistillMerger, SVDMerger, generic_inputs, pseudo_inputs
+from lorakit.metrics import relative_error
 from lorakit.testing import make_adapters
 
 
@@ -61,7 +67,7 @@ def test_the_recipes_are_those_of_the_tables():
     assert OWN.own_weight > 1e6
     assert {recipe.k for recipe in LIMITS.values()} == {8, 16, 32}
     assert set(distill.POOLS) | set(distill.RANKS) < set(LIMITS)
-    assert len(distill.METHODS) * len(distill.CHOSEN_RANKS) * len(distill.NORMS) >= 40
+    assert len(distill_agreement.METHODS) * len(distill_agreement.CHOSEN_RANKS) * len(distill_agreement.NORMS) >= 40
     for recipes, usual in GROUPS.values():
         settings = [replace(recipe, name="") for recipe in recipes.values()]
         assert len(set(settings)) == len(settings)
@@ -69,6 +75,35 @@ def test_the_recipes_are_those_of_the_tables():
         assert settings[0] == replace(recipes[usual], name="")
     assert not any(recipe.own or recipe.fragments or recipe.spliced for recipe in WITHOUT.values())
     assert all(recipe.own for recipe in WITH.values())
+
+
+def test_the_default_recipe_is_what_lorakit_does_by_default():
+    made = (inspect.signature(function).parameters["n"].default for function in (generic_inputs, pseudo_inputs))
+    assert (DEFAULT.generic, DEFAULT.pseudo) == tuple(made)
+    assert (DEFAULT.kinds, DEFAULT.owned, DEFAULT.match) == ("all", False, "classes")
+    merger = DistillMerger()
+    assert (DEFAULT.epochs, DEFAULT.learning_rate) == (merger.epochs, merger.learning_rate)
+    assert DEFAULT.own_weight == merger.own_weight
+
+
+def test_the_page_has_what_is_kept(monkeypatch, tmp_path):
+    """The commands below the tables, on what is kept alone, write the same tables."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "results" / "distill.rst").read_text(encoding="utf-8")
+    page = tmp_path / "distill.rst"
+    page.write_text(text.replace("±", "?"), encoding="utf-8")  # so that a table that is not written anew is seen
+    commands = re.findall(r"^    python examples/reproduce/distill.py (.*)$", text, flags=re.M)
+    kept = [words.split() for words in dict.fromkeys(commands) if not re.search("--parts (agreement|clock)", words)]
+    assert len(kept) == 8
+    for words in kept:
+        monkeypatch.setattr(sys, "argv", ["distill.py", *words, "--measured", "--page", str(page)])
+        distill.main()
+    tables = r"\.\. begin (\S+)\n.*?\.\. end \1\n"
+    measured_now = ("distill-agreement", "distill-norms", "distill-clock-bfloat16")
+    found, wanted = (
+        {t[1]: t[0] for t in re.finditer(tables, page_text, flags=re.S) if t[1] not in measured_now}
+        for page_text in (page.read_text(encoding="utf-8"), text)
+    )
+    assert found == wanted
 
 
 def test_mixed_ranks_are_four_each():
@@ -109,6 +144,9 @@ def test_a_small_training(monkeypatch):
     assert made.about["texts"] == 24
     assert len(made.about["agreement"]) == 2
     assert made.adapter.ranks == (4,)
+    anew, seconds = multi_head.anew(recipe, adapters)
+    assert relative_error(anew, made.adapter) < 1e-5
+    assert seconds > 0
     monkeypatch.setattr(multi_head, "_train", None)  # it is in the cache
     again = merge(replace(recipe, name="again"), adapters)
     assert all(torch.equal(made.adapter[m].A, again.adapter[m].A) for m in made.adapter)
