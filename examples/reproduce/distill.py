@@ -10,7 +10,7 @@ How much of twelve adapters that began apart is kept by a merge whose factors we
     python examples/reproduce/distill.py --parts limits      # ranks, numbers of adapters, mixed ranks
     python examples/reproduce/distill.py --parts starts      # few adapters, from two starts
     python examples/reproduce/distill.py --parts tasks       # what is kept of each task
-    python examples/reproduce/distill.py --parts clock       # seconds by the clock on all cores, each row anew
+    python examples/reproduce/distill.py --parts clock --longer default  # seconds by the clock on all cores, anew
     python examples/reproduce/distill.py --parts choice      # kinds and numbers of texts, starts: validation and test
     python examples/reproduce/distill.py --parts agreement   # how well the score without labels chooses
 
@@ -33,7 +33,7 @@ from entrants import batches_of, grams_of
 from multi_head import Recipe, anew, merge, once
 from peft_merges import peft_merge
 from recipes import GROUPS, LIMITS, LONGER, MORE, N_TEXTS, RECIPES, STARTS
-from report import Report, Table, kept_options, mean_spread, parse, parser, progress, seeds
+from report import Report, Table, kept_options, machine, mean_spread, parse, parser, progress, seeds
 from tasks import TRAINED, UNSEEN, USUAL
 
 from lorakit import Adapter, RegMeanMerger, RegMeanPlusMerger, SVDMerger, TSVMerger
@@ -220,12 +220,14 @@ def tasks(bench: Bench, report: Report) -> None:
 
 def clock(bench: Bench, report: Report) -> None:
     """Seconds by the clock from the adapters to the merge, on all cores; nothing is taken from the cache."""
-    cores = os.cpu_count() or 1
-    torch.set_num_threads(cores)
+    usual, cores = torch.get_num_threads(), os.cpu_count() or 1
     rows = []
     for name in report.options.longer:
         recipe = replace(LONGER[name], k=report.options.k, bfloat16=report.options.bfloat16)
+        torch.set_num_threads(cores)
         merged, seconds = anew(recipe, bench.adapters)
+        about = machine()
+        torch.set_num_threads(usual)  # what comes after is judged and told as everywhere
         kept = bench.kept(Judged(bench.right(merged), {}, seconds, ""))
         rows.append([_label(recipe), str(recipe.n_texts(len(bench.tasks))), _shown(kept), f"{seconds:.0f}"])
         report.numbers[f"clock, {name}"] = seconds
@@ -236,7 +238,7 @@ def clock(bench: Bench, report: Report) -> None:
         f"first {bench.first}."
     )
     titles = ["merge", "number of texts", "kept", "seconds"]
-    report.tables.append(Table(f"distill-clock-{numbers}", titles, rows, caption))
+    report.tables.append(Table(f"distill-clock-{numbers}", titles, rows, caption, machine=about))
 
 
 def choice(bench: Bench, report: Report) -> None:

@@ -38,7 +38,7 @@ from lorakit import (
     save_adapter,
 )
 from lorakit.base import BaseMerger
-from lorakit.distillation.heads import Forwards, SharedHeads
+from lorakit.distillation.heads import SharedHeads
 from lorakit.distillation.targets import Targets
 
 VERSION = 2  # of how merges are trained: raise it when that changes
@@ -65,7 +65,8 @@ class Recipe:
     owned : bool, default=False
         Whether texts that are made from an adapter belong to it.
     kinds : str, default='sentences'
-        Kind of lorakit's generic texts; 'all' draws from all.
+        Kind of lorakit's generic texts; 'all' draws from all. Not lorakit's default: what is usual here is not part of
+        a recipe's settings, by which merges are known that were recorded before there were kinds.
     epochs, learning_rate, seed : int, float, int
         As in DistillMerger.
     start : {'tsv', 'tsv 1.4', 'regmean++', 'whole'}, default='tsv'
@@ -220,30 +221,26 @@ def _read(folder: Path, name: str) -> Merge:
 def anew(recipe: Recipe, adapters: AdapterSet) -> tuple[Adapter, float]:
     """Make a recipe's merge from nothing but the adapters, on as many threads as torch has; the clock's seconds."""
     start = time.perf_counter()
-    base = MINILM.load()
-    heads = heads_of(base, adapters.names, bfloat16=recipe.bfloat16)
-    inputs, owners = inputs_of(recipe, base, adapters)
-    merged = _merger(recipe, adapters, base, heads, inputs, owners).fit(adapters).merged_
+    merger = _merger(recipe, MINILM.load(), adapters)
+    merged = merger.set_params(start=_start(recipe, merger, adapters)).fit(adapters).merged_
     return merged, time.perf_counter() - start
 
 
 def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path) -> None:
     base = MINILM.load()
     start = time.process_time()
-    heads = heads_of(base, adapters.names, bfloat16=recipe.bfloat16)
-    forwards = heads if recipe.match == "classes" else heads.encode
-    inputs, owners = inputs_of(recipe, base, adapters)
+    merger = _merger(recipe, base, adapters)
     made = time.process_time() - start
-    targets, asked = _asked(recipe, base, adapters, inputs, forwards)
+    targets, asked = _asked(recipe, merger, adapters)
     prepared = time.process_time()
-    merger = _merger(recipe, adapters, base, forwards, inputs, owners)
-    merger.set_params(targets=targets, checkpoint=checkpoint).fit(adapters)
+    merger.set_params(targets=targets)  # which a start that is trained takes too, unlike the checkpoint
+    merger.set_params(start=_start(recipe, merger, adapters), checkpoint=checkpoint).fit(adapters)
     trained = time.process_time()
     save_adapter(merger.merged_, folder)
     about = {
         "recipe": asdict(recipe),
-        "texts": len(inputs),
-        "tokens": sum(map(len, inputs)),
+        "texts": len(merger.inputs),
+        "tokens": sum(map(len, merger.inputs)),
         "seconds": made + asked + trained - prepared,  # without earlier runs, if it was stopped
         "seconds_of_teachers": made + asked,
         "loss": merger.loss_curve_,
@@ -254,19 +251,15 @@ def _train(recipe: Recipe, adapters: AdapterSet, folder: Path, checkpoint: Path)
     checkpoint.unlink()
 
 
-def _merger(
-    recipe: Recipe,
-    adapters: AdapterSet,
-    base: nn.Module,
-    forwards: Forwards,
-    inputs: Tokens,
-    owners: list[str | None],
-) -> DistillMerger:
-    merger = DistillMerger(
+def _merger(recipe: Recipe, base: nn.Module, adapters: AdapterSet) -> DistillMerger:
+    """A recipe's merger with its texts and heads, without its start, which may need the teachers' answers."""
+    heads = heads_of(base, adapters.names, bfloat16=recipe.bfloat16)
+    inputs, owners = inputs_of(recipe, base, adapters)
+    return DistillMerger(
         recipe.k,
         model=base,
         inputs=inputs,
-        forwards=forwards,
+        forwards=heads if recipe.match == "classes" else heads.encode,
         match=recipe.match,
         owners=owners,
         own_weight=recipe.own_weight,
@@ -274,17 +267,14 @@ def _merger(
         learning_rate=recipe.learning_rate,
         random_state=recipe.seed,
     )
-    return merger.set_params(start=_start(recipe, merger, adapters))
 
 
-def _asked(
-    recipe: Recipe, base: nn.Module, adapters: AdapterSet, inputs: Tokens, forwards: Forwards
-) -> tuple[Targets, float]:
+def _asked(recipe: Recipe, merger: DistillMerger, adapters: AdapterSet) -> tuple[Targets, float]:
     """The teachers' answers, and the seconds that it took when they were asked: once for recipes of the same texts."""
-    known = content_key(VERSION, recipe.bfloat16, recipe.match, inputs, [(a.name, update_hash(a)) for a in adapters])
-    folder = cache_folder("targets", known)
+    hashes = [(a.name, update_hash(a)) for a in adapters]
+    folder = cache_folder("targets", content_key(VERSION, recipe.bfloat16, recipe.match, merger.inputs, hashes))
     start = time.process_time()
-    targets = collect_targets(base, adapters, inputs, forwards, folder=folder)
+    targets = collect_targets(merger.model, adapters, merger.inputs, merger.forwards, folder=folder)
     if (seconds := read_json(folder / "seconds.json")) is None:
         seconds = time.process_time() - start
         write_json(folder / "seconds.json", seconds)

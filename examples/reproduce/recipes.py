@@ -103,13 +103,11 @@ WITHOUT = {  # without a text of any task: what one change does to FREE
         name="changes of embeddings, each pseudo-text for its own adapter alone",
     ),
     "tsv-1.4": replace(FREE, start="tsv 1.4", name="start: tsv at 1.4"),
-    "pseudo-x3-1.4": replace(MORE, start="tsv 1.4", name="180 pseudo-texts an adapter, start: tsv at 1.4"),
-    "sentences-x2-1.4": replace(
-        MORE, generic=1400, start="tsv 1.4", name="1400 generic texts, 180 pseudo-texts, start: tsv at 1.4"
-    ),
+    "pseudo-x3-1.4": replace(LONGER["more-1.4"], name="180 pseudo-texts an adapter, start: tsv at 1.4"),
+    "sentences-x2-1.4": replace(LONGER["sentences-x2"], name="1400 generic texts, 180 pseudo-texts, start: tsv at 1.4"),
     "kinds-1.4": replace(DEFAULT, generic=700, name="five kinds of generic texts, 180 pseudo-texts, start: tsv at 1.4"),
     "default": replace(DEFAULT, name="1400 of five kinds, 180 pseudo-texts, start: tsv at 1.4: the default"),
-    "default-x2": replace(DEFAULT, generic=2800, name="2800 of five kinds, 180 pseudo-texts, start: tsv at 1.4"),
+    "default-x2": replace(LONGER["default-x2"], name="2800 of five kinds, 180 pseudo-texts, start: tsv at 1.4"),
     "regmean++": replace(FREE, start="regmean++", name="start: regmean++ on the pseudo-texts"),
     "whole": replace(FREE, start="whole", name="start: 4 epochs whole, then cut"),
     "faster": replace(FREE, learning_rate=2e-3, name="twice the learning rate"),

@@ -147,6 +147,8 @@ def test_a_small_training(monkeypatch):
     anew, seconds = multi_head.anew(recipe, adapters)
     assert relative_error(anew, made.adapter) < 1e-5
     assert seconds > 0
+    monkeypatch.setattr("lorakit.merging.distill.collect_targets", None)  # a start that is trained asks nobody again
+    assert merge(replace(recipe, start="whole"), adapters).adapter.ranks == (4,)
     monkeypatch.setattr(multi_head, "_train", None)  # it is in the cache
     again = merge(replace(recipe, name="again"), adapters)
     assert all(torch.equal(made.adapter[m].A, again.adapter[m].A) for m in made.adapter)
